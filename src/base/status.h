@@ -1,0 +1,107 @@
+// Operating errors are values: a Status says what was expected, what came and where; Result<T> is a value or
+// a Status.
+//
+// Programmer errors are not values: see base/check.h. Exceptions are not part of any interface; third-party
+// ones are caught where they arise.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+#include <string_view>
+#include <tl/expected.hpp>
+#include <utility>
+
+namespace foresight {
+
+enum class StatusCode {
+  kOk,
+  kInvalidArgument,    // the caller's or the file's fault: wrong shape, dtype, range, syntax
+  kNotFound,           // a file, tensor or name that is not there
+  kUnimplemented,      // well-formed, but this program can't run it
+  kResourceExhausted,  // memory, blocks, limits
+  kDeadlineExceeded,
+  kCancelled,
+  kDataLoss,  // damaged bytes
+  kDeviceError,
+  kUnavailable,
+  kInternal,
+};
+
+std::string_view StatusCodeName(StatusCode code);
+
+// The program's exit status for an error that ends a command: the one table for the command line.
+int ExitCode(StatusCode code);
+
+class [[nodiscard]] Status {
+ public:
+  Status() = default;  // ok
+  Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
+
+  bool ok() const { return code_ == StatusCode::kOk; }
+  StatusCode code() const { return code_; }
+  const std::string& message() const { return message_; }
+  // "invalid argument: ..."
+  std::string ToString() const;
+  // The same error with "where: " in front of its message; ok stays ok.
+  Status WithContext(std::string_view where) const;
+
+ private:
+  StatusCode code_ = StatusCode::kOk;
+  std::string message_;
+};
+
+// A value or the Status (never ok) that says why there is none.
+template <typename T>
+class [[nodiscard]] Result : public tl::expected<T, Status> {
+  using Base = tl::expected<T, Status>;
+
+ public:
+  Result(T value) : Base(std::move(value)) {}                              // NOLINT: implicit by design
+  Result(Status status) : Base(tl::make_unexpected(std::move(status))) {}  // NOLINT: implicit by design
+  bool ok() const { return this->has_value(); }
+  // Ok when there is a value.
+  Status status() const { return ok() ? Status() : this->error(); }
+};
+
+template <typename... Args>
+Status Error(StatusCode code, fmt::format_string<Args...> format, Args&&... args) {
+  return Status(code, fmt::format(format, std::forward<Args>(args)...));
+}
+template <typename... Args>
+Status InvalidArgument(fmt::format_string<Args...> format, Args&&... args) {
+  return Error(StatusCode::kInvalidArgument, format, std::forward<Args>(args)...);
+}
+template <typename... Args>
+Status NotFound(fmt::format_string<Args...> format, Args&&... args) {
+  return Error(StatusCode::kNotFound, format, std::forward<Args>(args)...);
+}
+template <typename... Args>
+Status Unimplemented(fmt::format_string<Args...> format, Args&&... args) {
+  return Error(StatusCode::kUnimplemented, format, std::forward<Args>(args)...);
+}
+template <typename... Args>
+Status ResourceExhausted(fmt::format_string<Args...> format, Args&&... args) {
+  return Error(StatusCode::kResourceExhausted, format, std::forward<Args>(args)...);
+}
+template <typename... Args>
+Status DataLoss(fmt::format_string<Args...> format, Args&&... args) {
+  return Error(StatusCode::kDataLoss, format, std::forward<Args>(args)...);
+}
+
+}  // namespace foresight
+
+// Returns the Status of `expr` (a Status expression) from the enclosing function when it is an error.
+#define RETURN_IF_ERROR(expr)                                                               \
+  do {                                                                                      \
+    if (::foresight::Status status_or_ok = (expr); !status_or_ok.ok()) return status_or_ok; \
+  } while (false)
+
+#define FORESIGHT_CONCAT_INNER(a, b) a##b
+#define FORESIGHT_CONCAT(a, b) FORESIGHT_CONCAT_INNER(a, b)
+// ASSIGN_OR_RETURN(auto x, F()); declares or assigns x from the Result of F(), or returns its error.
+#define ASSIGN_OR_RETURN(lhs, expr) ASSIGN_OR_RETURN_IMPL(FORESIGHT_CONCAT(result_, __LINE__), lhs, expr)
+#define ASSIGN_OR_RETURN_IMPL(result, lhs, expr) \
+  auto result = (expr);                          \
+  if (!result.ok()) return result.error();       \
+  lhs = std::move(*result)
