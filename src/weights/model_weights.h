@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "kernels/moe/moe.h"
 #include "tensor/tensor.h"
 #include "weights/config.h"
 
@@ -50,12 +51,6 @@ struct AttentionWeights {                       // model spec 2.4
   MatrixView wo_b;                              // FP8  [D, g*G]
   std::optional<CompressorWeights> compressor;  // CSA and HCA
   std::optional<IndexerWeights> indexer;        // CSA
-};
-
-struct ExpertWeights {  // w1 = gate, w3 = up, w2 = down
-  MatrixView w1;        // MXFP4 or FP8 [I, D]
-  MatrixView w3;        // [I, D]
-  MatrixView w2;        // [D, I]
 };
 
 struct MoeWeights {                    // model spec 2.9

@@ -1,0 +1,59 @@
+// Step memory: a bump allocator over reserved address space.
+//
+// The whole range is reserved once and gets physical pages when first touched, so a step never calls the
+// allocator and a short step never pays for the longest one. Allocate/Rewind are for one thread (the one that
+// runs the step).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/check.h"
+
+namespace foresight {
+
+class Arena {
+ public:
+  // Reserves `bytes` of address space. CHECKs that the reservation works.
+  explicit Arena(size_t bytes);
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  // 64-byte aligned, uninitialised. Running past the reservation is a programmer error (CHECK).
+  template <typename T>
+  T* Allocate(int64_t count) {
+    return static_cast<T*>(AllocateBytes(static_cast<size_t>(count) * sizeof(T)));
+  }
+  size_t used() const { return used_; }
+  // The most that was ever in use: what the arena holds in physical memory.
+  size_t high_water() const { return high_water_; }
+  void Rewind(size_t used) {
+    DCHECK(used <= used_);
+    used_ = used;
+  }
+
+ private:
+  void* AllocateBytes(size_t bytes);
+
+  std::byte* base_ = nullptr;
+  size_t capacity_ = 0;
+  size_t used_ = 0;
+  size_t high_water_ = 0;
+};
+
+// Gives back at scope end what was allocated within.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), used_(arena.used()) {}
+  ~ArenaScope() { arena_.Rewind(used_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  size_t used_;
+};
+
+}  // namespace foresight

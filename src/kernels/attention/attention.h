@@ -1,0 +1,50 @@
+// The attention core with a sink, over the raw window and the compressed entries (model spec 2.4, 2.7, 2.8).
+#pragma once
+
+#include <span>
+
+#include "kernels/kernel_context.h"
+#include "tensor/tensor.h"
+
+namespace foresight {
+
+// Which compressed entries a row attends to, besides the raw keys of positions max(0, p-window+1) .. p.
+enum class CompressedKeys : uint8_t {
+  kNone,    // SWA
+  kPicked,  // CSA: picks[t]
+  kAll,     // HCA: every s with (s+1)*ratio <= p+1
+};
+
+// o[t, h] = sum_s softmax_s(d^-0.5 q[t, h] . k_s, sink_h) * k_s, then the inverse RoPE of position p on the
+// last dims.
+//
+// Shapes   q [T, H, d] f32 · entries [T, layout.bytes()]: the step's own raw keys · sink [H] f32 · picks [T,
+// topk] i32
+//          ascending, -1 behind the last · cos, sin [T, rope_dim/2] · out [T, H, d] f32
+// State    cache.window holds the raw keys of positions before the step; cache.compressed every visible
+// entry. Order    keys are visited in one order: raw by position, then compressed by index; what is visible
+// depends on the
+//          row's position alone (row purity).
+// Numerics float32 logits and softmax, the sink takes part in the maximum; faithful: bf16 probabilities in
+// the value
+//          product (the denominator keeps float32), bf16 output of the core and after the inverse RoPE.
+struct AttentionArgs {
+  std::span<const SequenceRows> sequences;
+  int heads = 0;
+  int window = 0;
+  EntryLayout layout;
+  CompressedKeys compressed = CompressedKeys::kNone;
+  int ratio = 0;  // of the compressed entries
+  int topk = 0;   // row length of picks
+  const float* q = nullptr;
+  const std::byte* entries = nullptr;
+  VectorView sink;
+  const int32_t* picks = nullptr;
+  const float* cos = nullptr;
+  const float* sin = nullptr;
+  float* out = nullptr;
+};
+
+void AttentionRef(const KernelContext& ctx, const AttentionArgs& args);
+
+}  // namespace foresight

@@ -1,0 +1,33 @@
+// What every kernel call gets besides its arguments.
+#pragma once
+
+#include "base/arena.h"
+#include "base/thread_pool.h"
+#include "tensor/cache_view.h"
+
+namespace foresight {
+
+// Model spec 6.2. kClean: no simulated quantisation or rounding of activations and caches. kFaithful: the
+// roundings that the released model was trained with; activations are bf16 values (stored as float32), caches
+// are packed.
+enum class Numerics : uint8_t { kClean, kFaithful };
+
+struct KernelContext {
+  ThreadPool* pool = nullptr;
+  Arena* scratch = nullptr;  // a kernel rewinds it to where it found it
+  Numerics numerics = Numerics::kClean;
+
+  bool faithful() const { return numerics == Numerics::kFaithful; }
+};
+
+// Rows of one sequence within a step: rows [first_row, first_row + num_rows) of every activation, at
+// positions first_position, first_position + 1, ...; `cache` is the layer at hand. A step's sequences are
+// given in row order, cover all rows without a gap, and are all different.
+struct SequenceRows {
+  int first_row = 0;
+  int num_rows = 0;
+  int64_t first_position = 0;
+  LayerCacheView cache;
+};
+
+}  // namespace foresight

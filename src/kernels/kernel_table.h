@@ -1,0 +1,54 @@
+// The backend seam: one typed function per operation of the model.
+//
+// The model calls entries of a table and knows nothing of devices. Every entry has its definition in the ref
+// table and a parity test that holds the others to it. An entry never fails on well-formed arguments (shapes
+// are fixed when the model is made); violated contracts are programmer errors.
+#pragma once
+
+#include <string_view>
+
+#include "base/status.h"
+#include "kernels/attention/attention.h"
+#include "kernels/compressor/compressor.h"
+#include "kernels/hyper_connection/hyper_connection.h"
+#include "kernels/indexer/indexer.h"
+#include "kernels/linear/linear.h"
+#include "kernels/moe/moe.h"
+#include "kernels/norm_rope/norm_rope.h"
+
+namespace foresight {
+
+struct KernelTable {
+  std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512"
+  std::string_view description;  // one line for the start-up report
+
+  void (*embed)(const KernelContext&, const EmbedArgs&) = nullptr;
+  void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;
+  void (*hyper_connection_post)(const KernelContext&, const HyperConnectionPostArgs&) = nullptr;
+  void (*hyper_head)(const KernelContext&, const HyperHeadArgs&) = nullptr;
+  void (*linear)(const KernelContext&, const LinearArgs&) = nullptr;
+  void (*grouped_linear)(const KernelContext&, const GroupedLinearArgs&) = nullptr;
+  void (*rms_norm)(const KernelContext&, const RmsNormArgs&) = nullptr;
+  void (*rope_table)(const KernelContext&, const RopeTableArgs&) = nullptr;
+  void (*query)(const KernelContext&, const QueryArgs&) = nullptr;
+  void (*key)(const KernelContext&, const KeyArgs&) = nullptr;
+  void (*store_keys)(const KernelContext&, const StoreKeysArgs&) = nullptr;
+  void (*compressor)(const KernelContext&, const CompressorArgs&) = nullptr;
+  void (*indexer)(const KernelContext&, const IndexerArgs&) = nullptr;
+  void (*attention)(const KernelContext&, const AttentionArgs&) = nullptr;
+  void (*router)(const KernelContext&, const RouterArgs&) = nullptr;
+  void (*moe)(const KernelContext&, const MoeArgs&) = nullptr;
+};
+
+// The definition: plain loops, float64 sums.
+const KernelTable& RefKernels();
+
+// The CPU tables. `isa` "avx512" (AVX-512 F/BW/DQ/VL/VBMI with BF16 and VNNI) or "avx2" (AVX2, FMA, F16C);
+// kUnimplemented when this processor lacks it.
+Result<const KernelTable*> CpuKernels(std::string_view isa);
+// The best CPU table of this processor; kUnimplemented on one without AVX2.
+Result<const KernelTable*> BestCpuKernels();
+// By the name of `--table`: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512".
+Result<const KernelTable*> FindKernels(std::string_view name);
+
+}  // namespace foresight
