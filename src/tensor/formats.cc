@@ -21,20 +21,37 @@ float MaxAbs(const float* x, int count) {
   return amax;
 }
 
-}  // namespace
-
-float E8M0ToFloat(uint8_t byte) {
+float ComputeE8M0(uint8_t byte) {
   if (byte == 255) return std::numeric_limits<float>::quiet_NaN();
   return std::ldexp(1.0f, static_cast<int>(byte) - 127);
 }
 
-float E4M3ToFloat(uint8_t byte) {
+float ComputeE4M3(uint8_t byte) {
   const int exponent = (byte >> 3) & 15;
   const int mantissa = byte & 7;
   if ((byte & 0x7f) == 0x7f) return std::numeric_limits<float>::quiet_NaN();
   const float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
                                         : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
   return (byte & 0x80) ? -magnitude : magnitude;
+}
+
+// Decoding is a look-up: references read every weight through it.
+std::array<float, 256> MakeTable(float (*compute)(uint8_t)) {
+  std::array<float, 256> table;
+  for (int b = 0; b < 256; ++b) table[b] = compute(static_cast<uint8_t>(b));
+  return table;
+}
+const std::array<float, 256> kE8M0 = MakeTable(ComputeE8M0);
+const std::array<float, 256> kE4M3 = MakeTable(ComputeE4M3);
+
+}  // namespace
+
+float E8M0ToFloat(uint8_t byte) {
+  return kE8M0[byte];
+}
+
+float E4M3ToFloat(uint8_t byte) {
+  return kE4M3[byte];
 }
 
 uint8_t FloatToE4M3(float x) {

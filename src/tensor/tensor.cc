@@ -23,6 +23,10 @@ float MatrixView::At(int64_t row, int64_t col) const {
   CHECK(false, "a matrix can't be stored as {}", DTypeName(dtype));
 }
 
+void MatrixView::DecodeRow(int64_t row, float* out) const {
+  for (int64_t col = 0; col < cols; ++col) out[col] = At(row, col);
+}
+
 MatrixView MatrixView::Rows(int64_t begin, int64_t count) const {
   CHECK(begin >= 0 && count >= 0 && begin + count <= rows, "rows {}+{} of {}", begin, count, rows);
   MatrixView v = *this;

@@ -59,6 +59,8 @@ struct MatrixView {
   }
   // The exact value of one element: the definition of the storage formats.
   float At(int64_t row, int64_t col) const;
+  // out[0, cols): one row's exact values.
+  void DecodeRow(int64_t row, float* out) const;
   // Rows [begin, begin + count) as a matrix of its own; for kF8E4M3 begin is a multiple of 128.
   MatrixView Rows(int64_t begin, int64_t count) const;
   explicit operator bool() const { return data != nullptr; }

@@ -1,0 +1,29 @@
+#include "kernels/kernel_table.h"
+
+namespace foresight {
+
+const KernelTable& RefKernels() {
+  static constexpr KernelTable kTable = {
+      .name = "ref",
+      .description = "the definition: plain loops with float64 sums",
+      .embed = EmbedRef,
+      .hyper_connection_pre = HyperConnectionPreRef,
+      .hyper_connection_post = HyperConnectionPostRef,
+      .hyper_head = HyperHeadRef,
+      .linear = LinearRef,
+      .grouped_linear = GroupedLinearRef,
+      .rms_norm = RmsNormRef,
+      .rope_table = RopeTableRef,
+      .query = QueryRef,
+      .key = KeyRef,
+      .store_keys = StoreKeysRef,
+      .compressor = CompressorRef,
+      .indexer = IndexerRef,
+      .attention = AttentionRef,
+      .router = RouterRef,
+      .moe = MoeRef,
+  };
+  return kTable;
+}
+
+}  // namespace foresight
