@@ -1,0 +1,169 @@
+// The state of sequences: what the model remembers of the tokens it has seen, truncatable, savable, shareable
+// (design 2.3; model spec 2.5, 4).
+//
+//   Status s = sequence.Reserve(n);         // memory for n more tokens
+//   for each layer: kernels read and write sequence.View(layer)
+//   sequence.Advance(n);                    // the tokens are part of the sequence now
+//   s = sequence.Truncate(sequence.length() - rejected);
+//
+// Everything is keyed by position, so that the content follows from `length` alone: ring rows lie at
+// position % slots, entry s of ratio r at index s, and it is visible when (s+1)*r <= length. Truncate sets
+// the length; what rejected tokens wrote is overwritten when their positions come again.
+//
+// Invariant: rows of positions [furthest - slots, length) are valid in each ring, where `furthest` is the
+// highest length since the sequence was last empty. With slots = needed + slack everything that
+// position `n` needs is there for every n >= furthest - slack.
+//
+// A step that was abandoned between its first write and Advance may have overwritten rows that `length`
+// still needs: Reset or Restore the sequence then.
+//
+// One thread: the engine's. Nothing here allocates after KvCache::Create but Save and the file functions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "kv_cache/block_pool.h"
+#include "kv_cache/cache_layout.h"
+#include "tensor/cache_view.h"
+
+namespace foresight {
+
+struct KvCacheOptions {
+  int64_t budget_bytes = 0;         // of everything: blocks and the fixed parts of max_sequences
+  int max_sequences = 1;            // states that exist at a time, forks included
+  int64_t max_sequence_tokens = 0;  // the longest sequence
+  // Tells the models apart whose snapshots must not be mixed up: a hash of the checkpoint and the numerics.
+  uint64_t model_identity = 0;
+};
+
+// All in bytes unless said. Memory of the tables that find blocks is part of sequence_bytes.
+struct CacheStats {
+  int64_t block_bytes = 0;      // of one block
+  int64_t blocks_capacity = 0;  // count
+  int64_t blocks_in_use = 0;    // count; a shared block counts once
+  int64_t sequence_bytes = 0;   // fixed part of one sequence
+  int64_t sequences = 0;        // count
+  int64_t total_bytes = 0;      // in use: blocks_in_use * block_bytes + sequences * sequence_bytes
+  int64_t resident_bytes = 0;   // the same with the most blocks and sequences that ever were in use
+};
+
+class SequenceState;
+
+// The memory of all sequences of one model. Outlives its sequences.
+class KvCache {
+ public:
+  // Errors: kInvalidArgument (limits below 1, a budget that doesn't hold the fixed parts and one block for
+  // each sequence), kResourceExhausted (address space).
+  static Result<std::unique_ptr<KvCache>> Create(const CacheLayout& layout, const KvCacheOptions& options);
+  ~KvCache();
+  KvCache(const KvCache&) = delete;
+  KvCache& operator=(const KvCache&) = delete;
+
+  // An empty sequence. Errors: kResourceExhausted (max_sequences exist).
+  Result<SequenceState> NewSequence();
+
+  const CacheLayout& layout() const { return layout_; }
+  const KvCacheOptions& options() const { return options_; }
+  // Tokens that fit into the blocks that are free now.
+  int64_t AvailableTokens() const;
+  CacheStats stats() const;
+
+ private:
+  friend class SequenceState;
+  KvCache(const CacheLayout& layout, const KvCacheOptions& options, BlockPool pool, ReservedMemory slots);
+
+  int64_t BlocksFor(int64_t tokens) const;
+  std::byte* SlotData(int slot) const { return slots_.data() + slot * slot_bytes_; }
+
+  CacheLayout layout_;
+  KvCacheOptions options_;
+  BlockPool pool_;
+  ReservedMemory slots_;  // [max_sequences] fixed part, then block table
+  int64_t slot_bytes_ = 0;
+  std::vector<int> free_slots_;
+  int touched_slots_ = 0;
+};
+
+// The bytes of a saved state: pages, ring rows, and a record at the end that makes them valid (snapshot.cc).
+struct Snapshot {
+  std::vector<std::byte> bytes;
+};
+
+class SequenceState {
+ public:
+  SequenceState(SequenceState&& other) noexcept;
+  SequenceState& operator=(SequenceState&& other) noexcept;
+  ~SequenceState();
+
+  // Tokens seen; the next one has this position.
+  int64_t length() const { return length_; }
+  // Tokens that the draft layers have seen. It may be behind `length` (the draft block of position p needs
+  // token p+1) or ahead of it (chained drafts).
+  int64_t draft_length() const { return draft_length_; }
+  int64_t reserved_length() const { return reserved_; }
+  // The lowest length that Truncate accepts beside 0.
+  int64_t truncatable_to() const;
+
+  // Makes positions [length, length + n) writable: blocks for them, and own copies of blocks that are shared
+  // with a fork. Errors: kResourceExhausted (no free block, max_sequence_tokens); nothing has changed then.
+  Status Reserve(int64_t n);
+  // The memory of a layer: main layers, then draft layers. Valid until the next call that isn't const.
+  LayerCacheView View(int layer) const;
+  // Adds n reserved tokens whose rows have been written in every main layer.
+  void Advance(int64_t n);
+  // The same for the draft layers, which need no reservation.
+  void AdvanceDraft(int64_t n);
+
+  // Back to the first n tokens, exactly; draft layers are cut back to n if they are ahead. Gives reserved
+  // blocks back. Errors: kInvalidArgument (n above length; or below what the rings still hold, the message
+  // says what would do); nothing has changed then.
+  Status Truncate(int64_t n);
+  // The same for the draft layers alone.
+  Status TruncateDraft(int64_t n);
+  // Empty again.
+  void Reset();
+
+  // A second sequence with the same content; blocks are shared until one of them writes. Ends this
+  // sequence's reservation. Errors: kResourceExhausted (max_sequences exist).
+  Result<SequenceState> Fork();
+
+  // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need.
+  Snapshot Save() const;
+  // Replaces this state. Errors: kDataLoss (damaged or cut off), kInvalidArgument (of another model, layout
+  // or version; longer than max_sequence_tokens), kResourceExhausted (blocks). Nothing has changed then.
+  Status Restore(std::span<const std::byte> snapshot);
+  Status Restore(const Snapshot& snapshot) { return Restore(snapshot.bytes); }
+  // Through a temporary file beside `path`, which is complete on the disk before it takes its name.
+  // Errors: kInvalidArgument (can't be created), kResourceExhausted (disk full), kUnavailable (other).
+  Status SaveToFile(const std::string& path) const;
+  // Errors as Restore and MappedFile::Open.
+  Status RestoreFromFile(const std::string& path);
+
+ private:
+  friend class KvCache;
+  friend class SnapshotWriter;
+  SequenceState(KvCache* cache, int slot) : cache_(cache), slot_(slot) {}
+
+  // Block i of the sequence is table()[i]; valid for i < num_blocks_.
+  std::byte** table() const;
+  std::byte* fixed() const { return cache_->SlotData(slot_); }
+  void ReleaseBlocks(int64_t keep);
+  void GiveBack();
+
+  KvCache* cache_ = nullptr;  // null: moved from
+  int slot_ = -1;
+  int64_t num_blocks_ = 0;
+  int64_t length_ = 0;
+  int64_t reserved_ = 0;  // blocks of [length_, reserved_) exist and are ours alone
+  int64_t furthest_ = 0;
+  int64_t draft_length_ = 0;
+  int64_t draft_furthest_ = 0;
+};
+
+}  // namespace foresight
