@@ -1,0 +1,18 @@
+// What a row costs in bytes and operations: the denominators of every speed that is reported.
+#pragma once
+
+#include <cstdint>
+
+#include "weights/model_weights.h"
+
+namespace foresight {
+
+// Bytes of weights that one decoded token reads at batch 1: everything but the embedding table, norms and
+// other small vectors, draft heads, and the experts that are not selected.
+int64_t WeightBytesPerToken(const ModelWeights& weights);
+
+// Floating-point operations of one row's matrix products with weights (2 per multiply-add), its logits
+// counted or not; attention over the cache is not in it.
+int64_t MatrixFlopsPerRow(const ModelWeights& weights, bool with_logits);
+
+}  // namespace foresight

@@ -1,0 +1,450 @@
+#include "model/model.h"
+
+#include <algorithm>
+
+#include "model/rope.h"
+
+namespace foresight {
+namespace {
+
+// Address space for one step's activations and kernel scratch; physical memory follows use.
+constexpr size_t kStepAddressSpace = size_t{64} << 30;
+
+}  // namespace
+
+struct Model::StepState {
+  int rows = 0;
+  bool draft = false;
+  const StepInputs* inputs = nullptr;
+  std::span<SequenceRows> sequences;
+  float* streams = nullptr;  // [T, m, D]
+  // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
+  const float* window_cos = nullptr;
+  const float* window_sin = nullptr;
+  const float* compressed_cos = nullptr;
+  const float* compressed_sin = nullptr;
+
+  const float* cos(LayerKind kind) const { return kind == LayerKind::kSwa ? window_cos : compressed_cos; }
+  const float* sin(LayerKind kind) const { return kind == LayerKind::kSwa ? window_sin : compressed_sin; }
+};
+
+Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& pool,
+             const ModelOptions& options)
+    : weights_(weights),
+      table_(table),
+      numerics_(options.numerics),
+      max_step_rows_(options.max_step_rows),
+      cache_layout_(MakeCacheLayout(
+          weights.config,
+          options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,
+          options.rollback_tokens)),
+      window_frequencies_(WindowRopeFrequencies(weights.config)),
+      compressed_frequencies_(CompressedRopeFrequencies(weights.config)),
+      arena_(kStepAddressSpace),
+      ctx_{.pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
+  CHECK(max_step_rows_ > 0);
+  sequences_.reserve(max_step_rows_);
+}
+
+Status Model::CheckInputs(const StepInputs& inputs) const {
+  const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
+  if (rows == 0 || rows > max_step_rows_) {
+    return InvalidArgument("a step takes 1 to {} rows, got {}", max_step_rows_, rows);
+  }
+  int64_t in_chunks = 0;
+  for (size_t i = 0; i < inputs.chunks.size(); ++i) {
+    const SequenceChunk& chunk = inputs.chunks[i];
+    if (chunk.sequence == nullptr || chunk.num_rows <= 0)
+      return InvalidArgument("chunk {} of a step is empty", i);
+    for (size_t j = 0; j < i; ++j) {
+      if (inputs.chunks[j].sequence == chunk.sequence)
+        return InvalidArgument("chunks {} and {} share a sequence", j, i);
+    }
+    in_chunks += chunk.num_rows;
+  }
+  if (in_chunks != rows)
+    return InvalidArgument("the chunks of a step have {} rows, the tokens {}", in_chunks, rows);
+  for (TokenId token : inputs.tokens) {
+    if (token < 0 || token >= config().vocab_size) {
+      return InvalidArgument("token id {} is outside the vocabulary of {}", token, config().vocab_size);
+    }
+  }
+  for (int32_t row : inputs.logit_rows) {
+    if (row < 0 || row >= rows) return InvalidArgument("logits asked for row {} of {}", row, rows);
+  }
+  return Status();
+}
+
+void Model::Begin(const StepInputs& inputs, StepState& step, bool draft) {
+  const int pairs = config().qk_rope_head_dim / 2;
+  step.rows = static_cast<int>(inputs.tokens.size());
+  step.draft = draft;
+  step.inputs = &inputs;
+  sequences_.clear();
+  int64_t* positions = arena_.Allocate<int64_t>(step.rows);
+  int row = 0;
+  for (const SequenceChunk& chunk : inputs.chunks) {
+    const int64_t first = draft ? chunk.sequence->draft_length() : chunk.sequence->length();
+    sequences_.push_back(
+        {.first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}});
+    for (int i = 0; i < chunk.num_rows; ++i) positions[row++] = first + i;
+  }
+  step.sequences = sequences_;
+  auto angles = [&](const std::vector<float>& frequencies, const float*& cos_out, const float*& sin_out) {
+    float* cos = arena_.Allocate<float>(int64_t{step.rows} * pairs);
+    float* sin = arena_.Allocate<float>(int64_t{step.rows} * pairs);
+    table_.rope_table(ctx_, {.rows = step.rows,
+                             .pairs = pairs,
+                             .positions = positions,
+                             .frequencies = frequencies.data(),
+                             .cos = cos,
+                             .sin = sin});
+    cos_out = cos;
+    sin_out = sin;
+  };
+  angles(window_frequencies_, step.window_cos, step.window_sin);
+  if (!draft) angles(compressed_frequencies_, step.compressed_cos, step.compressed_sin);
+}
+
+Result<StepOutputs> Model::Step(const StepInputs& inputs) {
+  RETURN_IF_ERROR(CheckInputs(inputs));
+  for (size_t i = 0; i < inputs.chunks.size(); ++i) {
+    const Status reserved = inputs.chunks[i].sequence->Reserve(inputs.chunks[i].num_rows);
+    if (reserved.ok()) continue;
+    for (size_t j = 0; j < i; ++j) {
+      SequenceState& sequence = *inputs.chunks[j].sequence;
+      RETURN_IF_ERROR(sequence.Truncate(sequence.length()));  // gives the reservation back
+    }
+    return reserved;
+  }
+  arena_.Rewind(0);
+  StepState step;
+  const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
+  step.streams = arena_.Allocate<float>(static_cast<int64_t>(inputs.tokens.size()) * row_floats);
+  last_streams_ = step.streams;
+  last_rows_ = static_cast<int>(inputs.tokens.size());
+  last_used_ = arena_.used();
+  Begin(inputs, step, /*draft=*/false);
+
+  table_.embed(ctx_, {.rows = step.rows,
+                      .m = config().hc_mult,
+                      .tokens = inputs.tokens.data(),
+                      .embed = weights_.embed,
+                      .streams = step.streams});
+  for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
+    RunBlock(weights_.layers[layer], layer, step);
+    if (inputs.observer != nullptr) {
+      inputs.observer->OnBlock(layer, {step.streams, static_cast<size_t>(step.rows * row_floats)});
+    }
+  }
+  const std::span<const float> logits = Head(weights_.hc_head, weights_.norm, step);
+  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
+  return StepOutputs{.logits = logits,
+                     .streams = {step.streams, static_cast<size_t>(step.rows * row_floats)}};
+}
+
+Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows) {
+  if (!weights_.mtp.has_value()) return Unimplemented("this checkpoint has no MTP-1 block");
+  const MtpWeights& mtp = *weights_.mtp;
+  RETURN_IF_ERROR(CheckInputs(inputs));
+  if (stream_rows.size() != inputs.tokens.size()) {
+    return InvalidArgument("{} stream rows for {} tokens", stream_rows.size(), inputs.tokens.size());
+  }
+  for (int32_t row : stream_rows) {
+    if (row < 0 || row >= last_rows_)
+      return InvalidArgument("stream row {} of a step of {}", row, last_rows_);
+  }
+  arena_.Rewind(last_used_);
+  StepState step;
+  const int m = config().hc_mult;
+  const int64_t dim = config().hidden_size;
+  const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
+  step.streams = arena_.Allocate<float>(rows * m * dim);
+  Begin(inputs, step, /*draft=*/true);
+  {
+    // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
+    ArenaScope scope(arena_);
+    const float eps = static_cast<float>(config().rms_norm_eps);
+    float* embedded = arena_.Allocate<float>(rows * dim);
+    float* e = arena_.Allocate<float>(rows * dim);
+    float* h = arena_.Allocate<float>(rows * m * dim);
+    table_.embed(ctx_, {.rows = step.rows,
+                        .m = 1,
+                        .tokens = inputs.tokens.data(),
+                        .embed = weights_.embed,
+                        .streams = embedded});
+    table_.rms_norm(ctx_, {.rows = step.rows,
+                           .dim = static_cast<int>(dim),
+                           .x = embedded,
+                           .weight = mtp.enorm,
+                           .eps = eps,
+                           .out = embedded});
+    for (int64_t t = 0; t < rows; ++t) {
+      const float* from = last_streams_ + stream_rows[t] * m * dim;
+      std::copy(from, from + m * dim, h + t * m * dim);
+    }
+    table_.rms_norm(ctx_, {.rows = step.rows * m,
+                           .dim = static_cast<int>(dim),
+                           .x = h,
+                           .weight = mtp.hnorm,
+                           .eps = eps,
+                           .out = h});
+    const LinearTarget e_target[] = {{.w = mtp.e_proj, .out = e}};
+    const LinearTarget h_target[] = {{.w = mtp.h_proj, .out = step.streams}};
+    table_.linear(ctx_, {.rows = step.rows, .x = embedded, .targets = e_target});
+    table_.linear(ctx_, {.rows = step.rows * m, .x = h, .targets = h_target});
+    float* post = arena_.Allocate<float>(rows * m);
+    float* comb = arena_.Allocate<float>(rows * m * m);
+    std::fill(post, post + rows * m, 1.0f);
+    for (int64_t i = 0; i < rows * m * m; ++i)
+      comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
+    table_.hyper_connection_post(ctx_, {.rows = step.rows,
+                                        .m = m,
+                                        .dim = static_cast<int>(dim),
+                                        .x = e,
+                                        .post = post,
+                                        .comb = comb,
+                                        .streams = step.streams});
+  }
+  RunBlock(mtp.block, config().num_hidden_layers, step);
+  const std::span<const float> logits = Head(mtp.hc_head, mtp.norm, step);
+  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->AdvanceDraft(chunk.num_rows);
+  return StepOutputs{.logits = logits, .streams = {step.streams, static_cast<size_t>(rows * m * dim)}};
+}
+
+// Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them.
+void Model::RunBlock(const BlockWeights& w, int layer, StepState& step) {
+  ArenaScope scope(arena_);
+  const int m = config().hc_mult;
+  const int dim = config().hidden_size;
+  float* x = arena_.Allocate<float>(int64_t{step.rows} * dim);
+  float* y = arena_.Allocate<float>(int64_t{step.rows} * dim);
+  float* post = arena_.Allocate<float>(int64_t{step.rows} * m);
+  float* comb = arena_.Allocate<float>(int64_t{step.rows} * m * m);
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    step.sequences[i].cache = step.inputs->chunks[i].sequence->View(layer);
+  }
+  auto pre = [&](const HyperConnectionWeights& hc, const VectorView& norm) {
+    table_.hyper_connection_pre(ctx_, {.rows = step.rows,
+                                       .m = m,
+                                       .dim = dim,
+                                       .streams = step.streams,
+                                       .fn = hc.fn,
+                                       .base = hc.base,
+                                       .scale = hc.scale,
+                                       .norm = norm,
+                                       .sinkhorn_iters = config().hc_sinkhorn_iters,
+                                       .hc_eps = static_cast<float>(config().hc_eps),
+                                       .norm_eps = static_cast<float>(config().rms_norm_eps),
+                                       .x = x,
+                                       .post = post,
+                                       .comb = comb});
+  };
+  auto mix_back = [&] {
+    table_.hyper_connection_post(
+        ctx_,
+        {.rows = step.rows, .m = m, .dim = dim, .x = y, .post = post, .comb = comb, .streams = step.streams});
+  };
+
+  pre(w.hc_attn, w.attn_norm);
+  Attention(w, layer, step, x, y);
+  mix_back();
+  pre(w.hc_ffn, w.ffn_norm);
+  Moe(w, layer, step, x, y);
+  mix_back();
+}
+
+// Model spec 2.4 to 2.8; x is the normed input [T, D].
+void Model::Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out) {
+  ArenaScope scope(arena_);
+  const ModelConfig& c = config();
+  const AttentionWeights& attn = w.attn;
+  const int64_t rows = step.rows;
+  const float eps = static_cast<float>(c.rms_norm_eps);
+  const EntryLayout& layout = cache_layout_.entry;
+  auto buffer = [&](int64_t width) { return arena_.Allocate<float>(rows * width); };
+
+  // Everything that is projected from x, in one call.
+  LinearTarget targets[8];
+  int num_targets = 0;
+  auto project = [&](const MatrixView& weight, LinearNumerics numerics) {
+    float* y = buffer(weight.rows);
+    targets[num_targets++] = {.w = weight, .out = y, .numerics = numerics};
+    return y;
+  };
+  float* qr = project(attn.wq_a, LinearNumerics::kProjection);
+  float* kv = project(attn.wkv, LinearNumerics::kProjection);
+  float *a = nullptr, *b = nullptr, *index_a = nullptr, *index_b = nullptr, *index_w = nullptr;
+  if (attn.compressor) {
+    a = project(attn.compressor->wkv, LinearNumerics::kFloat32);
+    b = project(attn.compressor->wgate, LinearNumerics::kFloat32);
+  }
+  if (attn.indexer) {
+    index_a = project(attn.indexer->compressor.wkv, LinearNumerics::kFloat32);
+    index_b = project(attn.indexer->compressor.wgate, LinearNumerics::kFloat32);
+    index_w = project(attn.indexer->weights_proj, LinearNumerics::kProjection);
+  }
+  table_.linear(ctx_, {.rows = step.rows, .x = x, .targets = {targets, static_cast<size_t>(num_targets)}});
+
+  // The compressed query qr gives the heads' queries and the indexer's.
+  table_.rms_norm(
+      ctx_, {.rows = step.rows, .dim = c.q_lora_rank, .x = qr, .weight = attn.q_norm, .eps = eps, .out = qr});
+  num_targets = 0;
+  float* q = project(attn.wq_b, LinearNumerics::kProjection);
+  float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
+  table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
+
+  const float* cos = step.cos(w.kind);
+  const float* sin = step.sin(w.kind);
+  table_.query(ctx_, {.rows = step.rows,
+                      .heads = c.num_attention_heads,
+                      .dim = c.head_dim,
+                      .rope_dim = c.qk_rope_head_dim,
+                      .eps = eps,
+                      .cos = cos,
+                      .sin = sin,
+                      .q = q});
+  std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
+  table_.key(ctx_, {.rows = step.rows,
+                    .layout = layout,
+                    .kv = kv,
+                    .norm = attn.kv_norm,
+                    .eps = eps,
+                    .cos = cos,
+                    .sin = sin,
+                    .entries = entries});
+
+  // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
+  // looking.
+  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, step, a, b);
+  int32_t* picks = nullptr;
+  if (attn.indexer) {
+    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step, index_a, index_b);
+    picks = arena_.Allocate<int32_t>(rows * c.index_topk);
+    table_.indexer(ctx_, {.sequences = step.sequences,
+                          .heads = c.index_n_heads,
+                          .rope_dim = c.qk_rope_head_dim,
+                          .topk = c.index_topk,
+                          .key = cache_layout_.index_key,
+                          .iq = index_q,
+                          .w = index_w,
+                          .cos = cos,
+                          .sin = sin,
+                          .picks = picks});
+    if (step.inputs->observer != nullptr) {
+      step.inputs->observer->OnPicks(layer, {picks, static_cast<size_t>(rows * c.index_topk)});
+    }
+  }
+
+  float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
+  table_.attention(ctx_, {.sequences = step.sequences,
+                          .heads = c.num_attention_heads,
+                          .window = c.sliding_window,
+                          .layout = layout,
+                          .compressed = w.kind == LayerKind::kSwa   ? CompressedKeys::kNone
+                                        : w.kind == LayerKind::kCsa ? CompressedKeys::kPicked
+                                                                    : CompressedKeys::kAll,
+                          .ratio = static_cast<int>(w.kind),
+                          .topk = c.index_topk,
+                          .q = q,
+                          .entries = entries,
+                          .sink = attn.attn_sink,
+                          .picks = picks,
+                          .cos = cos,
+                          .sin = sin,
+                          .out = heads_out});
+  table_.store_keys(ctx_, {.sequences = step.sequences, .entries = entries});
+
+  float* low_rank = buffer(attn.wo_a.rows);
+  table_.grouped_linear(
+      ctx_, {.rows = step.rows, .groups = c.o_groups, .x = heads_out, .w = attn.wo_a, .out = low_rank});
+  const LinearTarget output[] = {{.w = attn.wo_b, .out = out}};
+  table_.linear(ctx_, {.rows = step.rows, .x = low_rank, .targets = output});
+}
+
+void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, StepState& step,
+                     const float* a, float* b) {
+  const ModelConfig& c = config();
+  table_.compressor(ctx_, {.sequences = step.sequences,
+                           .ratio = static_cast<int>(kind),
+                           .for_indexer = for_indexer,
+                           .entry = cache_layout_.entry,
+                           .index_key = cache_layout_.index_key,
+                           .dim = for_indexer ? c.index_head_dim : c.head_dim,
+                           .rope_dim = c.qk_rope_head_dim,
+                           .a = a,
+                           .b = b,
+                           .ape = w.ape,
+                           .norm = w.norm,
+                           .norm_eps = static_cast<float>(c.rms_norm_eps),
+                           .frequencies = compressed_frequencies_.data()});
+}
+
+// Model spec 2.9.
+void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* x, float* out) {
+  ArenaScope scope(arena_);
+  const ModelConfig& c = config();
+  const int64_t slots = int64_t{step.rows} * c.num_experts_per_tok;
+  float* logits = arena_.Allocate<float>(int64_t{step.rows} * c.n_routed_experts);
+  int32_t* ids = arena_.Allocate<int32_t>(slots);
+  float* weights = arena_.Allocate<float>(slots);
+  const LinearTarget gate[] = {{.w = w.ffn.gate, .out = logits, .numerics = LinearNumerics::kFloat32}};
+  table_.linear(ctx_, {.rows = step.rows, .x = x, .targets = gate});
+  auto route = [&](const int32_t* forced_ids) {
+    table_.router(ctx_, {.rows = step.rows,
+                         .num_experts = c.n_routed_experts,
+                         .experts_per_token = c.num_experts_per_tok,
+                         .scaling = static_cast<float>(c.routed_scaling_factor),
+                         .logits = logits,
+                         .bias = w.ffn.gate_bias,
+                         .tid2eid = w.ffn.tid2eid,
+                         .tokens = step.inputs->tokens.data(),
+                         .forced_ids = forced_ids,
+                         .ids = ids,
+                         .weights = weights});
+  };
+  route(nullptr);
+  if (step.inputs->observer != nullptr) {
+    int32_t* forced = arena_.Allocate<int32_t>(slots);
+    std::copy(ids, ids + slots, forced);
+    if (step.inputs->observer->OnExperts(layer, {forced, static_cast<size_t>(slots)})) route(forced);
+  }
+  table_.moe(ctx_, {.rows = step.rows,
+                    .dim = c.hidden_size,
+                    .intermediate = c.moe_intermediate_size,
+                    .experts_per_token = c.num_experts_per_tok,
+                    .swiglu_limit = static_cast<float>(c.swiglu_limit),
+                    .experts = w.ffn.experts,
+                    .shared = w.ffn.shared,
+                    .x = x,
+                    .ids = ids,
+                    .weights = weights,
+                    .out = out});
+}
+
+// Model spec 2.10, for the rows that want logits.
+std::span<const float> Model::Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step) {
+  const ModelConfig& c = config();
+  const int64_t rows = static_cast<int64_t>(step.inputs->logit_rows.size());
+  if (rows == 0) return {};
+  float* logits = arena_.Allocate<float>(rows * c.vocab_size);
+  ArenaScope scope(arena_);
+  float* hidden = arena_.Allocate<float>(rows * c.hidden_size);
+  table_.hyper_head(ctx_, {.rows = static_cast<int>(rows),
+                           .m = c.hc_mult,
+                           .dim = c.hidden_size,
+                           .streams = step.streams,
+                           .row_ids = step.inputs->logit_rows.data(),
+                           .fn = w.fn,
+                           .base = w.base,
+                           .scale = w.scale,
+                           .norm = norm,
+                           .hc_eps = static_cast<float>(c.hc_eps),
+                           .norm_eps = static_cast<float>(c.rms_norm_eps),
+                           .out = hidden});
+  const LinearTarget head[] = {{.w = weights_.head, .out = logits, .numerics = LinearNumerics::kFloat32}};
+  table_.linear(ctx_, {.rows = static_cast<int>(rows), .x = hidden, .targets = head});
+  return {logits, static_cast<size_t>(rows * c.vocab_size)};
+}
+
+}  // namespace foresight

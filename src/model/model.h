@@ -1,0 +1,76 @@
+// The DeepSeek-V4 forward pass: embedding, blocks of mHC + attention + mHC + MoE, head; and the MTP-1 block
+// (model spec section 2). StepInputs -> StepOutputs, by way of one KernelTable.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "base/arena.h"
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "kernels/kernel_table.h"
+#include "kv_cache/cache_layout.h"
+#include "model/step.h"
+#include "weights/model_weights.h"
+
+namespace foresight {
+
+struct ModelOptions {
+  Numerics numerics = Numerics::kFaithful;
+  int max_step_rows = 512;
+  int rollback_tokens = 64;  // how far back a sequence can be truncated
+};
+
+// Used by one thread at a time. Weights, table and pool are borrowed and outlive the model.
+class Model {
+ public:
+  Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& pool, const ModelOptions& options);
+
+  // Runs the rows of `inputs` through the model and advances every sequence. Errors: kInvalidArgument (rows
+  // over the limit, token out of range, a sequence twice), kResourceExhausted (no cache block); then no
+  // sequence has changed.
+  Result<StepOutputs> Step(const StepInputs& inputs);
+
+  // The MTP-1 block (model spec 2.11) on rows of the last Step: row t takes streams row `stream_rows[t]` of
+  // that step and tokens[t], the token at the following position. Advances the sequences' draft part.
+  // `logit_rows` as in Step. kUnimplemented when the checkpoint has no MTP-1 block.
+  Result<StepOutputs> MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows);
+
+  const ModelWeights& weights() const { return weights_; }
+  const ModelConfig& config() const { return weights_.config; }
+  const KernelTable& table() const { return table_; }
+  Numerics numerics() const { return numerics_; }
+  int max_step_rows() const { return max_step_rows_; }
+  // What a KvCache for this model's sequences is made with.
+  const CacheLayout& cache_layout() const { return cache_layout_; }
+  // Bytes of step memory in use at the peak so far.
+  size_t workspace_bytes() const { return arena_.high_water(); }
+
+ private:
+  struct StepState;  // what every layer of one step shares
+
+  Status CheckInputs(const StepInputs& inputs) const;
+  void Begin(const StepInputs& inputs, StepState& step, bool draft);
+  void RunBlock(const BlockWeights& w, int layer, StepState& step);
+  void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
+  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, StepState& step, const float* a,
+                float* b);
+  void Moe(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
+  std::span<const float> Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step);
+
+  const ModelWeights& weights_;
+  const KernelTable& table_;
+  const Numerics numerics_;
+  const int max_step_rows_;
+  const CacheLayout cache_layout_;
+  const std::vector<float> window_frequencies_;
+  const std::vector<float> compressed_frequencies_;
+  std::vector<SequenceRows> sequences_;  // of the step at hand; kept for its capacity
+  Arena arena_;
+  KernelContext ctx_;
+  const float* last_streams_ = nullptr;  // [T, m, D] of the last Step
+  int last_rows_ = 0;
+  size_t last_used_ = 0;  // the arena up to the end of last_streams_
+};
+
+}  // namespace foresight
