@@ -32,30 +32,19 @@ std::string_view StatusCodeName(StatusCode code) {
 
 int ExitCode(StatusCode code) {
   switch (code) {
-    case StatusCode::kOk:
-      return 0;
+    case StatusCode::kOk: return 0;
     case StatusCode::kInvalidArgument:
-      return 2;
     case StatusCode::kNotFound:
-      return 3;
     case StatusCode::kUnimplemented:
-      return 4;
-    case StatusCode::kResourceExhausted:
-      return 5;
-    case StatusCode::kDataLoss:
-      return 6;
+    case StatusCode::kDataLoss: return 2;
+    case StatusCode::kResourceExhausted: return 3;
     case StatusCode::kDeadlineExceeded:
-      return 7;
     case StatusCode::kDeviceError:
-      return 8;
     case StatusCode::kUnavailable:
-      return 9;
-    case StatusCode::kInternal:
-      return 10;
-    case StatusCode::kCancelled:
-      return 130;
+    case StatusCode::kInternal: return 70;
+    case StatusCode::kCancelled: return 130;
   }
-  return 10;
+  return 70;
 }
 
 std::string Status::ToString() const {

@@ -30,8 +30,10 @@ enum class StatusCode {
 
 std::string_view StatusCodeName(StatusCode code);
 
-// The program's exit status for an error that ends a command: the one table for the command line.
+// The program's exit status for an error that ends a command: 2 input (configuration, checkpoint, request), 3 memory,
+// 70 a fault of the program or the machine, 130 interrupted. A usage error of the command line is 1 (kUsageExitCode).
 int ExitCode(StatusCode code);
+inline constexpr int kUsageExitCode = 1;
 
 class [[nodiscard]] Status {
  public:

@@ -21,7 +21,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
     const int code = app.exit(e);
-    return code == 0 ? 0 : ExitCode(StatusCode::kInvalidArgument);
+    return code == 0 ? 0 : kUsageExitCode;
   } catch (const std::exception& e) {
     fmt::print(stderr, "foresight: internal: {}\n", e.what());
     return ExitCode(StatusCode::kInternal);
