@@ -30,6 +30,7 @@
 #include "base/status.h"
 #include "kv_cache/block_pool.h"
 #include "kv_cache/cache_layout.h"
+#include "kv_cache/state_pieces.h"
 #include "tensor/cache_view.h"
 
 namespace foresight {
@@ -102,10 +103,10 @@ class SequenceState {
   ~SequenceState();
 
   // Tokens seen; the next one has this position.
-  int64_t length() const { return length_; }
+  int64_t length() const { return marks_.main.length; }
   // Tokens that the draft layers have seen. It may be behind `length` (the draft block of position p needs
   // token p+1) or ahead of it (chained drafts).
-  int64_t draft_length() const { return draft_length_; }
+  int64_t draft_length() const { return marks_.draft.length; }
   int64_t reserved_length() const { return reserved_; }
   // The lowest length that Truncate accepts beside 0.
   int64_t truncatable_to() const;
@@ -147,7 +148,6 @@ class SequenceState {
 
  private:
   friend class KvCache;
-  friend class SnapshotWriter;
   SequenceState(KvCache* cache, int slot) : cache_(cache), slot_(slot) {}
 
   // Block i of the sequence is table()[i]; valid for i < num_blocks_.
@@ -159,11 +159,8 @@ class SequenceState {
   KvCache* cache_ = nullptr;  // null: moved from
   int slot_ = -1;
   int64_t num_blocks_ = 0;
-  int64_t length_ = 0;
-  int64_t reserved_ = 0;  // blocks of [length_, reserved_) exist and are ours alone
-  int64_t furthest_ = 0;
-  int64_t draft_length_ = 0;
-  int64_t draft_furthest_ = 0;
+  StateMarks marks_;
+  int64_t reserved_ = 0;  // blocks of [length, reserved_) exist and are ours alone
 };
 
 }  // namespace foresight
