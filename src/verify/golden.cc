@@ -1,0 +1,48 @@
+#include "verify/golden.h"
+
+#include <cstring>
+
+namespace foresight {
+
+Result<Golden> Golden::Open(const ModelFiles& files) {
+  ASSIGN_OR_RETURN(const std::span<const std::byte> bytes, files.Find("golden.safetensors"));
+  ASSIGN_OR_RETURN(std::vector<StoredTensor> tensors, ParseSafetensors(bytes));
+  Golden golden;
+  for (StoredTensor& t : tensors) {
+    std::string name = t.name;
+    golden.tensors_.emplace(std::move(name), std::move(t));
+  }
+  return golden;
+}
+
+std::vector<std::string> Golden::Names() const {
+  std::vector<std::string> names;
+  for (const auto& [name, tensor] : tensors_) names.push_back(name);
+  return names;
+}
+
+Result<const StoredTensor*> Golden::Find(const std::string& name, DType dtype, size_t rank) const {
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end()) return NotFound("golden.safetensors has no tensor {}", name);
+  if (it->second.dtype != dtype || it->second.shape.size() != rank) {
+    return InvalidArgument("golden.safetensors: {}: want {} of rank {}, got {} {}", name, DTypeName(dtype),
+                           rank, DTypeName(it->second.dtype), ShapeToString(it->second.shape));
+  }
+  return &it->second;
+}
+
+Result<std::vector<float>> Golden::Floats(const std::string& name, size_t rank) const {
+  ASSIGN_OR_RETURN(const StoredTensor* t, Find(name, DType::kF32, rank));
+  std::vector<float> values(t->bytes.size() / sizeof(float));
+  if (!values.empty()) std::memcpy(values.data(), t->bytes.data(), t->bytes.size());
+  return values;
+}
+
+Result<std::vector<int64_t>> Golden::Integers(const std::string& name, size_t rank) const {
+  ASSIGN_OR_RETURN(const StoredTensor* t, Find(name, DType::kI64, rank));
+  std::vector<int64_t> values(t->bytes.size() / sizeof(int64_t));
+  if (!values.empty()) std::memcpy(values.data(), t->bytes.data(), t->bytes.size());
+  return values;
+}
+
+}  // namespace foresight

@@ -1,0 +1,355 @@
+#include "verify/verify.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "kv_cache/sequence_state.h"
+#include "model/model.h"
+#include "verify/golden.h"
+
+namespace foresight {
+namespace {
+
+// The discrete choices of one step, per layer: rows of experts [T, K] and of picks [T, topk].
+struct Choices {
+  std::vector<std::vector<int32_t>> experts;
+  std::vector<std::vector<int32_t>> picks;
+
+  explicit Choices(size_t layers) : experts(layers), picks(layers) {}
+};
+
+// Records a step's choices and streams, and replaces the choices by given ones where there are any.
+class Recorder : public StepObserver {
+ public:
+  Recorder(size_t layers, const Choices* forced, std::span<const int64_t> kept_rows, int64_t row_floats)
+      : chosen(layers), streams(layers), forced_(forced), kept_rows_(kept_rows), row_floats_(row_floats) {}
+
+  bool OnExperts(int layer, std::span<int32_t> ids) override {
+    chosen.experts[layer].assign(ids.begin(), ids.end());
+    if (forced_ == nullptr || forced_->experts[layer].size() != ids.size()) return false;
+    std::copy(forced_->experts[layer].begin(), forced_->experts[layer].end(), ids.begin());
+    return true;
+  }
+  void OnPicks(int layer, std::span<int32_t> picks) override {
+    chosen.picks[layer].assign(picks.begin(), picks.end());
+    if (forced_ != nullptr && forced_->picks[layer].size() == picks.size()) {
+      std::copy(forced_->picks[layer].begin(), forced_->picks[layer].end(), picks.begin());
+    }
+  }
+  void OnBlock(int layer, std::span<const float> s) override {
+    for (int64_t row : kept_rows_) {
+      streams[layer].insert(streams[layer].end(), s.begin() + row * row_floats_,
+                            s.begin() + (row + 1) * row_floats_);
+    }
+  }
+
+  Choices chosen;
+  std::vector<std::vector<float>> streams;  // [layer][P, m, D]
+
+ private:
+  const Choices* forced_;
+  std::span<const int64_t> kept_rows_;
+  int64_t row_floats_;
+};
+
+// What one run over the golden's prompt gives.
+struct PromptRun {
+  Choices chosen;
+  std::vector<float> logits;      // [T, V]
+  std::vector<float> mtp_logits;  // [T-1, V]
+  std::vector<std::vector<float>> streams;
+  std::vector<std::vector<float>> compressed;  // [layer][entries, d]
+};
+
+TensorComparison Compare(const std::string& name, const std::vector<float>& got,
+                         const std::vector<float>& want, int64_t row) {
+  TensorComparison c{.name = name};
+  for (size_t begin = 0; begin + row <= want.size(); begin += row) {
+    double error = 0;
+    double norm = 0;
+    for (size_t i = begin; i < begin + row; ++i) {
+      const double d = static_cast<double>(got[i]) - want[i];
+      c.max_abs = std::isnan(d) ? INFINITY : std::max(c.max_abs, std::fabs(d));
+      error += d * d;
+      norm += static_cast<double>(want[i]) * want[i];
+    }
+    const double relative = std::sqrt(error / std::max(norm, 1e-300));
+    c.row_l2_max = std::isnan(relative) ? INFINITY : std::max(c.row_l2_max, relative);
+  }
+  return c;
+}
+
+// Rows of `k` ids, compared as sets; -1 is no member.
+SetComparison CompareSets(const std::string& name, std::span<const int32_t> got,
+                          std::span<const int32_t> want, int64_t k) {
+  SetComparison c{.name = name, .rows = static_cast<int64_t>(want.size()) / k};
+  for (int64_t t = 0; t < c.rows; ++t) {
+    const auto row = want.subspan(t * k, k);
+    int64_t missing = 0;
+    for (int32_t id : got.subspan(t * k, k))
+      missing += id >= 0 && std::find(row.begin(), row.end(), id) == row.end();
+    c.items_different += missing;
+    // A set that lacks members without having others differs too.
+    const auto other = got.subspan(t * k, k);
+    bool lacks = false;
+    for (int32_t id : row) lacks |= id >= 0 && std::find(other.begin(), other.end(), id) == other.end();
+    c.rows_different += missing > 0 || lacks;
+  }
+  return c;
+}
+
+class Verifier {
+ public:
+  Verifier(const LoadedModel& loaded, const KernelTable& table, ThreadPool& pool, Golden golden)
+      : weights_(loaded.weights), table_(table), pool_(pool), golden_(std::move(golden)) {}
+
+  Result<VerifyReport> Run();
+
+ private:
+  const ModelConfig& config() const { return weights_.config; }
+  Status ReadGolden();
+  // Every Model and KvCache lives for one run: nothing carries over.
+  Result<PromptRun> RunPrompt(const KernelTable& table, const Choices* forced);
+  Result<std::vector<TokenId>> RunGreedy();
+  Status CompareRun(const PromptRun& run, bool is_ref, VerifyReport& report);
+  Status CompareGreedy(double logit_error, bool is_ref, VerifyReport& report);
+  Result<std::unique_ptr<KvCache>> MakeCache(const Model& model, int64_t tokens) const;
+
+  const ModelWeights& weights_;
+  const KernelTable& table_;
+  ThreadPool& pool_;
+  Golden golden_;
+  std::vector<TokenId> tokens_;
+  std::vector<int64_t> positions_;
+  Choices oracle_{0};  // picks as the golden has them
+};
+
+Status Verifier::ReadGolden() {
+  ASSIGN_OR_RETURN(const std::vector<int64_t> ids, golden_.Integers("input_ids", 1));
+  for (int64_t id : ids) {
+    if (id < 0 || id >= config().vocab_size)
+      return InvalidArgument("golden input id {} is outside the vocabulary", id);
+    tokens_.push_back(static_cast<TokenId>(id));
+  }
+  if (tokens_.empty()) return InvalidArgument("golden input_ids are empty");
+  if (golden_.Contains("positions")) {
+    ASSIGN_OR_RETURN(positions_, golden_.Integers("positions", 1));
+  }
+  for (int64_t p : positions_) {
+    if (p < 0 || p >= std::ssize(tokens_))
+      return InvalidArgument("golden position {} is outside the prompt", p);
+  }
+  const size_t layers = weights_.layers.size() + config().num_draft_layers;
+  oracle_ = Choices(layers);
+  for (size_t l = 0; l < weights_.layers.size(); ++l) {
+    const std::string name = fmt::format("layers.{}.topk", l);
+    if (!golden_.Contains(name)) continue;
+    ASSIGN_OR_RETURN(const std::vector<int64_t> picks, golden_.Integers(name, 2));
+    const int64_t width = golden_.Shape(name)[1];
+    if (golden_.Shape(name)[0] != std::ssize(tokens_) || width > config().index_topk) {
+      return InvalidArgument("golden {} has the shape {}", name, ShapeToString(golden_.Shape(name)));
+    }
+    // The oracle's rows are as wide as its longest set, ours as wide as index_topk; both ascend with -1 at
+    // one end.
+    std::vector<int32_t>& rows = oracle_.picks[l];
+    rows.assign(tokens_.size() * config().index_topk, -1);
+    for (size_t t = 0; t < tokens_.size(); ++t) {
+      int32_t* row = rows.data() + t * config().index_topk;
+      for (int64_t i = 0; i < width; ++i) {
+        const int64_t pick = picks[t * width + i];
+        if (pick >= static_cast<int64_t>(t + 1) / 4) {
+          return InvalidArgument("golden {}: row {} picks entry {}, which it can't see", name, t, pick);
+        }
+        if (pick >= 0) *row++ = static_cast<int32_t>(pick);
+      }
+      std::sort(rows.data() + t * config().index_topk, row);
+    }
+  }
+  return Status();
+}
+
+Result<std::unique_ptr<KvCache>> Verifier::MakeCache(const Model& model, int64_t tokens) const {
+  const CacheLayout& layout = model.cache_layout();
+  const int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens + 1;
+  // Room for the blocks, the fixed part and the block table, which the cache counts to the byte.
+  const int64_t budget = blocks * (layout.block_bytes + 64) + layout.fixed_bytes + (int64_t{1} << 20);
+  return KvCache::Create(
+      layout, {.budget_bytes = budget, .max_sequences = 1, .max_sequence_tokens = blocks * kBlockTokens});
+}
+
+Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* forced) {
+  const int rows = static_cast<int>(tokens_.size());
+  const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
+  Model model(weights_, table, pool_, {.numerics = Numerics::kClean, .max_step_rows = rows});
+  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, MakeCache(model, rows));
+  ASSIGN_OR_RETURN(SequenceState sequence, cache->NewSequence());
+
+  const size_t layers = weights_.layers.size() + config().num_draft_layers;
+  Recorder recorder(layers, forced, positions_, row_floats);
+  std::vector<int32_t> all_rows(rows);
+  std::iota(all_rows.begin(), all_rows.end(), 0);
+  const SequenceChunk chunk[] = {{.sequence = &sequence, .num_rows = rows}};
+  ASSIGN_OR_RETURN(
+      const StepOutputs out,
+      model.Step({.tokens = tokens_, .chunks = chunk, .logit_rows = all_rows, .observer = &recorder}));
+  PromptRun run{.chosen = Choices(0),
+                .logits = {out.logits.begin(), out.logits.end()},
+                .mtp_logits = {},
+                .streams = {},
+                .compressed = {}};
+
+  run.compressed.resize(weights_.layers.size());
+  for (size_t l = 0; l < weights_.layers.size(); ++l) {
+    if (weights_.layers[l].kind == LayerKind::kSwa) continue;
+    const LayerCacheView view = sequence.View(static_cast<int>(l));
+    const int64_t entries = rows / static_cast<int>(weights_.layers[l].kind);
+    run.compressed[l].resize(entries * config().head_dim);
+    for (int64_t s = 0; s < entries; ++s) {
+      DecodeEntry(model.cache_layout().entry, view.compressed[s],
+                  run.compressed[l].data() + s * config().head_dim);
+    }
+  }
+  if (weights_.mtp && rows > 1) {
+    const SequenceChunk draft[] = {{.sequence = &sequence, .num_rows = rows - 1}};
+    const std::span<const int32_t> stream_rows(all_rows.data(), rows - 1);
+    ASSIGN_OR_RETURN(const StepOutputs mtp, model.MtpStep({.tokens = std::span(tokens_).subspan(1),
+                                                           .chunks = draft,
+                                                           .logit_rows = stream_rows,
+                                                           .observer = &recorder},
+                                                          stream_rows));
+    run.mtp_logits.assign(mtp.logits.begin(), mtp.logits.end());
+  }
+  run.chosen = std::move(recorder.chosen);
+  run.streams = std::move(recorder.streams);
+  return run;
+}
+
+Result<std::vector<TokenId>> Verifier::RunGreedy() {
+  ASSIGN_OR_RETURN(const std::vector<int64_t> prompt, golden_.Integers("greedy_prompt", 1));
+  const int64_t count = golden_.Shape("greedy_output")[0];
+  std::vector<TokenId> step_tokens;
+  for (int64_t id : prompt) {
+    if (id < 0 || id >= config().vocab_size)
+      return InvalidArgument("golden greedy_prompt id {} is outside the vocabulary", id);
+    step_tokens.push_back(static_cast<TokenId>(id));
+  }
+  if (step_tokens.empty()) return InvalidArgument("golden greedy_prompt is empty");
+  Model model(weights_, table_, pool_,
+              {.numerics = Numerics::kClean, .max_step_rows = static_cast<int>(step_tokens.size())});
+  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, MakeCache(model, std::ssize(prompt) + count));
+  ASSIGN_OR_RETURN(SequenceState sequence, cache->NewSequence());
+  std::vector<TokenId> generated;
+  while (std::ssize(generated) < count) {
+    const int rows = static_cast<int>(step_tokens.size());
+    const SequenceChunk chunk[] = {{.sequence = &sequence, .num_rows = rows}};
+    const int32_t last[] = {rows - 1};
+    ASSIGN_OR_RETURN(const StepOutputs out,
+                     model.Step({.tokens = step_tokens, .chunks = chunk, .logit_rows = last}));
+    const auto best = std::max_element(out.logits.begin(), out.logits.end());
+    generated.push_back(static_cast<TokenId>(best - out.logits.begin()));
+    step_tokens = {generated.back()};
+  }
+  return generated;
+}
+
+Status Verifier::CompareRun(const PromptRun& run, bool is_ref, VerifyReport& report) {
+  auto compare = [&](const std::string& name, size_t rank, const std::vector<float>& got,
+                     bool judged) -> Status {
+    if (!golden_.Contains(name)) return Status();
+    ASSIGN_OR_RETURN(const std::vector<float> want, golden_.Floats(name, rank));
+    if (want.size() != got.size()) {
+      return InvalidArgument("golden {}: {} has {} values, the model computes {}", name,
+                             ShapeToString(golden_.Shape(name)), want.size(), got.size());
+    }
+    TensorComparison c = Compare(name, got, want, golden_.Shape(name).back());
+    if (judged) {
+      c.relative = !is_ref;
+      c.tolerance = is_ref ? kRefLogitTolerance : kTableLogitTolerance;
+      c.passed = (c.relative ? c.row_l2_max : c.max_abs) <= c.tolerance;
+    }
+    report.passed &= c.passed;
+    report.tensors.push_back(std::move(c));
+    return Status();
+  };
+  for (size_t l = 0; l < weights_.layers.size(); ++l) {
+    RETURN_IF_ERROR(compare(fmt::format("layers.{}.streams", l), 3, run.streams[l], false));
+    RETURN_IF_ERROR(compare(fmt::format("layers.{}.compressed", l), 2, run.compressed[l], false));
+  }
+  RETURN_IF_ERROR(compare("logits", 2, run.logits, true));
+  return compare("mtp_logits", 2, run.mtp_logits, true);
+}
+
+Status Verifier::CompareGreedy(double logit_error, bool is_ref, VerifyReport& report) {
+  if (!golden_.Contains("greedy_output")) return Status();
+  ASSIGN_OR_RETURN(const std::vector<int64_t> want, golden_.Integers("greedy_output", 1));
+  ASSIGN_OR_RETURN(const std::vector<float> margin, golden_.Floats("greedy_margin", 1));
+  if (margin.size() != want.size())
+    return InvalidArgument("golden greedy_margin and greedy_output differ in length");
+  ASSIGN_OR_RETURN(const std::vector<TokenId> got, RunGreedy());
+  report.greedy_total = static_cast<int>(want.size());
+  report.greedy_judged = is_ref;
+  for (size_t i = 0; i < want.size() && margin[i] >= 2 * logit_error; ++i) {
+    ++report.greedy_tokens;
+    if (got[i] != want[i]) break;
+    ++report.greedy_equal;
+  }
+  if (is_ref) report.passed &= report.greedy_equal == report.greedy_tokens;
+  return Status();
+}
+
+Result<VerifyReport> Verifier::Run() {
+  RETURN_IF_ERROR(ReadGolden());
+  const bool is_ref = &table_ == &RefKernels();
+  VerifyReport report;
+  report.table = table_.name;
+
+  // What the table under test chooses by itself, and what it is held to.
+  ASSIGN_OR_RETURN(const PromptRun own, RunPrompt(table_, nullptr));
+  double logit_error = 0;
+  if (is_ref) {
+    RETURN_IF_ERROR(CompareRun(own, is_ref, report));
+  } else {
+    ASSIGN_OR_RETURN(const PromptRun ref, RunPrompt(RefKernels(), &oracle_));
+    Choices forced = oracle_;
+    forced.experts = ref.chosen.experts;
+    ASSIGN_OR_RETURN(const PromptRun injected, RunPrompt(table_, &forced));
+    RETURN_IF_ERROR(CompareRun(injected, is_ref, report));
+    for (size_t l = 0; l < forced.experts.size(); ++l) {
+      if (forced.experts[l].empty()) continue;
+      report.sets.push_back(CompareSets(fmt::format("layers.{}.experts", l), own.chosen.experts[l],
+                                        forced.experts[l], config().num_experts_per_tok));
+    }
+  }
+  for (size_t l = 0; l < oracle_.picks.size(); ++l) {
+    if (oracle_.picks[l].empty()) continue;
+    SetComparison c = CompareSets(fmt::format("layers.{}.topk", l), own.chosen.picks[l], oracle_.picks[l],
+                                  config().index_topk);
+    c.judged = is_ref;
+    if (is_ref) report.passed &= c.rows_different == 0;
+    report.sets.push_back(std::move(c));
+  }
+  if (golden_.Contains("logits")) {
+    ASSIGN_OR_RETURN(const std::vector<float> want, golden_.Floats("logits", 2));
+    logit_error = Compare("logits", own.logits, want, config().vocab_size).max_abs;
+  }
+  RETURN_IF_ERROR(CompareGreedy(logit_error, is_ref, report));
+
+  for (const std::string& name : golden_.Names()) {
+    const bool known = name == "input_ids" || name == "positions" || name.starts_with("greedy_") ||
+                       name.ends_with(".topk") ||
+                       std::any_of(report.tensors.begin(), report.tensors.end(),
+                                   [&](const TensorComparison& c) { return c.name == name; });
+    if (!known) report.not_compared.push_back(name);
+  }
+  return report;
+}
+
+}  // namespace
+
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const KernelTable& table, ThreadPool& pool) {
+  ASSIGN_OR_RETURN(Golden golden, Golden::Open(model.files));
+  return Verifier(model, table, pool, std::move(golden)).Run();
+}
+
+}  // namespace foresight

@@ -1,0 +1,65 @@
+// Holds a kernel table to an oracle's recorded results, in clean numerics (model spec 6.3: with
+// teacher-forced sets).
+//
+// The ref table runs as it is: its logits must be the oracle's within kRefLogitTolerance, its index picks and
+// greedy tokens equal. Any other table runs once with the oracle's index picks and the ref table's expert
+// sets injected, where each position's logits must agree within kTableLogitTolerance, and once on its own,
+// where set differences are counted.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "kernels/kernel_table.h"
+#include "weights/loader.h"
+#include "weights/model_files.h"
+
+namespace foresight {
+
+// Largest |logit difference| of the ref table; logits have a standard deviation of about 3, and the smallest
+// broken rule of the model shows as 3.5e-4.
+inline constexpr double kRefLogitTolerance = 2e-4;
+// Largest relative L2 error of one position's logits of any other table: what bf16 activations cost.
+inline constexpr double kTableLogitTolerance = 1e-2;
+
+struct TensorComparison {
+  std::string name;
+  double max_abs = 0;     // largest |difference|
+  double row_l2_max = 0;  // largest relative L2 error of a row (last axis)
+  double tolerance = 0;   // 0: reported, not judged
+  bool relative = false;  // which of the two the tolerance is for
+  bool passed = true;
+};
+
+struct SetComparison {
+  std::string name;  // "layers.2.topk", "layers.3.experts"
+  int64_t rows = 0;
+  int64_t rows_different = 0;
+  int64_t items_different = 0;  // members of one set that the other lacks
+  bool judged = false;
+};
+
+struct VerifyReport {
+  std::string table;
+  std::vector<TensorComparison> tensors;
+  std::vector<SetComparison> sets;
+  int greedy_tokens = 0;  // compared: up to the first whose margin is below twice the largest logit error
+  int greedy_equal = 0;   // of these
+  int greedy_total = 0;   // in the golden
+  bool greedy_judged = false;
+  std::vector<std::string> not_compared;  // golden tensors that this program doesn't know
+  bool passed = true;
+};
+
+// Errors: anything that keeps the comparison from being made (no golden.safetensors, shapes that contradict
+// the config); a failed comparison is a report with passed = false.
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const KernelTable& table, ThreadPool& pool);
+
+// The table on the console; JSON for machines.
+std::string ReportToText(const VerifyReport& report);
+std::string ReportToJson(const VerifyReport& report);
+
+}  // namespace foresight
