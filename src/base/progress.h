@@ -1,0 +1,44 @@
+// How a long piece of work tells how far it is.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <string_view>
+
+namespace foresight {
+
+// Called from the thread that does the work. `total` and `done` count the same unit, whatever it is.
+class ProgressSink {
+ public:
+  virtual ~ProgressSink() = default;
+  // A new stage of the work; ends the one before.
+  virtual void Begin(std::string_view stage, uint64_t total) = 0;
+  virtual void Update(uint64_t done) = 0;
+  virtual void End() = 0;
+};
+
+// One line at the foot of a terminal, redrawn at most 20 times a second and removed at the end. Silent when
+// the stream is no terminal.
+class TerminalProgress : public ProgressSink {
+ public:
+  explicit TerminalProgress(std::FILE* stream = stderr);
+  ~TerminalProgress() override { End(); }
+  void Begin(std::string_view stage, uint64_t total) override;
+  void Update(uint64_t done) override;
+  void End() override;
+
+ private:
+  std::FILE* stream_;
+  bool is_terminal_;
+  bool drawn_ = false;
+  std::string stage_;
+  uint64_t total_ = 0;
+  std::chrono::steady_clock::time_point next_draw_;
+};
+
+// "Loading [#####...............]  25%": a bar of `width` cells.
+std::string ProgressLine(std::string_view stage, uint64_t done, uint64_t total, int width);
+
+}  // namespace foresight
