@@ -1,0 +1,57 @@
+// Every golden directory at hand, through every table: those of the repository always, larger ones where they
+// are.
+
+#include <gtest/gtest.h>
+
+#include <filesystem>
+
+#include "verify/verify.h"
+
+namespace foresight {
+namespace {
+
+struct Case {
+  std::string directory;
+  std::string table;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << c.directory << " " << c.table;
+}
+
+class GoldenTest : public testing::TestWithParam<Case> {};
+
+TEST_P(GoldenTest, WithinTolerances) {
+  const Case& c = GetParam();
+  if (!std::filesystem::exists(c.directory)) GTEST_SKIP() << c.directory << " is not here";
+  Result<const KernelTable*> table = FindKernels(c.table);
+  if (!table.ok()) GTEST_SKIP() << table.status().ToString();
+  Result<ModelFiles> files = OpenModelDirectory(c.directory);
+  ASSERT_TRUE(files.ok()) << files.status().ToString();
+  Result<LoadedModel> model = LoadModel(*files);
+  ASSERT_TRUE(model.ok()) << model.status().ToString();
+  ThreadPool pool(2);
+  Result<VerifyReport> report = VerifyGolden(*model, **table, pool);
+  ASSERT_TRUE(report.ok()) << report.status().ToString();
+  EXPECT_TRUE(report->passed) << ReportToText(*report);
+  EXPECT_EQ(report->table, c.table);
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const char* directory : {"tests/golden/nano-a", "tests/golden/nano-s", "../shared/golden/mini-b",
+                                "../shared/golden/wide-c", "../shared/golden/spark-a"}) {
+    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512"}) cases.push_back({directory, table});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(Directories, GoldenTest, testing::ValuesIn(Cases()), [](const auto& param) {
+  std::string name =
+      std::filesystem::path(param.param.directory).filename().string() + "_" + param.param.table;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace foresight
