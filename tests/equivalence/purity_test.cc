@@ -175,7 +175,7 @@ void PurityTest::RunSchedule(uint64_t seed) {
       case 0: {  // accepted tokens can be taken back too
         const int64_t to = std::max<int64_t>(states[s].truncatable_to(),
                                              states[s].length() - 1 - static_cast<int64_t>(rng() % 20));
-        if (to >= 0 && to <= states[s].length()) ASSERT_TRUE(states[s].Truncate(to).ok());
+        ASSERT_TRUE(states[s].Truncate(std::clamp<int64_t>(to, 0, states[s].length())).ok());
         break;
       }
       case 1: {  // preemption
