@@ -49,7 +49,7 @@ int64_t CountBlocks(const std::vector<Timeline>& timelines) {
 // position reads is right in all of them, and no block is lost.
 TEST(SequenceState, RandomOperationsKeepEveryTimeline) {
   const CacheLayout layout = TestLayout();
-  for (uint32_t seed = 0; seed < 12; ++seed) {
+  for (uint32_t seed = 0; seed < 8; ++seed) {
     std::mt19937 random(seed);
     const auto below = [&](int64_t n) { return static_cast<int64_t>(random() % n); };
     const std::unique_ptr<KvCache> cache = MakeCache(layout, 14, 5);
