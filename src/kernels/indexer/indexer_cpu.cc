@@ -7,11 +7,11 @@
 #include "kernels/indexer/indexer.h"
 #include "tensor/formats.h"
 
-// clang-format off: the order matters
-#include "kernels/attention/panel_cpu.h"
+// clang-format off
 #include "kernels/cpu/isa_begin.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/norm_rope/rotate_cpu.h"
+#include "kernels/attention/panel_cpu.h"
 // clang-format on
 
 namespace foresight::FORESIGHT_ISA {

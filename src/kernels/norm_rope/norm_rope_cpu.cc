@@ -3,7 +3,7 @@
 #include "kernels/norm_rope/norm_rope.h"
 #include "tensor/formats.h"
 
-// clang-format off: the order matters
+// clang-format off
 #include "kernels/cpu/isa_begin.h"
 #include "kernels/cpu/simd.h"
 #include "kernels/norm_rope/rotate_cpu.h"
