@@ -1,0 +1,56 @@
+// How a product is cut into jobs. Only speed depends on it (product.h).
+#pragma once
+
+#include "kernels/cpu/product.h"
+
+namespace foresight::FORESIGHT_ISA {
+namespace {
+
+// Below this many weight bytes a second thread costs more than it brings (a parallel region is about a
+// microsecond).
+constexpr int64_t kInlineBytes = int64_t{48} << 10;
+// Weight bytes of one job when weights are read once: long streams, yet enough jobs to balance.
+constexpr int64_t kStreamBytes = int64_t{128} << 10;
+
+// Outputs per job for `outputs` outputs of w and `rows` rows.
+inline int64_t JobOutputs(const MatrixView& w, int64_t outputs, int rows, int threads) {
+  if (rows > kFewRows) return PanelOutputs(w);
+  const int64_t row_bytes = w.row_bytes() < 1 ? 1 : w.row_bytes();
+  const int64_t balanced = outputs / (4 * threads);  // small matrices: at least four jobs a thread
+  int64_t n = kStreamBytes / row_bytes;
+  if (n > balanced) n = balanced;
+  n = n / kOutputs * kOutputs;
+  return n < kOutputs ? kOutputs : n;
+}
+
+inline int64_t CeilDiv(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+// body(index, thread) for all indices; on the calling thread alone when `bytes` of weights are few.
+template <typename Body>
+void ForJobs(const KernelContext& ctx, int64_t count, int64_t bytes, Body&& body) {
+  if (bytes <= kInlineBytes) {
+    for (int64_t i = 0; i < count; ++i) body(i, 0);
+  } else {
+    ctx.pool->ParallelFor(count, body);
+  }
+}
+
+// Packs `rows` rows of k values, x_stride floats apart.
+inline PackedRows Pack(const KernelContext& ctx, const float* x, int64_t x_stride, int64_t rows, int64_t k,
+                       Order order, bool quantize) {
+  const int64_t stride = PackedStride(order, k);
+  std::byte* out = ctx.scratch->Allocate<std::byte>(rows * stride);
+  ForJobs(ctx, rows, rows * k * static_cast<int64_t>(sizeof(float)),
+          [&](int64_t r, int) { PackRow(x + r * x_stride, k, order, quantize, out + r * stride); });
+  return {out, stride};
+}
+
+// act_quant stands in front of FP8 and MXFP4 projections in faithful numerics (model spec 6.2).
+inline bool QuantizesInput(const KernelContext& ctx, DType dtype) {
+  return ctx.faithful() && (dtype == DType::kF8E4M3 || dtype == DType::kI8);
+}
+
+}  // namespace
+}  // namespace foresight::FORESIGHT_ISA
