@@ -1,0 +1,38 @@
+# The entry points. Everything else is CMake: see CMakePresets.json.
+PROMPT ?= The program reads a file and
+MAKEFLAGS += --no-print-directory
+
+.PHONY: run build test bench format lint fuzz setup clean
+
+run: build  ## Build, then let the embedded model write.
+	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
+
+setup:
+	@scripts/setup.sh build
+
+build: setup  ## build/release/foresight
+	@cmake --preset release -Wno-dev
+	@cmake --build --preset release
+
+test: setup  ## Release, then AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer.
+	@scripts/test.sh release asan tsan
+
+bench: build  ## What this machine reaches: the embedded model, then the released layer shapes.
+	./build/release/foresight bench --json build/bench-embedded.json
+	./build/release/foresight bench --synthetic flash:6 --experts 24 --json build/bench-flash.json
+
+format:
+	@scripts/setup.sh lint
+	git ls-files '*.cc' '*.h' | xargs clang-format -i
+
+lint: build  ## The formatter's opinion and clang-tidy's, on everything.
+	@scripts/setup.sh lint
+	git ls-files '*.cc' '*.h' | xargs clang-format --dry-run --Werror
+	git ls-files 'src/*.cc' | xargs -P "$$(nproc)" -n 4 clang-tidy --quiet -p build/release
+
+fuzz:  ## Each fuzz target for FUZZ_SECONDS under the sanitizers.
+	@scripts/setup.sh build fuzz
+	@scripts/fuzz.sh
+
+clean:
+	rm -rf build

@@ -1,0 +1,84 @@
+#include "engine/memory_plan.h"
+
+#include <algorithm>
+
+#include "base/units.h"
+
+namespace foresight {
+namespace {
+
+// Code, tokenizer, thread stacks, and what the kernels keep for themselves.
+constexpr int64_t kProgramBytes = 64 << 20;
+// Of what is available, the part that an automatic context may fill.
+constexpr double kAutomaticShare = 0.5;
+
+int64_t RoundDownToBlocks(int64_t tokens) {
+  return std::max(tokens / kBlockTokens, int64_t{1}) * kBlockTokens;
+}
+
+}  // namespace
+
+std::string MemoryPlan::ToString() const {
+  return fmt::format("weights {} + caches {} ({} x {} tokens) + workspace {} = {}", FormatBytes(weights_bytes),
+                     FormatBytes(cache.budget_bytes), cache.max_sequences,
+                     FormatCount(cache.max_sequence_tokens), FormatBytes(workspace_bytes),
+                     FormatBytes(total_bytes()));
+}
+
+int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int rows) {
+  const int64_t heads = int64_t{config.num_attention_heads} * config.head_dim;
+  const int64_t index_heads = int64_t{config.index_n_heads} * config.index_head_dim;
+  const int64_t compressed = 4 * (int64_t{config.head_dim} + config.index_head_dim);
+  const int64_t attention = 2 * heads + index_heads + compressed + config.q_lora_rank + config.head_dim +
+                            int64_t{config.o_groups} * config.o_lora_rank + config.index_topk +
+                            layout.entry.bytes() / 4;
+  const int64_t slots = config.num_experts_per_tok + 1;
+  const int64_t moe = config.n_routed_experts + slots * (2 * int64_t{config.moe_intermediate_size} +
+                                                         2 * int64_t{config.hidden_size});
+  const int64_t block = 2 * int64_t{config.hidden_size} + std::max(attention, moe);
+  const int64_t streams = int64_t{config.hc_mult} * config.hidden_size;
+  const int64_t floats_per_row = streams + std::max<int64_t>(block, config.vocab_size + config.hidden_size);
+  // Kernels keep quantised copies of their inputs beside them: half as much again covers it.
+  return kProgramBytes + rows * floats_per_row * 6;
+}
+
+int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int sequences) {
+  const int64_t blocks = layout.block_bytes == 0 ? 0 : (tokens + kBlockTokens - 1) / kBlockTokens;
+  const int64_t table_bytes = blocks * int64_t{sizeof(std::byte*)};
+  return sequences * (layout.fixed_bytes + table_bytes + 64 + blocks * layout.block_bytes);
+}
+
+Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout, const MemoryDemand& demand,
+                              int64_t available_bytes) {
+  if (demand.context_tokens > config.max_position_embeddings) {
+    return InvalidArgument("a context of {} tokens: this model allows {}", demand.context_tokens,
+                           config.max_position_embeddings);
+  }
+  MemoryPlan plan{.weights_bytes = demand.weights_bytes,
+                  .workspace_bytes = WorkspaceBytes(config, layout, demand.step_rows_max),
+                  .cache = {}};
+  int64_t context = demand.context_tokens;
+  if (context == 0) {
+    const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
+    const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);
+    context = config.max_position_embeddings;
+    while (context > kBlockTokens && CacheBytes(layout, context, demand.max_sequences) > for_caches) {
+      context = RoundDownToBlocks(context / 2);
+    }
+  }
+  plan.cache = {.budget_bytes = CacheBytes(layout, context, demand.max_sequences),
+                .max_sequences = demand.max_sequences,
+                .max_sequence_tokens = context};
+  if (demand.cache_bytes_max > 0) {
+    plan.cache.budget_bytes = std::min(plan.cache.budget_bytes, demand.cache_bytes_max);
+  }
+  if (plan.total_bytes() > available_bytes) {
+    return ResourceExhausted(
+        "this model does not fit: {}; available are {}. A shorter context, fewer sequences or a smaller model "
+        "would.",
+        plan.ToString(), FormatBytes(std::max<int64_t>(available_bytes, 0)));
+  }
+  return plan;
+}
+
+}  // namespace foresight

@@ -1,0 +1,43 @@
+// How much memory a model will take, before it is taken.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "base/status.h"
+#include "kv_cache/cache_layout.h"
+#include "kv_cache/sequence_state.h"
+#include "weights/config.h"
+
+namespace foresight {
+
+struct MemoryDemand {
+  int64_t weights_bytes = 0;    // that are not in memory yet
+  int64_t context_tokens = 0;   // of each sequence; 0: as many as the model allows and memory holds
+  int64_t cache_bytes_max = 0;  // of all sequences; 0: as much as context_tokens needs
+  int max_sequences = 1;
+  int step_rows_max = 512;
+};
+
+struct MemoryPlan {
+  int64_t weights_bytes = 0;
+  int64_t workspace_bytes = 0;  // activations of the largest step
+  KvCacheOptions cache;         // the budget is what full contexts take; pages follow use
+
+  int64_t total_bytes() const { return weights_bytes + workspace_bytes + cache.budget_bytes; }
+  std::string ToString() const;
+};
+
+// Bytes of activations and kernel scratch of a step of `rows` rows, all of which want logits: what the
+// model's buffers add up to, rounded up for the kernels' own scratch.
+int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int rows);
+
+// Bytes of caches for `sequences` full contexts of `tokens`.
+int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int sequences);
+
+// Fits the demand into `available_bytes`. Errors: kInvalidArgument (a context longer than the model allows),
+// kResourceExhausted (it doesn't fit; the message has the figures).
+Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout, const MemoryDemand& demand,
+                              int64_t available_bytes);
+
+}  // namespace foresight
