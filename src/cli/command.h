@@ -1,5 +1,5 @@
-// The commands of the program. Each registers itself on the app; when it is the one chosen, its callback stores the
-// Status it ended with, which main turns into the exit status.
+// The commands of the program. Each registers itself on the app; when it is the one chosen, its callback
+// stores the Status it ended with, which main turns into the exit status.
 #pragma once
 
 #include <CLI/CLI.hpp>

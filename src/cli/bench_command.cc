@@ -1,0 +1,316 @@
+// Speeds as ratios within one run on one machine: decode against a plain read of as many bytes by the same
+// threads, prefill against oneDNN's GEMM (a program of its own beside this one).
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <optional>
+
+#include "base/json.h"
+#include "base/units.h"
+#include "cli/command.h"
+#include "cli/model_flags.h"
+#include "model/costs.h"
+#include "weights/synthetic.h"
+
+namespace foresight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+struct BenchFlags {
+  ModelFlags model;
+  std::string synthetic;
+  int experts = 0;
+  std::vector<int> batches = {1, 2, 4, 8};
+  std::vector<int64_t> contexts = {1024, 4096};
+  int prefill_rows = 512;
+  int repeat = 5;
+  int steps = 8;
+  std::string json;
+};
+
+struct Spread {
+  double median = 0;
+  double min = 0;
+  double max = 0;
+};
+
+Spread SpreadOf(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return {values[values.size() / 2], values.front(), values.back()};
+}
+
+std::string ToJson(const Spread& s) {
+  return fmt::format("{{\"median\": {:.6g}, \"min\": {:.6g}, \"max\": {:.6g}}}", s.median, s.min, s.max);
+}
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// GB/s of plain reads of a buffer larger than any cache, by the engine's threads, each its own part.
+Spread MeasureReadBandwidth(ThreadPool& pool, int repeat) {
+  constexpr int64_t kWords = int64_t{1} << 27;  // 1 GiB
+  const std::vector<uint64_t> buffer(kWords, 1);
+  const int parts = pool.num_threads() * 16;
+  std::vector<uint64_t> sums(parts * 8);
+  std::vector<double> gb_per_second;
+  for (int run = -1; run < repeat; ++run) {
+    const Clock::time_point start = Clock::now();
+    pool.ParallelFor(parts, [&](int64_t part, int) {
+      const uint64_t* p = buffer.data() + part * (kWords / parts);
+      // Independent sums, so that the loads and not the additions decide.
+      std::array<uint64_t, 32> sum = {};
+      for (int64_t i = 0; i + 32 <= kWords / parts; i += 32) {
+        for (int j = 0; j < 32; ++j) sum[j] += p[i + j];
+      }
+      for (uint64_t s : sum) sums[part * 8] += s;
+    });
+    if (run >= 0) gb_per_second.push_back(kWords * 8e-9 / SecondsSince(start));
+  }
+  CHECK(std::any_of(sums.begin(), sums.end(), [](uint64_t s) { return s != 0; }));
+  return SpreadOf(gb_per_second);
+}
+
+// GFLOP/s of the yardstick program beside this one; none when this build has none.
+std::optional<double> MeasureGemmPeak(int threads) {
+  std::array<char, 4096> path;
+  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
+  if (length <= 0) return std::nullopt;
+  std::string program(path.data(), length);
+  program = program.substr(0, program.rfind('/') + 1) + "foresight-gemm-peak";
+  if (access(program.c_str(), X_OK) != 0) return std::nullopt;
+  std::FILE* pipe = popen(fmt::format("'{}' {}", program, threads).c_str(), "r");
+  if (pipe == nullptr) return std::nullopt;
+  std::string text;
+  std::array<char, 512> piece;
+  while (const size_t n = std::fread(piece.data(), 1, piece.size(), pipe)) text.append(piece.data(), n);
+  if (pclose(pipe) != 0) return std::nullopt;
+  const auto json = ParseJson(text);
+  if (!json.ok() || !json->is_object()) return std::nullopt;
+  const boost::json::value* median = json->get_object().if_contains("gflops_median");
+  return median != nullptr && median->is_double() ? std::optional(median->get_double()) : std::nullopt;
+}
+
+struct DecodePoint {
+  int batch = 0;
+  int64_t context = 0;
+  Spread tokens_per_second;
+};
+
+class Bench {
+ public:
+  Bench(Engine& engine, const BenchFlags& flags) : engine_(engine), flags_(flags) {}
+
+  Status Run();
+
+ private:
+  TokenId NextToken() {
+    return static_cast<TokenId>((token_ = token_ * 1664525u + 1013904223u) % engine_.config().vocab_size);
+  }
+  // One step of `rows` rows a sequence, the last one with logits; returns seconds.
+  Result<double> Step(std::span<SequenceState*> sequences, int rows);
+  Result<Spread> MeasurePrefill();
+  Result<DecodePoint> MeasureDecode(int batch, int64_t context);
+  // Prefills a sequence up to `length`, in chunks.
+  Status Fill(SequenceState& sequence, int64_t length);
+
+  Engine& engine_;
+  const BenchFlags& flags_;
+  uint32_t token_ = 1;
+};
+
+Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
+  std::vector<SequenceChunk> chunks;
+  std::vector<TokenId> tokens;
+  std::vector<int32_t> logit_rows;
+  for (SequenceState* s : sequences) {
+    chunks.push_back({.sequence = s, .num_rows = rows});
+    for (int i = 0; i < rows; ++i) tokens.push_back(NextToken());
+    logit_rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
+  }
+  const Clock::time_point start = Clock::now();
+  ASSIGN_OR_RETURN(const StepOutputs out,
+                   engine_.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows}));
+  if (out.logits.empty()) return InvalidArgument("a step without logits");
+  return SecondsSince(start);
+}
+
+Status Bench::Fill(SequenceState& sequence, int64_t length) {
+  SequenceState* one[] = {&sequence};
+  while (sequence.length() < length) {
+    const int rows =
+        static_cast<int>(std::min<int64_t>(length - sequence.length(), engine_.model().max_step_rows()));
+    ASSIGN_OR_RETURN([[maybe_unused]] const double seconds, Step(one, rows));
+  }
+  return Status();
+}
+
+Result<Spread> Bench::MeasurePrefill() {
+  std::vector<double> tokens_per_second;
+  for (int run = -1; run < flags_.repeat; ++run) {
+    ASSIGN_OR_RETURN(SequenceState sequence, engine_.cache().NewSequence());
+    SequenceState* one[] = {&sequence};
+    ASSIGN_OR_RETURN(const double seconds, Step(one, flags_.prefill_rows));
+    if (run >= 0) tokens_per_second.push_back(flags_.prefill_rows / seconds);
+  }
+  return SpreadOf(tokens_per_second);
+}
+
+Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
+  DecodePoint point{.batch = batch, .context = context, .tokens_per_second = {}};
+  std::vector<SequenceState> states;
+  ASSIGN_OR_RETURN(SequenceState first, engine_.cache().NewSequence());
+  RETURN_IF_ERROR(Fill(first, context));
+  states.push_back(std::move(first));
+  for (int i = 1; i < batch; ++i) {
+    ASSIGN_OR_RETURN(SequenceState fork, states.front().Fork());
+    states.push_back(std::move(fork));
+  }
+  std::vector<SequenceState*> sequences;
+  for (SequenceState& s : states) sequences.push_back(&s);
+  ASSIGN_OR_RETURN([[maybe_unused]] const double warm_up, Step(sequences, 1));
+  std::vector<double> tokens_per_second;
+  for (int run = 0; run < flags_.repeat; ++run) {
+    double seconds = 0;
+    for (int i = 0; i < flags_.steps; ++i) {
+      ASSIGN_OR_RETURN(const double step_seconds, Step(sequences, 1));
+      seconds += step_seconds;
+    }
+    tokens_per_second.push_back(batch * flags_.steps / seconds);
+  }
+  point.tokens_per_second = SpreadOf(tokens_per_second);
+  return point;
+}
+
+Status Bench::Run() {
+  const ModelWeights& weights = engine_.weights();
+  const int threads = engine_.pool().num_threads();
+  const double token_gb = WeightBytesPerToken(weights) * 1e-9;
+  // Of one sequence's prefill: logits for its last row only.
+  const double prefill_gflop = (static_cast<double>(MatrixFlopsPerRow(weights, false)) * flags_.prefill_rows +
+                                2.0 * weights.head.rows * weights.head.cols) *
+                               1e-9;
+  fmt::print(stderr, "{}", engine_.StartUpReport());
+  const Spread read = MeasureReadBandwidth(engine_.pool(), flags_.repeat);
+  const std::optional<double> gemm = MeasureGemmPeak(threads);
+  fmt::print("plain read           {:8.1f} GB/s  ({:.1f} to {:.1f})\n", read.median, read.min, read.max);
+  if (gemm) {
+    fmt::print("oneDNN BF16 GEMM     {:8.1f} GFLOP/s\n", *gemm);
+  } else {
+    fmt::print("oneDNN BF16 GEMM     not measured: foresight-gemm-peak is not beside this program\n");
+  }
+
+  ASSIGN_OR_RETURN(const Spread prefill, MeasurePrefill());
+  const double gflops = prefill.median / flags_.prefill_rows * prefill_gflop;
+  fmt::print("prefill of {:<9} {:8.1f} tokens/s ({:.1f} to {:.1f}), {:.1f} GFLOP/s in matrix products{}\n",
+             flags_.prefill_rows, prefill.median, prefill.min, prefill.max, gflops,
+             gemm ? fmt::format(", {:.0f} % of the GEMM peak", 100 * gflops / *gemm) : "");
+
+  fmt::print("weights read by a token at batch 1: {:.3f} GB\n", token_gb);
+  std::vector<DecodePoint> points;
+  for (int64_t context : flags_.contexts) {
+    for (int batch : flags_.batches) {
+      ASSIGN_OR_RETURN(const DecodePoint p, MeasureDecode(batch, context));
+      fmt::print("decode, batch {:<3} context {:<7} {:8.1f} tokens/s ({:.1f} to {:.1f})", p.batch, p.context,
+                 p.tokens_per_second.median, p.tokens_per_second.min, p.tokens_per_second.max);
+      if (p.batch == 1) {
+        const double gb = p.tokens_per_second.median * token_gb;
+        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read", gb, 100 * gb / read.median);
+      }
+      fmt::print("\n");
+      std::fflush(stdout);
+      points.push_back(p);
+    }
+  }
+  const ResidentMemory resident = ReadResidentMemory();
+  fmt::print("memory               {} resident, {} accounted\n", FormatBytes(resident.total_bytes()),
+             FormatBytes(engine_.AccountedBytes()));
+
+  if (flags_.json.empty()) return Status();
+  std::string decode;
+  for (const DecodePoint& p : points) {
+    decode += fmt::format(
+        "{}\n    {{\"batch\": {}, \"context\": {}, \"tokens_per_second\": {}, \"weight_gb_per_second\": {}, "
+        "\"read_bandwidth_share\": {}}}",
+        decode.empty() ? "" : ",", p.batch, p.context, ToJson(p.tokens_per_second),
+        p.batch == 1 ? fmt::format("{:.4f}", p.tokens_per_second.median * token_gb) : "null",
+        p.batch == 1 ? fmt::format("{:.4f}", p.tokens_per_second.median * token_gb / read.median) : "null");
+  }
+  const std::string json = fmt::format(
+      "{{\n  \"version\": \"{}\", \"model\": \"{}\", \"synthetic\": {}, \"experts\": {}, \"processor\": "
+      "\"{}\", \"threads\": {},\n"
+      "  \"kernels\": \"{}\", \"numerics\": \"{}\", \"runs\": {}, \"steps_per_run\": {},\n"
+      "  \"read_gb_per_second\": {}, \"gemm_gflops\": {},\n"
+      "  \"prefill\": {{\"rows\": {}, \"tokens_per_second\": {}, \"matrix_gflops\": {:.2f}, "
+      "\"gemm_peak_share\": {}}},\n"
+      "  \"weight_bytes_per_token\": {}, \"decode\": [{}\n  ],\n"
+      "  \"resident_bytes\": {}, \"accounted_bytes\": {}\n}}\n",
+      FORESIGHT_VERSION, engine_.is_synthetic() ? flags_.synthetic : "checkpoint", engine_.is_synthetic(),
+      engine_.config().n_routed_experts, engine_.machine().processor, threads, engine_.model().table().name,
+      engine_.model().numerics() == Numerics::kFaithful ? "faithful" : "clean", flags_.repeat, flags_.steps,
+      ToJson(read), gemm ? fmt::format("{:.2f}", *gemm) : "null", flags_.prefill_rows, ToJson(prefill),
+      gflops, gemm ? fmt::format("{:.4f}", gflops / *gemm) : "null", WeightBytesPerToken(weights), decode,
+      resident.total_bytes(), engine_.AccountedBytes());
+  std::ofstream file(flags_.json);
+  if (!(file << json)) return InvalidArgument("can't write {}", flags_.json);
+  return Status();
+}
+
+Status RunBench(const BenchFlags& flags) {
+  ASSIGN_OR_RETURN(EngineOptions options, flags.model.ToOptions());
+  TerminalProgress progress;
+  options.progress = &progress;
+  options.max_sequences = *std::max_element(flags.batches.begin(), flags.batches.end()) + 1;
+  const int64_t longest = *std::max_element(flags.contexts.begin(), flags.contexts.end());
+  options.context_tokens =
+      std::max<int64_t>(longest, flags.prefill_rows) + (flags.repeat + 1) * flags.steps + kBlockTokens;
+  options.step_rows_max = std::max(512, flags.prefill_rows);
+  if (!flags.synthetic.empty()) {
+    ASSIGN_OR_RETURN(const ModelConfig config, ParseSyntheticSpec(flags.synthetic, flags.experts));
+    ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Synthesize(config, options));
+    return Bench(*engine, flags).Run();
+  }
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(files, options));
+  return Bench(*engine, flags).Run();
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app, Status* result) {
+  auto flags = std::make_shared<BenchFlags>();
+  CLI::App* command =
+      app.add_subcommand("bench", "Measure prefill and decode against what this machine can do");
+  flags->model.AddTo(*command);
+  command->remove_option(command->get_option("--context"));
+  command->add_option("--synthetic", flags->synthetic,
+                      "Random weights of a released shape, made in memory: flash:LAYERS or pro:LAYERS");
+  command->add_option("--experts", flags->experts, "Keep only so many routed experts of a synthetic model");
+  command->add_option("--batches", flags->batches, "Sequences decoded at once")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_option("--contexts", flags->contexts, "Tokens before the decoded ones")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command->add_option("--prefill", flags->prefill_rows, "Rows of the prefill step")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--repeat", flags->repeat, "Measurements; the median counts")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("--steps", flags->steps, "Decode steps of one measurement")
+      ->check(CLI::Range(1, 10000))
+      ->capture_default_str();
+  command->add_option("--json", flags->json, "Write the figures to this file");
+  command->callback([flags, result] { *result = RunBench(*flags); });
+}
+
+}  // namespace foresight

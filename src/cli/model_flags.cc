@@ -1,0 +1,38 @@
+#include "cli/model_flags.h"
+
+#include "weights/embedded/embedded_model.h"
+
+namespace foresight {
+
+void ModelFlags::AddTo(CLI::App& command) {
+  command.add_option("-m,--model", directory,
+                     "Checkpoint directory in the official layout (default: the embedded model)");
+  command.add_option("--table", table, "Kernels: cpu (the best of this machine), cpu-avx512, cpu-avx2, ref")
+      ->capture_default_str();
+  command.add_option("--numerics", numerics, "faithful (the released model's roundings) or clean (none)")
+      ->check(CLI::IsMember({"faithful", "clean"}))
+      ->capture_default_str();
+  command.add_option("-t,--threads", threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  command
+      .add_option("-c,--context", context_tokens,
+                  "Context in tokens (default: as much as model and memory allow)")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+}
+
+Result<EngineOptions> ModelFlags::ToOptions() const {
+  EngineOptions options;
+  options.num_threads = threads;
+  options.table = table;
+  options.numerics = numerics == "clean" ? Numerics::kClean : Numerics::kFaithful;
+  options.context_tokens = context_tokens;
+  return options;
+}
+
+Result<ModelFiles> OpenModel(const std::string& directory) {
+  if (!directory.empty()) return OpenModelDirectory(directory);
+  ModelFiles files = EmbeddedModel();
+  if (files.empty()) return NotFound("this build carries no model; name a checkpoint directory with --model");
+  return files;
+}
+
+}  // namespace foresight

@@ -1,0 +1,263 @@
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <sstream>
+
+#include "base/units.h"
+#include "cli/command.h"
+#include "cli/model_flags.h"
+#include "engine/generation.h"
+
+namespace foresight {
+namespace {
+
+// Set by Ctrl-C, looked at between steps. The one piece of state that a signal handler needs.
+std::atomic<bool> g_interrupted{false};
+
+void OnInterrupt(int) {
+  // A second Ctrl-C before the first was noticed ends the program.
+  if (g_interrupted.exchange(true)) _exit(ExitCode(StatusCode::kCancelled));
+}
+
+struct RunFlags {
+  ModelFlags model;
+  std::string prompt;
+  std::string file;
+  std::string system;
+  bool chat = false;
+  bool greedy = false;
+  bool quiet = false;
+  bool ignore_eos = false;
+  // Given on the command line or not; what isn't comes from generation_config.json.
+  std::optional<double> temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty;
+  std::optional<int64_t> top_k, seed, max_tokens;
+  std::optional<int> logprobs;
+  std::vector<std::string> stop;
+  std::vector<std::string> logit_bias;
+};
+
+Result<SamplingParams> SamplingOf(const RunFlags& flags, const ModelFiles& files) {
+  SamplingParams params;
+  if (files.Contains("generation_config.json")) {
+    ASSIGN_OR_RETURN(const std::string_view json, files.FindText("generation_config.json"));
+    ASSIGN_OR_RETURN(params, ParseGenerationConfig(json));
+  }
+  params.temperature = flags.greedy ? 0 : flags.temperature.value_or(params.temperature);
+  params.top_p = flags.top_p.value_or(params.top_p);
+  params.top_k = flags.top_k.value_or(params.top_k);
+  params.min_p = flags.min_p.value_or(params.min_p);
+  params.repetition_penalty = flags.repetition_penalty.value_or(params.repetition_penalty);
+  params.presence_penalty = flags.presence_penalty.value_or(params.presence_penalty);
+  params.frequency_penalty = flags.frequency_penalty.value_or(params.frequency_penalty);
+  params.seed = flags.seed;
+  params.max_tokens = flags.max_tokens;
+  params.logprobs = flags.logprobs;
+  params.stop = flags.stop;
+  for (const std::string& entry : flags.logit_bias) {
+    int id = 0;
+    double bias = 0;
+    char rest = 0;
+    if (std::sscanf(entry.c_str(), "%d:%lf%c", &id, &bias, &rest) != 2) {
+      return InvalidArgument("--logit-bias: want ID:BIAS, got '{}'", entry);
+    }
+    params.logit_bias.emplace_back(id, bias);
+  }
+  return params;
+}
+
+// Prints text as it comes, and log-probabilities on the error stream.
+class Printer : public GenerationSink {
+ public:
+  Printer(const Tokenizer& tokenizer, bool logprobs) : tokenizer_(tokenizer), logprobs_(logprobs) {}
+
+  void OnText(std::string_view text) override {
+    text_ += text;
+    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
+      g_interrupted = true;  // nobody reads on
+    }
+  }
+  void OnToken(const SampledToken& token) override {
+    if (!logprobs_) return;
+    fmt::print(stderr, "{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
+    for (const TokenLogProb& t : token.top) fmt::print(stderr, " | {} {:.3f}", Show(t.token), t.logprob);
+    fmt::print(stderr, "\n");
+  }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string Show(TokenId token) const {
+    const auto bytes = tokenizer_.TokenBytes(token);
+    std::string shown = "\"";
+    for (const char c : bytes.ok() ? *bytes : "?")
+      shown += c == '\n' ? std::string("\\n") : std::string(1, c);
+    return shown + '"';
+  }
+
+  const Tokenizer& tokenizer_;
+  bool logprobs_;
+  std::string text_;
+};
+
+void PrintClosingLine(const GenerationResult& r) {
+  fmt::print(stderr, "[{}; prefill {} tokens{} {:.1f} tokens/s; decode {} tokens {:.1f} tokens/s; seed {}]\n",
+             FinishReasonName(r.finish), r.prompt_tokens - r.cached_tokens,
+             r.cached_tokens > 0 ? fmt::format(" (+{} kept)", r.cached_tokens) : "",
+             r.prefill_tokens_per_second(), r.completion_tokens, r.decode_tokens_per_second(), r.seed);
+}
+
+// The conversation as prompt text in chat mode (model spec 5.2): the layout of turns without tools or
+// thinking.
+class ChatTranscript {
+ public:
+  ChatTranscript(std::string system) : text_(std::string(kBosToken) + system) {}
+  void AddUser(std::string_view content) {
+    text_ += fmt::format("<｜User｜>{}<｜Assistant｜></think>", content);
+  }
+  void AddAssistant(std::string_view content) { text_ += fmt::format("{}{}", content, kEosToken); }
+  const std::string& text() const { return text_; }
+
+ private:
+  std::string text_;
+};
+
+Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& params, std::string_view input) {
+  const Tokenizer& tokenizer = *engine.tokenizer();
+  std::string text(input);
+  if (flags.chat) {
+    ChatTranscript transcript(flags.system);
+    transcript.AddUser(input);
+    text = transcript.text();
+  }
+  ASSIGN_OR_RETURN(const std::vector<TokenId> prompt,
+                   tokenizer.Encode(text, {.add_bos = !flags.chat && tokenizer.bos_id().has_value()}));
+  ASSIGN_OR_RETURN(Session session, Session::Create(engine));
+  Printer printer(tokenizer, params.logprobs.has_value());
+  ASSIGN_OR_RETURN(
+      const GenerationResult result,
+      session.Generate(
+          {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
+          printer));
+  if (!flags.quiet) {
+    fmt::print("\n");
+    PrintClosingLine(result);
+  }
+  if (result.finish == FinishReason::kCancelled) return Error(StatusCode::kCancelled, "interrupted");
+  return Status();
+}
+
+Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params) {
+  const Tokenizer& tokenizer = *engine.tokenizer();
+  ASSIGN_OR_RETURN(Session session, Session::Create(engine));
+  ChatTranscript transcript(flags.system);
+  fmt::print(stderr, "Type a message; /clear starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer.\n");
+  for (;;) {
+    fmt::print(stderr, "> ");
+    std::string line;
+    if (!std::getline(std::cin, line)) {
+      if (!g_interrupted.exchange(false)) return Status();
+      return Error(StatusCode::kCancelled, "interrupted");
+    }
+    if (line.empty()) continue;
+    if (line == "/quit") return Status();
+    if (line == "/help") {
+      fmt::print(stderr, "/clear  forget the conversation\n/quit   leave\n");
+      continue;
+    }
+    if (line == "/clear") {
+      transcript = ChatTranscript(flags.system);
+      continue;
+    }
+    if (line.starts_with('/')) {
+      fmt::print(stderr, "unknown command {}; /help lists them\n", line);
+      continue;
+    }
+    ChatTranscript next = transcript;
+    next.AddUser(line);
+    ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, tokenizer.Encode(next.text()));
+    g_interrupted = false;
+    Printer printer(tokenizer, params.logprobs.has_value());
+    const Result<GenerationResult> result = session.Generate(
+        {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
+        printer);
+    g_interrupted = false;
+    if (!result.ok()) {
+      // The request has failed, the conversation goes on as if it had not been made.
+      fmt::print(stderr, "{}\n", result.status().ToString());
+      continue;
+    }
+    fmt::print("\n");
+    std::fflush(stdout);
+    if (!flags.quiet) PrintClosingLine(*result);
+    transcript = std::move(next);
+    transcript.AddAssistant(printer.text());
+  }
+}
+
+Status Run(const RunFlags& flags) {
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
+  ASSIGN_OR_RETURN(EngineOptions options, flags.model.ToOptions());
+  TerminalProgress progress;
+  options.progress = flags.quiet ? nullptr : &progress;
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(files, options));
+  if (engine->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", files.origin());
+  if (!flags.quiet) fmt::print(stderr, "{}", engine->StartUpReport());
+  ASSIGN_OR_RETURN(const SamplingParams params, SamplingOf(flags, files));
+  RETURN_IF_ERROR(params.Validate(engine->config().vocab_size));
+
+  struct sigaction action = {};
+  action.sa_handler = OnInterrupt;
+  sigaction(SIGINT, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
+
+  if (!flags.prompt.empty()) return OneShot(flags, *engine, params, flags.prompt);
+  if (!flags.file.empty()) {
+    std::ifstream in(flags.file, std::ios::binary);
+    std::ostringstream text;
+    if (!in || !(text << in.rdbuf())) return NotFound("can't read {}", flags.file);
+    return OneShot(flags, *engine, params, text.str());
+  }
+  if (isatty(STDIN_FILENO)) return Chat(flags, *engine, params);
+  const std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  return OneShot(flags, *engine, params, text);
+}
+
+}  // namespace
+
+void AddRunCommand(CLI::App& app, Status* result) {
+  auto flags = std::make_shared<RunFlags>();
+  CLI::App* command = app.add_subcommand(
+      "run",
+      "Generate text: one answer for -p, --file or piped standard input; a conversation on a terminal");
+  flags->model.AddTo(*command);
+  CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "The text to continue");
+  command->add_option("-f,--file", flags->file, "A file with the text to continue")->excludes(prompt);
+  command->add_flag("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");
+  command->add_option("--system", flags->system, "System text of a conversation");
+  command->add_flag("-q,--quiet", flags->quiet, "The text only");
+  command->add_option("-n,--max-tokens", flags->max_tokens,
+                      "Longest answer (default: the rest of the context)");
+  command->add_option("--temperature,--temp", flags->temperature,
+                      "0 is greedy (defaults: the model's generation_config.json)");
+  command->add_flag("--greedy", flags->greedy, "The same as --temperature 0");
+  command->add_option("--top-k", flags->top_k, "Keep the k most likely tokens; 0: all");
+  command->add_option("--top-p", flags->top_p, "Keep the smallest set of this probability");
+  command->add_option("--min-p", flags->min_p, "Keep tokens at least this likely relative to the best");
+  command->add_option("--repetition-penalty", flags->repetition_penalty,
+                      "Divides logits of tokens seen; 1: off");
+  command->add_option("--presence-penalty", flags->presence_penalty, "Subtracted once from tokens generated");
+  command->add_option("--frequency-penalty", flags->frequency_penalty, "Subtracted for each time generated");
+  command->add_option("-s,--seed", flags->seed, "The same seed gives the same text");
+  command->add_option("--stop", flags->stop, "End before this text (may be given several times)")
+      ->allow_extra_args(false);
+  command->add_option("--logprobs", flags->logprobs, "Print log-probabilities of this many alternatives");
+  command->add_option("--logit-bias", flags->logit_bias, "ID:BIAS, added to a token's logit (several times)")
+      ->allow_extra_args(false);
+  command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
+  command->callback([flags, result] { *result = Run(*flags); });
+}
+
+}  // namespace foresight

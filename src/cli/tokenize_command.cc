@@ -1,0 +1,66 @@
+#include <boost/json/value.hpp>
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+
+#include "base/json.h"
+#include "cli/command.h"
+#include "cli/model_flags.h"
+#include "tokenizer/tokenizer.h"
+
+namespace foresight {
+namespace {
+
+struct TokenizeFlags {
+  std::string directory;
+  bool decode = false;
+  bool bos = false;
+};
+
+Result<std::vector<TokenId>> ParseIds(std::string_view json) {
+  ASSIGN_OR_RETURN(const boost::json::value value, ParseJson(json));
+  if (!value.is_array()) return InvalidArgument("standard input: want a JSON array of token ids");
+  std::vector<TokenId> ids;
+  for (const boost::json::value& item : value.get_array()) {
+    const int64_t* id = item.if_int64();
+    if (id == nullptr || *id < 0 || *id > INT32_MAX) {
+      return InvalidArgument("standard input: item {} of the array is no token id", ids.size());
+    }
+    ids.push_back(static_cast<TokenId>(*id));
+  }
+  return ids;
+}
+
+Status Tokenize(const TokenizeFlags& flags) {
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.directory));
+  ASSIGN_OR_RETURN(const std::string_view json, files.FindText("tokenizer.json"));
+  ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(json));
+  const std::string input(std::istreambuf_iterator<char>(std::cin), {});
+  std::string output;
+  if (flags.decode) {
+    ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseIds(input));
+    ASSIGN_OR_RETURN(output, tokenizer.Decode(ids));
+  } else {
+    ASSIGN_OR_RETURN(const std::vector<TokenId> ids, tokenizer.Encode(input, {.add_bos = flags.bos}));
+    output = fmt::format("[{}]\n", fmt::join(ids, ", "));
+  }
+  if (std::fwrite(output.data(), 1, output.size(), stdout) != output.size() || std::fflush(stdout) != 0) {
+    return Error(StatusCode::kUnavailable, "standard output can't be written");
+  }
+  return Status();
+}
+
+}  // namespace
+
+void AddTokenizeCommand(CLI::App& app, Status* result) {
+  auto flags = std::make_shared<TokenizeFlags>();
+  CLI::App* command = app.add_subcommand(
+      "tokenize", "Standard input as a JSON array of token ids; with --decode, back to text");
+  command->add_option("-m,--model", flags->directory,
+                      "Directory with tokenizer.json (default: the embedded model)");
+  command->add_flag("--decode", flags->decode, "Read a JSON array of ids and write the text");
+  command->add_flag("--bos", flags->bos, "Begin with the begin-of-sentence token");
+  command->callback([flags, result] { *result = Tokenize(*flags); });
+}
+
+}  // namespace foresight
