@@ -3,8 +3,7 @@
 
 usage: gather.py TREE OUT.jsonl.xz [--megabytes N]
 
-TREE has one folder per package (sources.json lists the Debian packages we used and their licences; README.md has the
-commands that fetch and unpack them). Each output line is {"domain", "path", "piece", "text"}; a file belongs to one of three
+TREE has one folder per package; README.md has the commands that fetch and unpack them. Each output line is {"domain", "path", "piece", "text"}; a file belongs to one of three
 domains by its suffix: code, prose or structured. Needs Python 3 only.
 """
 import argparse
