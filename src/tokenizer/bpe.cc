@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
+#include <functional>
+#include <optional>
+#include <string>
 
 #include "base/check.h"
 
@@ -9,10 +13,21 @@ namespace foresight {
 namespace {
 
 // Up to this many bytes, looking through all pairs for the best one is faster than keeping a queue.
-constexpr size_t kScanLengthMax = 96;
+constexpr size_t kScanLengthMax = 0;
 
 uint64_t Pair(TokenId left, TokenId right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+// The high bits of a product depend on all bits of its factor (2^64 / golden ratio).
+uint64_t Hash(uint64_t x) {
+  return x * 0x9e3779b97f4a7c15;
+}
+
+uint64_t Hash(const std::array<char, 16>& key) {
+  uint64_t halves[2];
+  std::memcpy(halves, key.data(), sizeof(halves));
+  return Hash(Hash(halves[0]) ^ halves[1]) >> 32;
 }
 
 }  // namespace
@@ -20,6 +35,7 @@ uint64_t Pair(TokenId left, TokenId right) {
 Result<Bpe> Bpe::Build(const Vocabulary& vocabulary, std::span<const Merge> merges, bool whole_first) {
   Bpe bpe;
   bpe.vocabulary_ = &vocabulary;
+  bpe.whole_first_ = whole_first;
   for (int byte = 0; byte < 256; ++byte) {
     char c = static_cast<char>(byte);
     std::optional<TokenId> id = vocabulary.FindBytes({&c, 1});
@@ -48,31 +64,44 @@ Result<Bpe> Bpe::Build(const Vocabulary& vocabulary, std::span<const Merge> merg
     bpe.merged_.push_back(*id);
   }
 
-  bpe.is_whole_.resize(vocabulary.size());
-  Scratch scratch;
-  for (TokenId id = 0; id < vocabulary.size(); ++id) {
-    if (!vocabulary.Contains(id)) continue;
-    bpe.is_whole_[id] = whole_first;
-    if (whole_first) continue;
-    bpe.MergePiece(vocabulary.Bytes(id), &scratch);
-    bpe.is_whole_[id] = scratch.ids.size() == 1 && scratch.ids[0] == id;
-  }
   return bpe;
 }
 
+Bpe::Scratch::Scratch(size_t text_bytes)
+    : cache(std::bit_ceil(std::clamp<size_t>(text_bytes / 8, 16, 4096))) {}
+
 void Bpe::Encode(std::string_view piece, Scratch* scratch, std::vector<TokenId>* ids) const {
   DCHECK(piece.size() < UINT32_MAX);
-  // Most pieces of usual text are entries: one lookup instead of all the merges.
-  if (std::optional<TokenId> id = vocabulary_->FindBytes(piece); id && is_whole_[*id]) {
-    ids->push_back(*id);
+  if (piece.size() > Scratch::kCachedBytesMax) {
+    EncodeUncached(piece, scratch);
+    ids->insert(ids->end(), scratch->ids.begin(), scratch->ids.end());
     return;
   }
-  MergePiece(piece, scratch);
-  ids->insert(ids->end(), scratch->ids.begin(), scratch->ids.end());
+  std::array<char, Scratch::kCachedBytesMax + 1> key{};
+  std::memcpy(key.data(), piece.data(), piece.size());
+  key.back() = static_cast<char>(piece.size());
+  Scratch::CachedPiece& cached = scratch->cache[Hash(key) & (scratch->cache.size() - 1)];
+  if (cached.key != key) {
+    EncodeUncached(piece, scratch);
+    if (scratch->ids.size() > Scratch::kCachedIdsMax) {
+      ids->insert(ids->end(), scratch->ids.begin(), scratch->ids.end());
+      return;
+    }
+    cached.key = key;
+    cached.num_ids = static_cast<uint32_t>(scratch->ids.size());
+    std::copy(scratch->ids.begin(), scratch->ids.end(), cached.ids);
+  }
+  ids->insert(ids->end(), cached.ids, cached.ids + cached.num_ids);
 }
 
 // Leaves the ids of the piece in scratch->ids.
-void Bpe::MergePiece(std::string_view piece, Scratch* scratch) const {
+void Bpe::EncodeUncached(std::string_view piece, Scratch* scratch) const {
+  if (whole_first_) {
+    if (std::optional<TokenId> id = vocabulary_->FindBytes(piece)) {
+      scratch->ids.assign(1, *id);
+      return;
+    }
+  }
   scratch->ids.clear();
   scratch->ranks.clear();
   for (char c : piece) scratch->ids.push_back(id_of_byte_[static_cast<uint8_t>(c)]);
@@ -88,17 +117,23 @@ void Bpe::MergePiece(std::string_view piece, Scratch* scratch) const {
 }
 
 void Bpe::MergeByScan(Scratch* scratch) const {
-  std::vector<TokenId>& ids = scratch->ids;
-  std::vector<uint32_t>& ranks = scratch->ranks;
-  for (;;) {
-    size_t best = std::min_element(ranks.begin(), ranks.end()) - ranks.begin();
-    if (ranks[best] == kNoRank) return;
-    ids[best] = merged_[ranks[best]];
-    ids.erase(ids.begin() + best + 1);
-    ranks.erase(ranks.begin() + best);
-    if (best > 0) ranks[best - 1] = Rank(ids[best - 1], ids[best]);
-    ranks[best] = best + 1 < ids.size() ? Rank(ids[best], ids[best + 1]) : kNoRank;
+  TokenId* ids = scratch->ids.data();
+  uint32_t* ranks = scratch->ranks.data();
+  size_t size = scratch->ids.size();
+  while (size > 1) {
+    uint32_t rank = kNoRank;
+    for (size_t i = 0; i + 1 < size; ++i)
+      rank = std::min(rank, ranks[i]);  // in two steps, because this one vectorises
+    if (rank == kNoRank) break;
+    size_t place = std::find(ranks, ranks + size, rank) - ranks;
+    ids[place] = merged_[rank];
+    --size;
+    std::copy(ids + place + 2, ids + size + 1, ids + place + 1);
+    std::copy(ranks + place + 1, ranks + size + 1, ranks + place);
+    if (place > 0) ranks[place - 1] = Rank(ids[place - 1], ids[place]);
+    if (place + 1 < size) ranks[place] = Rank(ids[place], ids[place + 1]);
   }
+  scratch->ids.resize(size);
 }
 
 // The same with a linked list of ids and a queue of pairs. An entry of the queue is stale, and skipped, when
@@ -152,8 +187,7 @@ uint32_t Bpe::Rank(TokenId left, TokenId right) const {
 
 // Where the pair is, or the free slot where it would be.
 size_t Bpe::FindSlot(uint64_t pair) const {
-  size_t slot =
-      (pair * 0x9e3779b97f4a7c15) >> shift_;  // 2^64 / golden ratio: the high bits depend on all of pair
+  size_t slot = Hash(pair) >> shift_;
   while (slots_[slot].pair != pair && slots_[slot].pair != kNoPair) slot = (slot + 1) & (slots_.size() - 1);
   return slot;
 }

@@ -1,6 +1,8 @@
 // Byte-pair encoding of one piece of text.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -17,8 +19,21 @@ namespace foresight {
 // pair that stands first in the list is joined, the leftmost one where it occurs more than once.
 class Bpe {
  public:
-  // Working memory, to be kept between pieces. One thread at a time.
+  // Working memory, to be kept between pieces of one text. One thread at a time.
   struct Scratch {
+    // text_bytes: about how much text is to come. Usual text repeats its words: a cache of short pieces,
+    // small enough for the processor's own, saves most of the work on a long one.
+    explicit Scratch(size_t text_bytes);
+
+    static constexpr size_t kCachedBytesMax = 15;
+    static constexpr size_t kCachedIdsMax = 3;
+    struct CachedPiece {
+      std::array<char, kCachedBytesMax + 1> key{};  // the bytes, zeros, and last their number
+      uint32_t num_ids = 0;
+      TokenId ids[kCachedIdsMax];
+    };
+    std::vector<CachedPiece> cache;  // a power of two; a piece has one place
+
     std::vector<TokenId> ids;
     std::vector<uint32_t> ranks;
     std::vector<uint32_t> next, previous;
@@ -45,16 +60,16 @@ class Bpe {
   Bpe() = default;
   size_t FindSlot(uint64_t pair) const;
   uint32_t Rank(TokenId left, TokenId right) const;
+  void EncodeUncached(std::string_view piece, Scratch* scratch) const;
   void MergeByScan(Scratch* scratch) const;
   void MergeByQueue(Scratch* scratch) const;
-  void MergePiece(std::string_view piece, Scratch* scratch) const;
 
   const Vocabulary* vocabulary_ = nullptr;
+  bool whole_first_ = false;
   TokenId id_of_byte_[256];
-  std::vector<Slot> slots_;        // open addressing, a power of two
-  int shift_ = 0;                  // 64 - log2(slots)
-  std::vector<TokenId> merged_;    // by rank: what the pair becomes
-  std::vector<uint8_t> is_whole_;  // by id: a piece of these bytes becomes this one id
+  std::vector<Slot> slots_;      // open addressing, a power of two
+  int shift_ = 0;                // 64 - log2(slots)
+  std::vector<TokenId> merged_;  // by rank: what the pair becomes
 };
 
 }  // namespace foresight

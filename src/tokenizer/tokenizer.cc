@@ -17,7 +17,7 @@ namespace {
 
 // The working memory of one Encode.
 struct EncodeState {
-  explicit EncodeState(size_t num_splits) : pieces(num_splits) {}
+  EncodeState(size_t num_splits, size_t text_bytes) : pieces(num_splits), bpe_scratch(text_bytes) {}
 
   SplitScratch split_scratch;
   std::vector<std::vector<std::string_view>> pieces;  // what each split made of the piece it is at
@@ -161,7 +161,7 @@ Result<std::vector<TokenId>> Tokenizer::Encode(std::string_view text, EncodeOpti
   if (text.size() > kTextBytesMax) {
     return ResourceExhausted("a text of {} bytes is longer than {}", text.size(), kTextBytesMax);
   }
-  EncodeState state(impl_->splits.size());
+  EncodeState state(impl_->splits.size(), text.size());
   if (options.add_bos) {
     if (!impl_->bos_id) return InvalidArgument("the tokenizer has no added token {}", kBosToken);
     state.ids.push_back(*impl_->bos_id);

@@ -3,11 +3,19 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include <algorithm>
 #include <bit>
 
 #include "base/check.h"
 
 namespace foresight {
+namespace {
+
+uint64_t Hash(std::string_view bytes) {
+  return XXH3_64bits(bytes.data(), bytes.size());
+}
+
+}  // namespace
 
 Status Vocabulary::Add(TokenId id, std::string_view bytes) {
   RETURN_IF_ERROR(AddAside(id, bytes));
@@ -28,28 +36,34 @@ Status Vocabulary::AddAside(TokenId id, std::string_view bytes) {
 }
 
 Status Vocabulary::BuildIndex() {
-  slots_.assign(std::bit_ceil(2 * indexed_.size() + 2), -1);
+  slots_.resize(std::bit_ceil(2 * indexed_.size() + 2));
   for (TokenId id : indexed_) {
-    size_t slot = Slot(Bytes(id));
-    if (slots_[slot] != -1)
-      return InvalidArgument("ids {} and {} stand for the same bytes", slots_[slot], id);
-    slots_[slot] = id;
+    std::string_view bytes = Bytes(id);
+    uint64_t hash = Hash(bytes);
+    Slot& slot = slots_[FindSlot(bytes, hash)];
+    if (slot.id != -1) return InvalidArgument("ids {} and {} stand for the same bytes", slot.id, id);
+    slot = {id, static_cast<uint32_t>(hash)};
+    indexed_bytes_max_ = std::max(indexed_bytes_max_, bytes.size());
   }
   return Status();
 }
 
 std::optional<TokenId> Vocabulary::FindBytes(std::string_view bytes) const {
-  TokenId id = slots_[Slot(bytes)];
+  if (bytes.size() > indexed_bytes_max_) return std::nullopt;
+  TokenId id = slots_[FindSlot(bytes, Hash(bytes))].id;
   if (id == -1) return std::nullopt;
   return id;
 }
 
-// Where `bytes` are, or the free slot where they would be.
-size_t Vocabulary::Slot(std::string_view bytes) const {
+// Where `bytes` are, or the free slot where they would be. The place comes from the high half of the hash.
+size_t Vocabulary::FindSlot(std::string_view bytes, uint64_t hash) const {
   size_t mask = slots_.size() - 1;
-  size_t slot = XXH3_64bits(bytes.data(), bytes.size()) & mask;
-  while (slots_[slot] != -1 && Bytes(slots_[slot]) != bytes) slot = (slot + 1) & mask;
-  return slot;
+  size_t at = hash >> 32 & mask;
+  while (slots_[at].id != -1 &&
+         !(slots_[at].hash == static_cast<uint32_t>(hash) && Bytes(slots_[at].id) == bytes)) {
+    at = (at + 1) & mask;
+  }
+  return at;
 }
 
 }  // namespace foresight

@@ -41,12 +41,18 @@ class Vocabulary {
     uint32_t length = 0;  // 0: no such id
   };
 
-  size_t Slot(std::string_view bytes) const;
+  struct Slot {
+    TokenId id = -1;    // free
+    uint32_t hash = 0;  // of the bytes: most comparisons end here
+  };
+
+  size_t FindSlot(std::string_view bytes, uint64_t hash) const;
 
   std::string bytes_;
   std::vector<Entry> entries_;
   std::vector<TokenId> indexed_;  // ids given to Add
-  std::vector<TokenId> slots_;    // open addressing, a power of two; -1 is free
+  size_t indexed_bytes_max_ = 0;  // of the longest of them
+  std::vector<Slot> slots_;       // open addressing, a power of two
 };
 
 }  // namespace foresight
