@@ -1,5 +1,7 @@
 #include "sampling/sampler.h"
 
+#include "base/rng.h"
+
 namespace foresight {
 
 Sampler::Sampler(const SamplingParams& params, int vocab_size, int choice)
