@@ -123,7 +123,8 @@ TEST(StreamingDecoder, NeverSplitsACharacter) {
   const std::string text = "naïve 你好 🙂 résumé";
   StreamingDecoder decoder(Mini());
   std::string joined;
-  for (TokenId id : *Mini().Encode(text)) {
+  const std::vector<TokenId> ids = *Mini().Encode(text);
+  for (TokenId id : ids) {
     const Result<std::string> piece = decoder.Push(id);
     ASSERT_TRUE(piece.ok());
     EXPECT_EQ(ReplaceInvalidUtf8(*piece), *piece);
@@ -136,7 +137,8 @@ TEST(StreamingDecoder, NeverSplitsACharacter) {
 TEST(StreamingDecoder, WhatCanNotBecomeACharacterIsReplaced) {
   StreamingDecoder decoder(Mini());
   std::string joined;
-  for (TokenId id : *Mini().Encode("a\xe4\xbd")) joined += *decoder.Push(id);
+  const std::vector<TokenId> ids = *Mini().Encode("a\xe4\xbd");
+  for (TokenId id : ids) joined += *decoder.Push(id);
   EXPECT_EQ(joined, "a");
   EXPECT_EQ(decoder.Finish(), "\xef\xbf\xbd");
 }
