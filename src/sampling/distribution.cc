@@ -4,6 +4,7 @@
 #include <array>
 #include <cfloat>
 #include <cmath>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -103,8 +104,8 @@ DistributionBuilder::DistributionBuilder(int vocab_size)
 
 // One pass sorts the candidates' weights into steps of their log-weight; only the candidates of the step in
 // which the target is reached are put in order.
-template <typename Weight>
-void DistributionBuilder::KeepLargest(double target, Weight weight) {
+template <typename Weight, typename Target>
+void DistributionBuilder::KeepLargest(Weight weight, Target target_of) {
   constexpr int kSteps = 512;
   constexpr double kStepsPerUnit = 16;
   const auto step_of = [](double log_weight) {
@@ -112,6 +113,7 @@ void DistributionBuilder::KeepLargest(double target, Weight weight) {
   };
   std::array<double, kSteps> sums{};
   for (size_t i = 0; i < num_kept_; ++i) sums[step_of(log_weights_[i])] += weight(log_weights_[i]);
+  const double target = target_of(std::accumulate(sums.begin(), sums.end(), 0.0));
   int border_step = 0;
   double sum = 0;  // of the steps before border_step
   while (border_step < kSteps - 1 && sum + sums[border_step] < target) sum += sums[border_step++];
@@ -175,12 +177,10 @@ Result<Distribution> DistributionBuilder::Build(std::span<const float> logits, c
       num_kept_ += w >= lowest;
     }
     if (params.top_k > 0 && params.top_k < static_cast<int64_t>(num_kept_)) {
-      KeepLargest(static_cast<double>(params.top_k), [](double) { return 1.0; });
+      KeepLargest([](double) { return 1.0; }, [&](double) { return static_cast<double>(params.top_k); });
     }
     if (params.top_p < 1) {
-      double sum = 0;
-      for (size_t i = 0; i < num_kept_; ++i) sum += std::exp(log_weights_[i]);
-      KeepLargest(params.top_p * sum, [](double w) { return std::exp(w); });
+      KeepLargest([](double w) { return std::exp(w); }, [&](double sum) { return params.top_p * sum; });
     }
   }
   return Distribution{{tokens_.data(), num_kept_}, {log_weights_.data(), num_kept_}};

@@ -47,9 +47,9 @@ class DistributionBuilder {
                              const TokenCounts* counts);
 
  private:
-  // Keeps the shortest run of candidates, in descending order, whose weights reach `target`.
-  template <typename Weight>
-  void KeepLargest(double target, Weight weight);
+  // Keeps the shortest run of candidates, in descending order, whose weights reach target_of(all weights).
+  template <typename Weight, typename Target>
+  void KeepLargest(Weight weight, Target target_of);
 
   int vocab_size_ = 0;
   std::vector<float> logits_;  // processed, when something changes them
