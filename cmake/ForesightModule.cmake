@@ -39,7 +39,9 @@ function(foresight_module name)
   endif()
   if(FORESIGHT_TESTS AND tests)
     add_executable(${name}_test ${tests})
+    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})  # tests/tolerances.h
     target_link_libraries(${name}_test PRIVATE foresight_${name} GTest::gtest_main)
+    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})  # tests/tolerances.h
     add_test(NAME ${name} COMMAND ${name}_test WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   endif()
 endfunction()

@@ -3,12 +3,12 @@
 
 namespace foresight::tolerances {
 
-// Relative L2 error of a float32 kernel against the float64 definition: sums of up to some thousand products of
-// float32 values keep about six digits.
+// Relative L2 error of a float32 kernel against the float64 definition: sums of up to some thousand products
+// of float32 values keep about six digits.
 inline constexpr double kFloat32 = 3e-6;
 
-// Relative L2 error where both sides round to bfloat16: values that lie within float32's error of a rounding boundary
-// fall to either side, and each such one is 2^-8 off; about one value in some thousands does.
+// Relative L2 error where both sides round to bfloat16: values that lie within float32's error of a rounding
+// boundary fall to either side, and each such one is 2^-8 off; about one value in some thousands does.
 inline constexpr double kBf16Flips = 1e-3;
 
 }  // namespace foresight::tolerances

@@ -17,8 +17,8 @@ namespace foresight {
 class FakeCache {
  public:
   struct Shape {
-    EntryLayout entry;
-    IndexKeyLayout index_key;  // dim 0: none
+    EntryLayout entry = {};
+    IndexKeyLayout index_key = {};  // dim 0: none
     int64_t window_slots = 128;
     int64_t num_entries = 0;  // compressed entries and index keys
     int64_t per_block = 64;   // of them in one block
