@@ -1,0 +1,176 @@
+#include "kernels/compressor/compressor.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cache_fixture.h"
+#include "tests/tolerances.h"
+
+namespace foresight {
+namespace {
+
+struct Case {
+  Numerics numerics = Numerics::kClean;
+  int ratio = 4;
+  bool for_indexer = false;
+  int dim = 128;
+  int rope_dim = 64;
+
+  CacheFormat format() const {
+    return numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32;
+  }
+  EntryLayout entry() const { return {format(), for_indexer ? 64 : dim, for_indexer ? 0 : rope_dim}; }
+  IndexKeyLayout index_key() const { return {format(), for_indexer ? dim : 0}; }
+  int width() const { return ratio == 4 ? 2 * dim : dim; }
+  int64_t item_bytes() const { return for_indexer ? index_key().bytes() : entry().bytes(); }
+};
+
+struct Sequence {
+  Sequence(const Case& c, int length, uint32_t seed, int extra_slots = 0)
+      : length(length),
+        cache({.entry = c.entry(),
+               .index_key = c.index_key(),
+               .num_entries = length / c.ratio,
+               .per_block = 256 / c.ratio,
+               .row_floats = c.for_indexer ? 0 : 2 * c.width(),
+               .row_slots = (c.ratio == 4 ? 7 : 127) + extra_slots,
+               .index_row_floats = c.for_indexer ? 2 * c.width() : 0}) {
+    RandomFloats random(seed);
+    a = random.Vector(int64_t{length} * c.width());
+    b = random.Vector(int64_t{length} * c.width(), 2);
+  }
+  int length;
+  FakeCache cache;
+  std::vector<float> a, b;
+};
+
+struct Part {
+  Sequence* sequence;
+  int begin;
+  int end;
+};
+
+void Compress(const KernelTable& table, const KernelContext& ctx, const Case& c,
+              const std::vector<Part>& parts) {
+  const std::vector<float> ape = RandomFloats(50).Vector(int64_t{c.ratio} * c.width(), 0.5f);
+  const std::vector<float> norm = RandomFloats(51).Vector(c.dim);
+  std::vector<float> frequencies(c.rope_dim / 2);
+  for (size_t i = 0; i < frequencies.size(); ++i) frequencies[i] = std::pow(0.7f, static_cast<float>(i));
+  std::vector<float> a, b;
+  std::vector<SequenceRows> rows;
+  int total = 0;
+  for (const auto& [s, begin, end] : parts) {
+    a.insert(a.end(), s->a.begin() + begin * c.width(), s->a.begin() + end * c.width());
+    b.insert(b.end(), s->b.begin() + begin * c.width(), s->b.begin() + end * c.width());
+    rows.push_back({total, end - begin, begin, s->cache.view()});
+    total += end - begin;
+  }
+  table.compressor(ctx,
+                   {.sequences = rows,
+                    .ratio = c.ratio,
+                    .for_indexer = c.for_indexer,
+                    .entry = c.entry(),
+                    .index_key = c.index_key(),
+                    .dim = c.dim,
+                    .rope_dim = c.rope_dim,
+                    .a = a.data(),
+                    .b = b.data(),
+                    .ape = {DType::kF32, c.ratio, c.width(), reinterpret_cast<const std::byte*>(ape.data())},
+                    .norm = {DType::kF32, c.dim, reinterpret_cast<const std::byte*>(norm.data())},
+                    .norm_eps = 1e-6f,
+                    .frequencies = frequencies.data()});
+  EXPECT_EQ(ctx.scratch->used(), 0u);
+}
+
+// All bytes that the compressor wrote for the sequence.
+std::vector<std::byte> Entries(const Case& c, const Sequence& s) {
+  const PagedView& pages = c.for_indexer ? s.cache.view().index_keys : s.cache.view().compressed;
+  std::vector<std::byte> bytes;
+  for (int i = 0; i < s.length / c.ratio; ++i) bytes.insert(bytes.end(), pages[i], pages[i] + c.item_bytes());
+  return bytes;
+}
+
+std::vector<float> Values(const Case& c, const Sequence& s) {
+  const std::vector<std::byte> bytes = Entries(c, s);
+  std::vector<float> values(s.length / c.ratio * c.dim);
+  for (int i = 0; i < s.length / c.ratio; ++i) {
+    const std::byte* item = bytes.data() + i * c.item_bytes();
+    if (c.for_indexer) {
+      DecodeIndexKey(c.index_key(), item, &values[i * c.dim]);
+    } else {
+      DecodeEntry(c.entry(), item, &values[i * c.dim]);
+    }
+  }
+  return values;
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (Numerics n : {Numerics::kClean, Numerics::kFaithful}) {
+    cases.push_back({.numerics = n, .ratio = 4});
+    cases.push_back({.numerics = n, .ratio = 4, .dim = 512});
+    cases.push_back({.numerics = n, .ratio = 128, .dim = 192});
+    cases.push_back({.numerics = n, .ratio = 4, .for_indexer = true});
+    cases.push_back({.numerics = n, .ratio = 4, .for_indexer = true, .dim = 32, .rope_dim = 32});
+  }
+  return cases;
+}
+
+class Compressor : public testing::TestWithParam<Case> {};
+
+TEST_P(Compressor, FollowsTheDefinition) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  const KernelContext ctx = host.context(c.numerics);
+  for (int length : {3, 4, 8, 9, 128, 260}) {
+    Sequence want(c, length, 5);
+    Compress(RefKernels(), ctx, c, {{&want, 0, length}});
+    const std::vector<float> want_values = Values(c, want);
+    for (const KernelTable* table : CpuTables()) {
+      Sequence got(c, length, 5);
+      Compress(*table, ctx, c, {{&got, 0, length}});
+      const std::vector<float> values = Values(c, got);
+      double error = 0;
+      double norm = 1e-30;
+      for (size_t i = 0; i < values.size(); ++i) {
+        error += std::pow(static_cast<double>(values[i]) - want_values[i], 2);
+        norm += std::pow(static_cast<double>(want_values[i]), 2);
+      }
+      // A bf16 that falls to the other side may take its E4M3 or E2M1 code with it.
+      const double tolerance =
+          c.numerics == Numerics::kFaithful ? 10 * tolerances::kBf16Flips : tolerances::kFloat32;
+      EXPECT_LE(std::sqrt(error / norm), tolerance) << table->name << " length " << length;
+    }
+  }
+}
+
+TEST_P(Compressor, WritesTheSameBytesInAnyChunksAndCompany) {
+  const Case& c = GetParam();
+  constexpr int kLength = 270;
+  for (const KernelTable* table : CpuTables()) {
+    KernelHost one(1);
+    Sequence want(c, kLength, 5);
+    Compress(*table, one.context(c.numerics), c, {{&want, 0, kLength}});
+    const std::vector<std::byte> bytes = Entries(c, want);
+    for (int seed = 0; seed < 6; ++seed) {
+      KernelHost host(1 + seed % 3);
+      const KernelContext ctx = host.context(c.numerics);
+      RandomFloats random(seed);
+      Sequence got(c, kLength, 5, /*extra_slots=*/seed);
+      Sequence other(c, kLength, 6);
+      for (int at = 0; at < kLength;) {
+        const int count = std::min(seed == 0 ? 1 : 1 + random.Below(seed == 1 ? 200 : 9), kLength - at);
+        Compress(*table, ctx, c, {{&other, at, at + count}, {&got, at, at + count}});
+        at += count;
+      }
+      EXPECT_EQ(Entries(c, got), bytes) << table->name << " seed " << seed;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Compressor, testing::ValuesIn(Cases()));
+
+}  // namespace
+}  // namespace foresight

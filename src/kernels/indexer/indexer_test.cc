@@ -1,0 +1,178 @@
+#include "kernels/indexer/indexer.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cache_fixture.h"
+
+namespace foresight {
+namespace {
+
+struct Case {
+  Numerics numerics = Numerics::kClean;
+  int heads = 4;
+  int dim = 128;
+  int rope_dim = 64;
+  int topk = 8;
+
+  IndexKeyLayout layout() const {
+    return {numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32, dim};
+  }
+};
+
+struct Sequence {
+  Sequence(const Case& c, int length, uint32_t seed, bool half_zero = false)
+      : length(length),
+        cache({.entry = {.dim = 64}, .index_key = c.layout(), .num_entries = length / 4, .per_block = 64}) {
+    RandomFloats random(seed);
+    q = random.Vector(int64_t{length} * c.heads * c.dim);
+    for (float& v : q) v = c.numerics == Numerics::kFaithful ? RoundBf16(v) : v;
+    w = random.Vector(int64_t{length} * c.heads);
+    cos.assign(length * (c.rope_dim / 2), 1.f);
+    sin.assign(cos.size(), 0.f);
+    for (size_t i = 0; i < cos.size(); ++i) {
+      const float angle = random.Next();
+      cos[i] = std::cos(angle);
+      sin[i] = std::sin(angle);
+    }
+    for (int s = 0; s < length / 4; ++s) {
+      std::vector<float> key = random.Vector(c.dim);
+      if (half_zero && s % 2 == 0) std::fill(key.begin(), key.end(), 0.f);
+      keys.push_back(key);
+    }
+  }
+  void WriteKeys(const Case& c, int begin, int end) {
+    for (int s = begin / 4; s < end / 4; ++s) {
+      EncodeIndexKey(c.layout(), keys[s].data(), cache.view().index_keys[s]);
+    }
+  }
+
+  int length;
+  FakeCache cache;
+  std::vector<float> q, w, cos, sin;
+  std::vector<std::vector<float>> keys;
+};
+
+// Runs rows [begin, end) of each sequence (ranges side by side in one step); picks of all.
+std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, const Case& c,
+                           const std::vector<std::pair<Sequence*, std::pair<int, int>>>& parts) {
+  std::vector<float> q, w, cos, sin;
+  std::vector<SequenceRows> rows;
+  int total = 0;
+  const auto append = [](std::vector<float>& to, const std::vector<float>& from, int64_t width, int begin,
+                         int end) {
+    to.insert(to.end(), from.begin() + begin * width, from.begin() + end * width);
+  };
+  for (const auto& [s, range] : parts) {
+    const auto [begin, end] = range;
+    append(q, s->q, int64_t{c.heads} * c.dim, begin, end);
+    append(w, s->w, c.heads, begin, end);
+    append(cos, s->cos, c.rope_dim / 2, begin, end);
+    append(sin, s->sin, c.rope_dim / 2, begin, end);
+    s->WriteKeys(c, begin, end);
+    rows.push_back({total, end - begin, begin, s->cache.view()});
+    total += end - begin;
+  }
+  std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
+  table.indexer(ctx, {.sequences = rows,
+                      .heads = c.heads,
+                      .rope_dim = c.rope_dim,
+                      .topk = c.topk,
+                      .key = c.layout(),
+                      .iq = q.data(),
+                      .w = w.data(),
+                      .cos = cos.data(),
+                      .sin = sin.data(),
+                      .picks = picks.data()});
+  EXPECT_EQ(ctx.scratch->used(), 0u);
+  return picks;
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (Numerics n : {Numerics::kClean, Numerics::kFaithful}) {
+    cases.push_back({.numerics = n, .heads = 2, .topk = 6});
+    cases.push_back({.numerics = n, .heads = 5, .dim = 64, .topk = 40});
+    cases.push_back({.numerics = n, .heads = 64, .topk = 33});
+    cases.push_back({.numerics = n, .heads = 3, .dim = 32, .rope_dim = 32, .topk = 1});
+  }
+  return cases;
+}
+
+class Indexer : public testing::TestWithParam<Case> {};
+
+TEST_P(Indexer, PicksWhatTheDefinitionPicks) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  const KernelContext ctx = host.context(c.numerics);
+  for (int length : {1, 2, 3, 4, 5, 27, 28, 33, 300}) {
+    Sequence s(c, length, 3 + length);
+    const auto want = Picks(RefKernels(), ctx, c, {{&s, {0, length}}});
+    for (const KernelTable* table : CpuTables()) {
+      const auto got = Picks(*table, ctx, c, {{&s, {0, length}}});
+      int differences = 0;
+      for (size_t i = 0; i < want.size(); ++i) differences += got[i] != want[i];
+      // Scores nearer to each other than float32's error may change places: none do in these cases.
+      EXPECT_EQ(differences, 0) << table->name << " length " << length;
+    }
+  }
+}
+
+TEST_P(Indexer, PicksTheSameInAnyChunksAndCompany) {
+  const Case& c = GetParam();
+  for (const KernelTable* table : CpuTables()) {
+    Sequence a(c, 300, 1);
+    Sequence b(c, 210, 2);
+    KernelHost one(1);
+    const auto want = Picks(*table, one.context(c.numerics), c, {{&a, {0, 300}}});
+    for (int threads : {1, 3}) {
+      KernelHost host(threads);
+      const KernelContext ctx = host.context(c.numerics);
+      RandomFloats random(threads);
+      Sequence fresh(c, 300, 1);  // keys that no row has seen yet are NaN
+      std::vector<int32_t> got;
+      for (int at = 0; at < 300;) {
+        const int count = std::min(1 + random.Below(at < 200 ? 70 : 3), 300 - at);
+        const int other = std::min(at, 209);
+        const auto picks = Picks(*table, ctx, c, {{&b, {other, other + 1}}, {&fresh, {at, at + count}}});
+        got.insert(got.end(), picks.begin() + c.topk, picks.end());
+        at += count;
+      }
+      EXPECT_EQ(got, want) << table->name << " " << threads << " threads";
+    }
+  }
+}
+
+// Every second key is zero and so are its scores; the weights are negative in part: ties at zero decide.
+TEST_P(Indexer, BreaksTiesByTheLowerIndex) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  const KernelContext ctx = host.context(c.numerics);
+  Sequence s(c, 280, 11, /*half_zero=*/true);
+  for (size_t i = 0; i < s.w.size(); ++i) s.w[i] = -std::fabs(s.w[i]);  // scores are -0 or below
+  const auto want = Picks(RefKernels(), ctx, c, {{&s, {0, 280}}});
+  for (const KernelTable* table : CpuTables()) {
+    EXPECT_EQ(Picks(*table, ctx, c, {{&s, {0, 280}}}), want) << table->name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, Indexer, testing::ValuesIn(Cases()));
+
+// A step with more scores than are held at a time: many rows of a long context.
+TEST(IndexerTiles, DoNotChangePicks) {
+  const Case c{.heads = 1, .dim = 32, .rope_dim = 32, .topk = 3};
+  for (const KernelTable* table : CpuTables()) {
+    KernelHost host(2);
+    const KernelContext ctx = host.context(c.numerics);
+    Sequence s(c, 2000, 4);
+    const auto whole = Picks(*table, ctx, c, {{&s, {0, 2000}}});
+    const auto last = Picks(*table, ctx, c, {{&s, {1999, 2000}}});
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), whole.end() - c.topk)) << table->name;
+    EXPECT_EQ(Picks(RefKernels(), ctx, c, {{&s, {1999, 2000}}}), last) << table->name;
+  }
+}
+
+}  // namespace
+}  // namespace foresight
