@@ -1,0 +1,208 @@
+"""Drives the program as its users do: through flags, pipes, signals and a terminal.
+
+    program_test.py PATH_TO_FORESIGHT
+"""
+
+import json
+import os
+import pathlib
+import pty
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = None
+TIMEOUT_S = 300  # generous: sanitizer builds on a busy machine
+
+
+def foresight(*arguments, stdin=b""):
+    return subprocess.run([PROGRAM, *arguments], input=stdin, capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+class Run(unittest.TestCase):
+    def generate(self, *arguments, stdin=b""):
+        result = foresight("run", "--quiet", "--context", "512", *arguments, stdin=stdin)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        return result.stdout
+
+    def test_prompt_file_and_pipe_give_the_same_text(self):
+        from_flag = self.generate("-p", "The file is", "--greedy", "--max-tokens", "8")
+        self.assertTrue(from_flag)
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"The file is")
+            file.flush()
+            from_file = self.generate("--file", file.name, "--greedy", "--max-tokens", "8")
+        from_pipe = self.generate("--greedy", "--max-tokens", "8", stdin=b"The file is")
+        self.assertEqual(from_flag, from_file)
+        self.assertEqual(from_flag, from_pipe)
+
+    def test_quiet_prints_the_text_alone(self):
+        result = foresight("run", "-q", "-p", "A list", "--greedy", "--max-tokens", "4", "--context", "512")
+        self.assertEqual(result.stderr, b"")
+        result.stdout.decode("utf-8")
+
+    def test_closing_line_has_both_speeds(self):
+        result = foresight("run", "-p", "A list", "--greedy", "--max-tokens", "4", "--context", "512")
+        self.assertEqual(result.returncode, 0)
+        last = result.stderr.decode().strip().splitlines()[-1]
+        self.assertIn("prefill", last)
+        self.assertIn("decode", last)
+        self.assertIn("tokens/s", last)
+
+    def test_a_seed_repeats_its_text_whatever_the_threads(self):
+        sampled = ["-p", "int main", "--temperature", "1", "--max-tokens", "12", "--seed"]
+        texts = {self.generate(*sampled, "7", "--threads", threads) for threads in ("1", "2")}
+        self.assertEqual(len(texts), 1)
+        others = {self.generate(*sampled, str(seed)) for seed in range(8, 12)}
+        self.assertGreater(len(others | texts), 1)
+
+    def test_a_stop_string_ends_the_text_before_itself(self):
+        arguments = ["-p", "The file is", "--greedy", "--max-tokens", "24"]
+        whole = self.generate(*arguments).decode()
+        stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
+        self.assertEqual(self.generate(*arguments, "--stop", stop).decode(), whole[: whole.index(stop)])
+
+    def test_a_large_bias_forces_a_token(self):
+        def first(*extra):
+            result = foresight("run", "-p", "x", "--greedy", "--max-tokens", "2", "--context", "512",
+                               "--logprobs", "2", "--ignore-eos", *extra)
+            self.assertEqual(result.returncode, 0, result.stderr.decode())
+            lines = [line.split() for line in result.stderr.decode().splitlines() if " | " in line]
+            return [int(fields[0]) for fields in lines]
+        self.assertEqual(first("--logit-bias", "300:100"), [300, 300])
+
+    def test_a_closed_pipe_ends_it_quietly(self):
+        process = subprocess.Popen(
+            [PROGRAM, "run", "-q", "-p", "The", "--max-tokens", "400", "--ignore-eos", "--context", "1024"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.read(1)
+        process.stdout.close()
+        process.stderr.read()
+        # Ended on its own, by no signal.
+        self.assertGreaterEqual(process.wait(TIMEOUT_S), 0)
+        process.stderr.close()
+
+
+class BadInput(unittest.TestCase):
+    def refuse(self, code, *arguments):
+        result = foresight(*arguments)
+        self.assertEqual(result.returncode, code, result.stderr.decode())
+        self.assertTrue(result.stderr.strip())
+        return result.stderr.decode()
+
+    def test_flags(self):
+        # What the command line itself can't be read as is 1, what it asks for and can't be had is 2.
+        self.refuse(1, "run", "--no-such-flag")
+        self.refuse(1, "no-such-command")
+        self.refuse(1, "run", "-p", "x", "--max-tokens", "many")
+        self.refuse(2, "run", "-p", "x", "--temperature", "-1")
+        self.refuse(2, "run", "-p", "x", "--top-p", "0")
+        self.refuse(2, "run", "-p", "x", "--table", "abacus")
+        self.refuse(2, "run", "-p", "x", "--logit-bias", "1")
+        self.refuse(2, "run", "-p", "x", "--logit-bias", "99999999:1")
+
+    def test_files(self):
+        self.refuse(2, "run", "-p", "x", "--model", "no/such/directory")
+        self.refuse(2, "run", "--file", "no/such/file")
+        with tempfile.TemporaryDirectory() as empty:
+            self.refuse(2, "run", "-p", "x", "--model", empty)
+        # A checkpoint without a tokenizer can't be given text.
+        self.assertIn("tokenizer", self.refuse(2, "run", "-p", "x", "--model", "tests/golden/nano-a"))
+
+    def test_a_prompt_longer_than_the_context(self):
+        self.assertIn("context", self.refuse(2, "run", "-p", "word " * 600, "--context", "256"))
+
+    def test_a_context_longer_than_the_model_allows(self):
+        self.refuse(2, "run", "-p", "x", "--context", "10000000")
+
+    def test_a_model_that_does_not_fit(self):
+        self.assertIn("available", self.refuse(3, "bench", "--synthetic", "pro:61"))
+
+
+class Chat(unittest.TestCase):
+    """A conversation on a terminal of its own."""
+
+    def setUp(self):
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.execv(PROGRAM, [PROGRAM, "run", "--greedy", "--max-tokens", "300", "--context", "1024", "--ignore-eos"])
+        self.output = ""
+
+    def tearDown(self):
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.terminal)
+
+    def read_until(self, text, start):
+        end = time.monotonic() + TIMEOUT_S
+        while text not in self.output[start:]:
+            if time.monotonic() > end or not select.select([self.terminal], [], [], 5)[0] and self.ended():
+                self.fail(f"no {text!r} in {self.output[start:]!r}")
+            try:
+                self.output += os.read(self.terminal, 4096).decode(errors="replace")
+            except OSError:
+                self.fail(f"ended before {text!r}: {self.output[start:]!r}")
+        return self.output.index(text, start) + len(text)
+
+    def ended(self):
+        return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+
+    def send(self, text):
+        os.write(self.terminal, text.encode())
+
+    def wait(self):
+        # The terminal is read to its end first, so that nothing blocks on it.
+        try:
+            while os.read(self.terminal, 4096):
+                pass
+        except OSError:
+            pass
+        status = os.waitpid(self.pid, 0)[1]
+        self.pid = 0
+        return os.waitstatus_to_exitcode(status)
+
+    def test_an_interrupt_stops_the_answer_and_not_the_program(self):
+        at = self.read_until("> ", 0)
+        self.send("Hello\n")
+        at = self.read_until("Hello\r\n", at)
+        self.read_until(" ", at)  # the answer has begun
+        os.kill(self.pid, signal.SIGINT)
+        at = self.read_until("cancelled", at)
+        at = self.read_until("> ", at)
+        self.send("/help\n")
+        at = self.read_until("/clear", at)
+        at = self.read_until("> ", at)
+        self.send("/quit\n")
+        self.assertEqual(self.wait(), 0)
+
+    def test_the_end_of_input_ends_it(self):
+        self.read_until("> ", 0)
+        self.send("\x04")
+        self.assertEqual(self.wait(), 0)
+
+
+class Tools(unittest.TestCase):
+    def test_tokenize_and_back(self):
+        text = "Grüße, 你好! 1 + 1 = 2\n"
+        ids = foresight("tokenize", stdin=text.encode())
+        self.assertEqual(ids.returncode, 0, ids.stderr.decode())
+        self.assertTrue(all(isinstance(i, int) for i in json.loads(ids.stdout)))
+        back = foresight("tokenize", "--decode", stdin=ids.stdout)
+        self.assertEqual(back.returncode, 0, back.stderr.decode())
+        self.assertEqual(back.stdout.decode(), text)
+
+    def test_inspect(self):
+        result = foresight("inspect", "tests/golden/nano-a")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertIn("token", result.stdout.decode())
+        self.assertEqual(foresight("inspect", "no/such/directory").returncode, 2)
+
+
+if __name__ == "__main__":
+    PROGRAM = str(pathlib.Path(sys.argv.pop(1)).resolve())
+    unittest.main(verbosity=2)
