@@ -154,7 +154,7 @@ TEST_P(Compressor, WritesTheSameBytesInAnyChunksAndCompany) {
     Sequence want(c, kLength, 5);
     Compress(*table, one.context(c.numerics), c, {{&want, 0, kLength}});
     const std::vector<std::byte> bytes = Entries(c, want);
-    for (int seed = 0; seed < 6; ++seed) {
+    for (int seed = 0; seed < 4; ++seed) {
       KernelHost host(1 + seed % 3);
       const KernelContext ctx = host.context(c.numerics);
       RandomFloats random(seed);
