@@ -1,0 +1,155 @@
+#include "kernels/linear/linear.h"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "kernels/kernel_table.h"
+
+namespace foresight {
+namespace {
+
+// Inputs are rounded to bf16: half an ulp, 2^-9 relative at most, 2^-9/sqrt(3) in the mean, averaging out
+// over K.
+constexpr double kClean = 4e-3;
+// The inputs are the reference's; what differs is the order of float32 sums, seen through one bf16 rounding.
+constexpr double kFaithful = 3e-3;
+
+struct Weight {
+  std::vector<uint8_t> data;
+  std::vector<uint8_t> scales;
+  MatrixView view;
+};
+
+Weight RandomWeight(DType dtype, int64_t rows, int64_t cols, std::mt19937& rng) {
+  Weight w;
+  w.view = {.dtype = dtype, .rows = rows, .cols = cols};
+  w.data.resize(rows * w.view.row_bytes());
+  std::normal_distribution<float> normal(0, 0.1f);
+  if (dtype == DType::kF32 || dtype == DType::kBF16) {
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      const float x = normal(rng);
+      const bf16 b = FloatToBf16(x);
+      if (dtype == DType::kF32) {
+        std::memcpy(w.data.data() + 4 * i, &x, 4);
+      } else {
+        std::memcpy(w.data.data() + 2 * i, &b, 2);
+      }
+    }
+  } else {
+    for (uint8_t& code : w.data) {
+      code = static_cast<uint8_t>(rng());
+      if (dtype == DType::kF8E4M3 && (code & 0x7f) == 0x7f) code ^= 1;  // no NaN
+    }
+    const int64_t scale_rows = dtype == DType::kI8 ? rows : (rows + 127) / 128;
+    w.scales.resize(scale_rows * w.view.scale_cols());
+    for (uint8_t& s : w.scales) s = static_cast<uint8_t>(114 + rng() % 12);
+  }
+  w.view.data = reinterpret_cast<const std::byte*>(w.data.data());
+  w.view.scales = w.scales.empty() ? nullptr : w.scales.data();
+  return w;
+}
+
+std::vector<float> RandomRows(int64_t rows, int64_t cols, bool bf16_values, std::mt19937& rng) {
+  std::normal_distribution<float> normal;
+  std::vector<float> x(rows * cols);
+  for (float& v : x) v = bf16_values ? RoundBf16(normal(rng)) : normal(rng);
+  return x;
+}
+
+class LinearTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    Result<const KernelTable*> table = FindKernels(GetParam());
+    if (!table.ok()) GTEST_SKIP() << table.status().ToString();
+    table_ = *table;
+  }
+  KernelContext Context(ThreadPool& pool, Numerics numerics) {
+    return {.pool = &pool, .scratch = &arena_, .numerics = numerics};
+  }
+  std::vector<float> Run(const KernelTable& table, const KernelContext& ctx, const MatrixView& w, int rows,
+                         const float* x, LinearNumerics numerics) {
+    std::vector<float> out(rows * w.rows, NAN);
+    const LinearTarget target[] = {{.w = w, .out = out.data(), .numerics = numerics}};
+    table.linear(ctx, {.rows = rows, .x = x, .targets = target});
+    return out;
+  }
+
+  const KernelTable* table_ = nullptr;
+  Arena arena_{size_t{1} << 30};
+};
+
+double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
+    norm += static_cast<double>(want[i]) * want[i];
+  }
+  return std::sqrt(error / norm);
+}
+
+TEST_P(LinearTest, EqualsTheReferenceAndIsPure) {
+  std::mt19937 rng(3);
+  ThreadPool one(1), three(3);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3, DType::kI8}) {
+    for (const auto& [n, k] :
+         {std::pair{1, 32}, {7, 64}, {16, 128}, {130, 160}, {257, 384}, {128, 1056}, {40, 2080}}) {
+      const Weight w = RandomWeight(dtype, n, k, rng);
+      for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+        for (LinearNumerics kind :
+             {LinearNumerics::kProjection, LinearNumerics::kUnquantizedInput, LinearNumerics::kFloat32}) {
+          const int rows = 1 + static_cast<int>(rng() % 70);
+          std::vector<float> x = RandomRows(rows, k, numerics == Numerics::kFaithful, rng);
+          const std::vector<float> got = Run(*table_, Context(three, numerics), w.view, rows, x.data(), kind);
+          const std::vector<float> want =
+              Run(RefKernels(), Context(one, numerics), w.view, rows, x.data(), kind);
+          EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kClean ? kClean : kFaithful)
+              << DTypeName(dtype) << " " << n << "x" << k << " rows " << rows;
+          // Each row alone, beside rows of NaN, and on one thread.
+          const int r = static_cast<int>(rng() % rows);
+          const std::vector<float> alone =
+              Run(*table_, Context(one, numerics), w.view, 1, x.data() + int64_t{r} * k, kind);
+          EXPECT_EQ(std::memcmp(alone.data(), got.data() + int64_t{r} * n, n * sizeof(float)), 0);
+          for (int64_t i = 0; i < int64_t{rows} * k; ++i) {
+            if (i / k != r) x[i] = NAN;
+          }
+          const std::vector<float> beside =
+              Run(*table_, Context(three, numerics), w.view, rows, x.data(), kind);
+          EXPECT_EQ(std::memcmp(alone.data(), beside.data() + int64_t{r} * n, n * sizeof(float)), 0)
+              << DTypeName(dtype) << " " << n << "x" << k << " row " << r << " of " << rows;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(LinearTest, GroupedEqualsTheReferenceAndIsPure) {
+  std::mt19937 rng(4);
+  ThreadPool pool(2);
+  const int groups = 4, n = 128, k = 256, rows = 19;
+  const Weight w = RandomWeight(DType::kF8E4M3, groups * n, k, rng);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    const std::vector<float> x = RandomRows(rows, groups * k, numerics == Numerics::kFaithful, rng);
+    auto run = [&](const KernelTable& table, int count, const float* from) {
+      std::vector<float> out(count * groups * n, NAN);
+      table.grouped_linear(Context(pool, numerics),
+                           {.rows = count, .groups = groups, .x = from, .w = w.view, .out = out.data()});
+      return out;
+    };
+    const std::vector<float> got = run(*table_, rows, x.data());
+    EXPECT_LE(RelativeL2(got, run(RefKernels(), rows, x.data())), kClean);
+    for (int r = 0; r < rows; ++r) {
+      const std::vector<float> alone = run(*table_, 1, x.data() + int64_t{r} * groups * k);
+      EXPECT_EQ(std::memcmp(alone.data(), got.data() + int64_t{r} * groups * n, alone.size() * sizeof(float)),
+                0);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Tables, LinearTest, testing::Values("cpu-avx2", "cpu-avx512"),
+                         [](const auto& param) { return std::string(param.param + 4); });
+
+}  // namespace
+}  // namespace foresight
