@@ -2,7 +2,7 @@
 PROMPT ?= The program reads a file and
 MAKEFLAGS += --no-print-directory
 
-.PHONY: run build test bench format lint fuzz setup clean
+.PHONY: run build test bench format lint setup clean
 
 run: build  ## Build, then let the embedded model write.
 	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
@@ -29,10 +29,6 @@ lint: build  ## The formatter's opinion and clang-tidy's, on everything.
 	@scripts/setup.sh lint
 	git ls-files '*.cc' '*.h' | xargs clang-format --dry-run --Werror
 	git ls-files 'src/*.cc' | xargs -P "$$(nproc)" -n 4 clang-tidy --quiet -p build/release
-
-fuzz:  ## Each fuzz target for FUZZ_SECONDS under the sanitizers.
-	@scripts/setup.sh build fuzz
-	@scripts/fuzz.sh
 
 clean:
 	rm -rf build
