@@ -2,7 +2,7 @@
 PROMPT ?= The program reads a file and
 MAKEFLAGS += --no-print-directory
 
-.PHONY: run build test bench format lint setup clean
+.PHONY: run build test sanitize bench format lint setup clean
 
 run: build  ## Build, then let the embedded model write.
 	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
@@ -14,8 +14,11 @@ build: setup  ## build/release/foresight
 	@cmake --preset release -Wno-dev
 	@cmake --build --preset release
 
-test: setup  ## Release, then AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer.
-	@scripts/test.sh release asan tsan
+test: setup  ## Builds the release preset and runs every test.
+	@scripts/test.sh release
+
+sanitize: setup  ## The same under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer.
+	@scripts/test.sh asan tsan
 
 bench: build  ## What this machine reaches: the embedded model, then the released layer shapes.
 	./build/release/foresight bench --json build/bench-embedded.json

@@ -24,7 +24,7 @@ std::string_view FinishReasonName(FinishReason reason);  // "stop", "length", "c
 struct GenerationRequest {
   std::span<const TokenId>
       prompt;  // the whole timeline, what an earlier request has left in the state included
-  SamplingParams sampling;
+  SamplingParams sampling = {};
   bool ignore_eos = false;
   const std::atomic<bool>* cancel = nullptr;  // looked at between steps; may be null
 };
