@@ -55,9 +55,10 @@ def tensors(config, parameters, buffers):
 
 
 def write_safetensors(path, items):
-    """items: (name, dtype, shape, bytes); names sorted, data aligned to 64 bytes."""
+    """items: (name, dtype, shape, bytes); the widest dtypes first, so that every tensor is aligned for its own."""
     header, offset, blobs = {"__metadata__": {"format": "pt"}}, 0, []
-    for name, dtype, shape, data in sorted(items):
+    width = {"I64": 8, "F32": 4, "BF16": 2}
+    for name, dtype, shape, data in sorted(items, key=lambda item: (-width.get(item[1], 1), item[0])):
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
         blobs.append(data)
         offset += len(data)
