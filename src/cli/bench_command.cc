@@ -1,5 +1,5 @@
-// Speeds as ratios within one run on one machine: decode against a plain read of as many bytes by the same
-// threads, prefill against oneDNN's GEMM (a program of its own beside this one).
+// Speeds as ratios within one run on one machine: decode against a plain read of the same weights by the same
+// threads, measured in turn with it; prefill against oneDNN's GEMM (a program of its own beside this one).
 
 #include <unistd.h>
 
@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "base/json.h"
+#include "base/read_bandwidth.h"
 #include "base/units.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
@@ -53,30 +54,6 @@ double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-// GB/s of plain reads of a buffer larger than any cache, by the engine's threads, each its own part.
-Spread MeasureReadBandwidth(ThreadPool& pool, int repeat) {
-  constexpr int64_t kWords = int64_t{1} << 27;  // 1 GiB
-  const std::vector<uint64_t> buffer(kWords, 1);
-  const int parts = pool.num_threads() * 16;
-  std::vector<uint64_t> sums(parts * 8);
-  std::vector<double> gb_per_second;
-  for (int run = -1; run < repeat; ++run) {
-    const Clock::time_point start = Clock::now();
-    pool.ParallelFor(parts, [&](int64_t part, int) {
-      const uint64_t* p = buffer.data() + part * (kWords / parts);
-      // Independent sums, so that the loads and not the additions decide.
-      std::array<uint64_t, 32> sum = {};
-      for (int64_t i = 0; i + 32 <= kWords / parts; i += 32) {
-        for (int j = 0; j < 32; ++j) sum[j] += p[i + j];
-      }
-      for (uint64_t s : sum) sums[part * 8] += s;
-    });
-    if (run >= 0) gb_per_second.push_back(kWords * 8e-9 / SecondsSince(start));
-  }
-  CHECK(std::any_of(sums.begin(), sums.end(), [](uint64_t s) { return s != 0; }));
-  return SpreadOf(gb_per_second);
-}
-
 // GFLOP/s of the yardstick program beside this one; none when this build has none.
 std::optional<double> MeasureGemmPeak(int threads) {
   std::array<char, 4096> path;
@@ -101,11 +78,13 @@ struct DecodePoint {
   int batch = 0;
   int64_t context = 0;
   Spread tokens_per_second;
+  Spread read_share;  // at batch 1: of the rate at which a plain read of a token's weights ran just before
 };
 
 class Bench {
  public:
-  Bench(Engine& engine, const BenchFlags& flags) : engine_(engine), flags_(flags) {}
+  Bench(Engine& engine, const BenchFlags& flags)
+      : engine_(engine), flags_(flags), weights_of_token_(WeightsOfToken(engine.weights())) {}
 
   Status Run();
 
@@ -117,11 +96,16 @@ class Bench {
   Result<double> Step(std::span<SequenceState*> sequences, int rows);
   Result<Spread> MeasurePrefill();
   Result<DecodePoint> MeasureDecode(int batch, int64_t context);
+  // GB/s at which the engine's threads read the weights of a token, and nothing else.
+  double MeasureRead() {
+    return MeasureReadBandwidth(engine_.pool(), weights_of_token_, 1).front();
+  }
   // Prefills a sequence up to `length`, in chunks.
   Status Fill(SequenceState& sequence, int64_t length);
 
   Engine& engine_;
   const BenchFlags& flags_;
+  const std::vector<std::span<const std::byte>> weights_of_token_;
   uint32_t token_ = 1;
 };
 
@@ -163,7 +147,7 @@ Result<Spread> Bench::MeasurePrefill() {
 }
 
 Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
-  DecodePoint point{.batch = batch, .context = context, .tokens_per_second = {}};
+  DecodePoint point{.batch = batch, .context = context, .tokens_per_second = {}, .read_share = {}};
   std::vector<SequenceState> states;
   ASSIGN_OR_RETURN(SequenceState first, engine_.cache().NewSequence());
   RETURN_IF_ERROR(Fill(first, context));
@@ -175,16 +159,21 @@ Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
   std::vector<SequenceState*> sequences;
   for (SequenceState& s : states) sequences.push_back(&s);
   ASSIGN_OR_RETURN([[maybe_unused]] const double warm_up, Step(sequences, 1));
+  const double token_gb = WeightBytesPerToken(engine_.weights()) * 1e-9;
   std::vector<double> tokens_per_second;
+  std::vector<double> read_share;
   for (int run = 0; run < flags_.repeat; ++run) {
+    const double read = MeasureRead();
     double seconds = 0;
     for (int i = 0; i < flags_.steps; ++i) {
       ASSIGN_OR_RETURN(const double step_seconds, Step(sequences, 1));
       seconds += step_seconds;
     }
     tokens_per_second.push_back(batch * flags_.steps / seconds);
+    read_share.push_back(token_gb * flags_.steps / seconds / read);
   }
   point.tokens_per_second = SpreadOf(tokens_per_second);
+  point.read_share = SpreadOf(read_share);
   return point;
 }
 
@@ -197,7 +186,7 @@ Status Bench::Run() {
                                 2.0 * weights.head.rows * weights.head.cols) *
                                1e-9;
   fmt::print(stderr, "{}", engine_.StartUpReport());
-  const Spread read = MeasureReadBandwidth(engine_.pool(), flags_.repeat);
+  const Spread read = SpreadOf(MeasureReadBandwidth(engine_.pool(), weights_of_token_, flags_.repeat));
   const std::optional<double> gemm = MeasureGemmPeak(threads);
   fmt::print("plain read           {:8.1f} GB/s  ({:.1f} to {:.1f})\n", read.median, read.min, read.max);
   if (gemm) {
@@ -220,8 +209,8 @@ Status Bench::Run() {
       fmt::print("decode, batch {:<3} context {:<7} {:8.1f} tokens/s ({:.1f} to {:.1f})", p.batch, p.context,
                  p.tokens_per_second.median, p.tokens_per_second.min, p.tokens_per_second.max);
       if (p.batch == 1) {
-        const double gb = p.tokens_per_second.median * token_gb;
-        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read", gb, 100 * gb / read.median);
+        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read ({:.0f} to {:.0f})", p.tokens_per_second.median * token_gb,
+                   100 * p.read_share.median, 100 * p.read_share.min, 100 * p.read_share.max);
       }
       fmt::print("\n");
       std::fflush(stdout);
@@ -240,7 +229,7 @@ Status Bench::Run() {
         "\"read_bandwidth_share\": {}}}",
         decode.empty() ? "" : ",", p.batch, p.context, ToJson(p.tokens_per_second),
         p.batch == 1 ? fmt::format("{:.4f}", p.tokens_per_second.median * token_gb) : "null",
-        p.batch == 1 ? fmt::format("{:.4f}", p.tokens_per_second.median * token_gb / read.median) : "null");
+        p.batch == 1 ? ToJson(p.read_share) : "null");
   }
   const std::string json = fmt::format(
       "{{\n  \"version\": \"{}\", \"model\": \"{}\", \"synthetic\": {}, \"experts\": {}, \"processor\": "

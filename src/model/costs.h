@@ -1,7 +1,10 @@
 // What a row costs in bytes and operations: the denominators of every speed that is reported.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 #include "weights/model_weights.h"
 
@@ -10,6 +13,9 @@ namespace foresight {
 // Bytes of weights that one decoded token reads at batch 1: everything but the embedding table, norms and
 // other small vectors, draft heads, and the experts that are not selected.
 int64_t WeightBytesPerToken(const ModelWeights& weights);
+// Where such bytes lie: what a plain read must read to be compared with. Every layer's first experts stand for the
+// selected ones.
+std::vector<std::span<const std::byte>> WeightsOfToken(const ModelWeights& weights);
 
 // Floating-point operations of one row's matrix products with weights (2 per multiply-add), its logits
 // counted or not; attention over the cache is not in it.

@@ -4,7 +4,8 @@
 // fixed tree. That is all its arithmetic, so it is the same bit for bit for any number of rows, outputs and
 // threads; what follows only chooses how often a decoded weight is used:
 //
-//   few rows   weights are decoded in registers and meet up to kFewRows rows there (memory-bound)
+//   few rows   weights are decoded in registers and meet up to kFewRows rows there (memory-bound); four outputs
+//              side by side for up to kQuadRows rows, two for more, so that the sums stay in registers
 //   many rows  a panel of outputs is decoded once into scratch that stays in the second-level cache; a micro
 //   kernel
 //              of 4 outputs x kMicroRows rows runs over it in chunks of K that fit the first level, its sums
@@ -16,7 +17,8 @@
 namespace foresight::FORESIGHT_ISA {
 namespace {
 
-constexpr int kFewRows = 4;
+constexpr int kFewRows = 8;
+constexpr int kQuadRows = 4;
 constexpr int kOutputs = 4;  // computed side by side
 #ifdef FORESIGHT_AVX512
 constexpr int kMicroRows = 6;
@@ -41,6 +43,8 @@ struct Product {
   int64_t out_stride = 0;
   bool round_to_bf16 = false;
   std::byte* scratch = nullptr;  // ProductScratchBytes(), of this thread
+  // The weights that this thread reads afterwards, if that is known: the last rows here fetch the first ones there.
+  const std::byte* next = nullptr;
 
   const std::byte* Row(int r) const { return x.data + (ids == nullptr ? r : ids[r]) * x.stride; }
 };
@@ -118,22 +122,29 @@ inline void StoreOutputs(__m128 y, int count, bool round_to_bf16, float* out) {
   }
 }
 
-// A weight row at block b; the last, partial block is copied into padding.
+// Where weight rows n, n+1, ... lie. FP8 rows that are used together lie in one scale block.
 template <typename Format>
-struct WeightRow {
+struct WeightRows {
   const uint8_t* data;
   const uint8_t* scale;
+  int64_t row_bytes;
+  int64_t scale_stride;
 
-  WeightRow() = default;
-  WeightRow(const MatrixView& w, int64_t n) : data(w.u8() + n * w.row_bytes()), scale(nullptr) {
-    if (Format::kBlockScales == 1) scale = w.scales + n / 128 * w.scale_cols();
-    if (Format::kBlockScales == 4) scale = w.scales + n * w.scale_cols();
+  WeightRows(const MatrixView& w, int64_t n)
+      : data(w.u8() + n * w.row_bytes()), scale(w.scales), row_bytes(w.row_bytes()), scale_stride(0) {
+    if (Format::kBlockScales == 1) scale += n / 128 * w.scale_cols();
+    if (Format::kBlockScales == 4) {
+      scale_stride = w.scale_cols();
+      scale += n * scale_stride;
+    }
   }
-  WeightBlock Block(int64_t b) const {
-    return {data + b * Format::kBlockBytes, scale + b * Format::kBlockScales};
+  // Block b of row n + o.
+  WeightBlock Block(int64_t b, int o = 0) const {
+    return {data + o * row_bytes + b * Format::kBlockBytes, scale + o * scale_stride + b * Format::kBlockScales};
   }
 };
 
+// The last, partial block of a row, padded.
 template <typename Format>
 struct PaddedBlock {
   alignas(64) uint8_t data[Format::kBlockBytes];
@@ -152,77 +163,101 @@ struct PaddedBlock {
   WeightBlock View() const { return {data, scale}; }
 };
 
-// One block of K for `outputs` weight rows and `rows` activation rows.
+// One block of K of one weight row with this scale, for `rows` activation rows at x[r] + at.
 template <typename Format, int outputs, int rows>
-inline __attribute__((always_inline)) void AddBlock(const WeightBlock (&w)[outputs],
-                                                    const std::byte* const (&x)[rows], int64_t block,
+inline __attribute__((always_inline)) void AddBlock(const uint8_t* w, const typename Format::Scale& scale,
+                                                    const std::byte* const (&x)[rows], int64_t at, int o,
                                                     Vec (&sum)[rows][outputs]) {
   using Math = typename Format::Math;
   using Element = typename Math::Element;
-  typename Format::Scale scale[Format::kBlockScales == 1 ? 1 : outputs];
-  // Four FP8 rows that are computed together lie in one scale block.
-  for (auto& s : scale) s = Format::LoadScale(w[&s - scale].scale);
+#pragma GCC unroll 16
   for (int g = 0; g < kBlock / Format::kGroup; ++g) {
+    typename Math::Operand decoded[Format::kVectors];
+    Format::Decode(w, g, scale, decoded);
 #pragma GCC unroll 8
-    for (int o = 0; o < outputs; ++o) {
-      typename Math::Operand decoded[Format::kVectors];
-      Format::Decode(w[o].data, g, scale[Format::kBlockScales == 1 ? 0 : o], decoded);
+    for (int v = 0; v < Format::kVectors; ++v) {
+      const int64_t i = at + g * Format::kGroup + v * Math::kWidth;
 #pragma GCC unroll 8
-      for (int v = 0; v < Format::kVectors; ++v) {
-        const int64_t at = block * kBlock + g * Format::kGroup + v * Math::kWidth;
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; ++r) {
-          sum[r][o] =
-              Math::Dot(sum[r][o], decoded[v], Math::Load(reinterpret_cast<const Element*>(x[r]) + at));
-        }
+      for (int r = 0; r < rows; ++r) {
+        sum[r][o] = Math::Dot(sum[r][o], decoded[v], Math::Load(reinterpret_cast<const Element*>(x[r]) + i));
       }
     }
   }
 }
 
-// Outputs n .. n+outputs-1 of rows first .. first+rows-1, weights decoded in registers.
+// Rows that are used together are fetched ahead into the first-level cache when they are at most this long in all,
+// else into the second: more would push out what is in use (measured: docs/performance.md).
+constexpr int64_t kFirstLevelBytes = 8192;
+
+// Outputs n .. n+outputs-1 of rows 0 .. rows-1, weights decoded in registers.
 template <typename Format, int outputs, int rows>
-void FewRows(const Product& p, int64_t n, int first) {
-  WeightRow<Format> w[outputs];
-  for (int o = 0; o < outputs; ++o) w[o] = WeightRow<Format>(*p.w, n + o);
+void FewRows(const Product& p, int64_t n) {
+  const WeightRows<Format> w(*p.w, n);
   const std::byte* x[rows];
-  for (int r = 0; r < rows; ++r) x[r] = p.Row(first + r);
+  for (int r = 0; r < rows; ++r) x[r] = p.Row(r);
   Vec sum[rows][outputs];
   for (auto& row : sum) {
     for (Vec& s : row) s = Zero();
   }
   const int64_t k = p.w->cols;
-  WeightBlock block[outputs];
-  for (int64_t b = 0; b < k / kBlock; ++b) {
-    for (int o = 0; o < outputs; ++o) block[o] = w[o].Block(b);
-    AddBlock<Format, outputs, rows>(block, x, b, sum);
+  const int64_t blocks = k / kBlock;
+  const int64_t row_bytes = w.row_bytes;
+  const uint8_t* data = w.data;
+  const uint8_t* scale = w.scale;
+  // The next outputs' rows follow these in memory. Asking for them in the order of their addresses keeps the
+  // hardware's prefetcher running, which the walk over several rows at once does not.
+  const bool last = n + outputs >= p.end && p.next != nullptr;
+  const uint8_t* ahead = last ? reinterpret_cast<const uint8_t*>(p.next) : data + outputs * row_bytes;
+  const bool to_first_level = outputs * row_bytes <= kFirstLevelBytes;
+  for (int64_t b = 0; b < blocks; ++b, data += Format::kBlockBytes, scale += Format::kBlockScales) {
+    typename Format::Scale s[outputs];
+    if constexpr (Format::kBlockScales == 4 && outputs == 4) {
+      Format::LoadScales(scale, w.scale_stride, s);
+    } else {
+      for (int o = 0; o < (Format::kBlockScales == 4 ? outputs : 1); ++o) {
+        s[o] = Format::LoadScale(scale + o * w.scale_stride);
+      }
+    }
+#pragma GCC unroll 4
+    for (int o = 0; o < outputs; ++o) {
+      const uint8_t* row = data + o * row_bytes;
+#pragma GCC unroll 8
+      for (int i = 0; i < Format::kBlockBytes; i += 64, ahead += 64) {
+        if (to_first_level) {
+          __builtin_prefetch(ahead, 0, 3);
+        } else {
+          __builtin_prefetch(ahead, 0, 2);
+        }
+      }
+      AddBlock<Format, outputs, rows>(row, s[Format::kBlockScales == 4 ? o : 0], x, b * kBlock, o, sum);
+    }
   }
   if (k % kBlock != 0) {
-    PaddedBlock<Format> padded[outputs];
     for (int o = 0; o < outputs; ++o) {
-      padded[o].Fill(w[o].Block(k / kBlock), k % kBlock);
-      block[o] = padded[o].View();
+      PaddedBlock<Format> padded;
+      padded.Fill(w.Block(blocks, o), k % kBlock);
+      AddBlock<Format, outputs, rows>(padded.data, Format::LoadScale(padded.scale), x, blocks * kBlock, o, sum);
     }
-    AddBlock<Format, outputs, rows>(block, x, k / kBlock, sum);
   }
   for (int r = 0; r < rows; ++r) {
-    float* out = p.out + (first + r) * p.out_stride + n - p.begin;
-    if constexpr (outputs == kOutputs) {
-      StoreOutputs(SumFour(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), kOutputs, p.round_to_bf16, out);
+    float* out = p.out + r * p.out_stride + n - p.begin;
+    if constexpr (outputs == 4) {
+      StoreOutputs(SumFour(sum[r][0], sum[r][1], sum[r][2], sum[r][3]), 4, p.round_to_bf16, out);
     } else {
-      StoreOutputs(_mm_set_ss(Sum(sum[r][0])), 1, p.round_to_bf16, out);
+      for (int o = 0; o < outputs; ++o) StoreOutputs(_mm_set_ss(Sum(sum[r][o])), 1, p.round_to_bf16, out + o);
     }
   }
 }
 
 template <typename Format, int rows>
 void FewRowsAll(const Product& p) {
+  constexpr int kTogether = rows <= kQuadRows ? kOutputs : kOutputs / 2;
   for (int64_t n = p.begin; n < p.end;) {
-    if (n % kOutputs == 0 && n + kOutputs <= p.end) {
-      FewRows<Format, kOutputs, rows>(p, n, 0);
-      n += kOutputs;
+    if (n % kTogether == 0 && n + kTogether <= p.end) {
+      FewRows<Format, kTogether, rows>(p, n);
+      n += kTogether;
     } else {
-      FewRows<Format, 1, rows>(p, n, 0);
+      FewRows<Format, 1, rows>(p, n);
       ++n;
     }
   }
@@ -231,7 +266,7 @@ void FewRowsAll(const Product& p) {
 // Decodes weight row n into panel row `o` of its group of four: vector i of the row is at dst + 4 * i.
 template <typename Format>
 void DecodeRow(const MatrixView& w, int64_t n, typename Format::Math::Operand* dst) {
-  const WeightRow<Format> row(w, n);
+  const WeightRows<Format> row(w, n);
   auto decode = [&dst](WeightBlock block) {
     const auto scale = Format::LoadScale(block.scale);
     for (int g = 0; g < kBlock / Format::kGroup; ++g) {
@@ -367,6 +402,14 @@ void MultiplyFormat(const Product& p) {
       return FewRowsAll<Format, 3>(p);
     case 4:
       return FewRowsAll<Format, 4>(p);
+    case 5:
+      return FewRowsAll<Format, 5>(p);
+    case 6:
+      return FewRowsAll<Format, 6>(p);
+    case 7:
+      return FewRowsAll<Format, 7>(p);
+    case 8:
+      return FewRowsAll<Format, 8>(p);
     default:
       return ManyRows<Format>(p);
   }

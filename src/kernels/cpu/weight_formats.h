@@ -161,13 +161,12 @@ struct Mxfp4Format {
   struct Scale {
     __m512i down;  // per word: (252 - scale) << 7
   };
-  static Scale LoadScale(const uint8_t* scale) {
-    int packed;
-    __builtin_memcpy(&packed, scale, sizeof(packed));
-    __m128i s = _mm_set1_epi32(packed);
-    s = _mm_min_epu8(_mm_max_epu8(s, _mm_set1_epi8(2)), _mm_set1_epi8(static_cast<char>(252)));
-    const __m512i words = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(s), Spread());
-    return {_mm512_sub_epi16(_mm512_set1_epi16(252 << 7), _mm512_slli_epi16(words, 7))};
+  static Scale LoadScale(const uint8_t* scale) { return Spread(Down(_mm_cvtsi32_si128(Bytes(scale))), 0); }
+  // Of four rows, `stride` bytes apart: prepared together, in the 16 words of one vector.
+  static void LoadScales(const uint8_t* scale, int64_t stride, Scale (&out)[4]) {
+    const __m256i down = Down(_mm_setr_epi32(Bytes(scale), Bytes(scale + stride), Bytes(scale + 2 * stride),
+                                             Bytes(scale + 3 * stride)));
+    for (int row = 0; row < 4; ++row) out[row] = Spread(down, row);
   }
   static void Decode(const uint8_t* p, int, const Scale& scale, __m512i (&out)[4]) {
     const __m512i words = _mm512_loadu_si512(p);
@@ -180,12 +179,21 @@ struct Mxfp4Format {
   }
 
  private:
-  // A shuffle that gives byte b of the four scales, zero-extended, to the words of 128-bit lane b.
-  static __m512i Spread() {
-    return _mm512_set_epi64(Lane(3), Lane(3), Lane(2), Lane(2), Lane(1), Lane(1), Lane(0), Lane(0));
+  static int Bytes(const uint8_t* scale) {
+    int bytes;
+    __builtin_memcpy(&bytes, scale, sizeof(bytes));
+    return bytes;
   }
-  static constexpr long long Lane(uint64_t b) {
-    return static_cast<long long>(0x8000800080008000u + b * 0x0001000100010001u);
+  // (252 - scale) << 7 for 16 scale bytes.
+  static __m256i Down(__m128i s) {
+    s = _mm_min_epu8(_mm_max_epu8(s, _mm_set1_epi8(2)), _mm_set1_epi8(static_cast<char>(252)));
+    return _mm256_sub_epi16(_mm256_set1_epi16(252 << 7), _mm256_slli_epi16(_mm256_cvtepu8_epi16(s), 7));
+  }
+  // Words 4 * row .. 4 * row + 3, one for each 128-bit lane.
+  static Scale Spread(__m256i down, int row) {
+    auto lane = [row](uint64_t word) { return static_cast<long long>((4 * row + word) * 0x0001000100010001u); };
+    const __m512i index = _mm512_set_epi64(lane(3), lane(3), lane(2), lane(2), lane(1), lane(1), lane(0), lane(0));
+    return {_mm512_permutexvar_epi16(index, _mm512_castsi256_si512(down))};
   }
 };
 
@@ -241,6 +249,9 @@ struct Mxfp4Format {
   static Scale LoadScale(const uint8_t* scale) {
     return {{0.5f * ScaleToFloat(scale[0]), 0.5f * ScaleToFloat(scale[1]), 0.5f * ScaleToFloat(scale[2]),
              0.5f * ScaleToFloat(scale[3])}};
+  }
+  static void LoadScales(const uint8_t* scale, int64_t stride, Scale (&out)[4]) {
+    for (int row = 0; row < 4; ++row) out[row] = LoadScale(scale + row * stride);
   }
   static void Decode(const uint8_t* p, int group, const Scale& scale, Vec (&out)[4]) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * group));

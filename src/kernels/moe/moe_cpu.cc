@@ -11,7 +11,10 @@
 namespace foresight::FORESIGHT_ISA {
 namespace {
 
-constexpr int64_t kDownOutputs = 32;  // columns of the result per job of the second half
+// Columns of the result per job of the second half: long streams of weights when rows are few, else few enough that
+// the products of all pairs stay in cache.
+constexpr int64_t kDownOutputs = 32;
+constexpr int64_t kDownOutputsFewRows = 128;
 
 // Unbiased router score sqrt(softplus(z)); float64 as in the definition, so that ties are the definition's
 // ties.
@@ -199,7 +202,9 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
   }
   product_bytes = CeilDiv(product_bytes, 64) * 64;
   const int64_t tile_floats = int64_t{job_rows} * kBlock;
-  const int64_t down_floats = g.pairs * kDownOutputs;
+  const bool few = args.rows <= kFewRows && args.dim >= 4 * threads * kDownOutputsFewRows;
+  const int64_t down_outputs = few ? kDownOutputsFewRows : kDownOutputs;
+  const int64_t down_floats = g.pairs * down_outputs;
   std::byte* product_scratch = ctx.scratch->Allocate<std::byte>(product_bytes * threads);
   const int64_t thread_floats = Max(2 * tile_floats, down_floats);
   float* tiles = ctx.scratch->Allocate<float>(thread_floats * threads);
@@ -224,7 +229,9 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
         .round_to_bf16 = ctx.faithful(),
         .scratch = product_scratch + thread * product_bytes,
     };
+    product.next = w.w3.data + begin * w.w3.row_bytes();
     Multiply(product);
+    product.next = nullptr;
     product.w = &w.w3;
     product.out = up;
     Multiply(product);
@@ -238,12 +245,15 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
     }
   });
 
-  const int64_t down_jobs = CeilDiv(args.dim, kDownOutputs);
+  const int64_t down_jobs = CeilDiv(args.dim, down_outputs);
   ForJobs(ctx, down_jobs, weight_bytes, [&](int64_t job, int thread) {
-    const int64_t begin = job * kDownOutputs;
-    const int64_t columns = args.dim - begin < kDownOutputs ? args.dim - begin : kDownOutputs;
-    float* y = tiles + thread * thread_floats;  // [pairs, kDownOutputs]
+    const int64_t begin = job * down_outputs;
+    const int64_t columns = args.dim - begin < down_outputs ? args.dim - begin : down_outputs;
+    float* y = tiles + thread * thread_floats;  // [pairs, down_outputs]
+    auto weights_at = [&](int e) { return expert(e).w2.data + begin * expert(e).w2.row_bytes(); };
     for (int e = 0; e <= num_experts; ++e) {
+      int after = e + 1;
+      while (after <= num_experts && g.begin[after] == g.begin[after + 1]) ++after;
       for (int32_t first = g.begin[e]; first < g.begin[e + 1]; first += kJobRows) {
         const int32_t rows = g.begin[e + 1] - first < kJobRows ? g.begin[e + 1] - first : kJobRows;
         Multiply({
@@ -252,10 +262,11 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
             .end = begin + columns,
             .x = {h + first * h_stride, h_stride},
             .rows = rows,
-            .out = y + first * kDownOutputs,
-            .out_stride = kDownOutputs,
+            .out = y + first * down_outputs,
+            .out_stride = down_outputs,
             .round_to_bf16 = ctx.faithful(),
             .scratch = product_scratch + thread * product_bytes,
+            .next = after <= num_experts ? weights_at(after) : nullptr,
         });
       }
     }
@@ -265,7 +276,7 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
       for (int64_t i = 0; i < columns; i += kLanes) {
         const int left = static_cast<int>(columns - i < kLanes ? columns - i : kLanes);
         auto load = [&](int s) {
-          const float* p = y + pair[s] * kDownOutputs + i;
+          const float* p = y + pair[s] * down_outputs + i;
           return left == kLanes ? Load(p) : LoadPart(p, left);
         };
         Vec sum = load(0);
