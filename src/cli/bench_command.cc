@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <fstream>
 #include <optional>
+#include <random>
 
 #include "base/json.h"
 #include "base/read_bandwidth.h"
@@ -125,7 +126,32 @@ Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
   return SecondsSince(start);
 }
 
+// Random compressed entries and index keys for the first `length` tokens of a synthetic model's sequence: as good as
+// what random weights would have put there, and at once. Rings stay as they are: a window of real rows comes after.
+Status FillWithRandomEntries(const CacheLayout& layout, int64_t length, SequenceState& sequence) {
+  std::mt19937 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> x(std::max(layout.entry.dim, layout.index_key.dim));
+  RETURN_IF_ERROR(sequence.Reserve(length));
+  for (int i = 0; i < layout.num_main_layers; ++i) {
+    const LayerCacheLayout& layer = layout.layers[i];
+    if (layer.kind == LayerKind::kSwa) continue;
+    const LayerCacheView view = sequence.View(i);
+    for (int64_t entry = 0; entry < length / static_cast<int64_t>(layer.kind); ++entry) {
+      for (float& value : x) value = normal(random);
+      EncodeEntry(layout.entry, x.data(), view.compressed[entry]);
+      if (layer.kind == LayerKind::kCsa) EncodeIndexKey(layout.index_key, x.data(), view.index_keys[entry]);
+    }
+  }
+  sequence.Advance(length);
+  return Status();
+}
+
 Status Bench::Fill(SequenceState& sequence, int64_t length) {
+  const int64_t skipped = (length - engine_.model().max_step_rows()) / kBlockTokens * kBlockTokens;
+  if (engine_.is_synthetic() && skipped > 0) {
+    RETURN_IF_ERROR(FillWithRandomEntries(engine_.model().cache_layout(), skipped, sequence));
+  }
   SequenceState* one[] = {&sequence};
   while (sequence.length() < length) {
     const int rows =
