@@ -23,9 +23,10 @@ MAY_INCLUDE = {
     "weights": {"base", "tensor", "kernels"},
     "kv_cache": {"base", "tensor", "weights"},
     "sampling": {"base", "kernels"},
+    "speculative": {"base", "sampling"},
     "model": {"base", "tensor", "kernels", "weights", "kv_cache"},
     "verify": {"base", "tensor", "kernels", "weights", "kv_cache", "model"},
-    "engine": {"base", "tensor", "kernels", "tokenizer", "weights", "kv_cache", "sampling", "model"},
+    "engine": {"base", "tensor", "kernels", "tokenizer", "weights", "kv_cache", "sampling", "speculative", "model"},
 }
 MAY_INCLUDE["cli"] = set(MAY_INCLUDE) - {"cli"}
 

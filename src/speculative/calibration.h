@@ -1,0 +1,84 @@
+// From confidence logits to probabilities that mean what they say: Sequential Temperature Scaling (dspark.md
+// 4).
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "sampling/sampling_params.h"
+#include "speculative/draft_block.h"
+
+namespace foresight {
+
+// How a request's tokens are drawn and judged decides how often a draft is accepted; each way has its own
+// table.
+enum class SamplingRegime : uint8_t {
+  kGreedy,
+  kUnit,     // rejection, temperature about 1 or above, top_p 1
+  kCool,     // rejection, temperature below 0.9, top_p 1
+  kTopP,     // rejection, top_p, top_k or min_p cut the distribution
+  kCoupled,  // coupled, any temperature above 0
+};
+inline constexpr int kNumSamplingRegimes = 5;
+inline constexpr double kUnitTemperatureMin = 0.9;
+
+std::string_view SamplingRegimeName(SamplingRegime regime);  // "greedy", "unit", "cool", "top_p", "coupled"
+SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule);
+
+// What a position's calibration is worth, on rounds that it was not fitted on.
+struct PositionQuality {
+  int64_t rounds = 0;
+  double ece = 0;  // of the survival against "this draft and those before it are accepted"
+  double auroc = 0;
+  double brier = 0;
+  double mean_predicted = 0;
+  double mean_observed = 0;
+};
+
+struct RegimeCalibration {
+  SamplingRegime regime = SamplingRegime::kUnit;
+  std::vector<double> temperatures;            // [drafts_max]
+  int64_t rounds = 0;                          // fitted on
+  std::string dataset;                         // in words
+  std::vector<PositionQuality> before, after;  // [drafts_max], held out
+};
+
+// The file.
+struct CalibrationTable {
+  std::string draft;  // hashes of tensors, as the engine names them
+  std::string target;
+  int drafts_max = 0;  // gamma
+  std::vector<RegimeCalibration> regimes;
+};
+
+// {"format": "dspark-sts", "version": 1, ...}. Errors of parsing: kInvalidArgument, saying where.
+std::string FormatCalibration(const CalibrationTable& table);
+Result<CalibrationTable> ParseCalibration(std::string_view json);
+// Refuses a table of another draft, target or draft length (kInvalidArgument, saying both).
+Status CheckCalibration(const CalibrationTable& table, std::string_view draft, std::string_view target,
+                        int drafts_max);
+
+// Confidences. Without a table temperatures are 1.
+class Calibration {
+ public:
+  explicit Calibration(int drafts_max);
+  // Regimes that the table lacks take the nearest one it has.
+  explicit Calibration(const CalibrationTable& table);
+
+  // The probability that draft k (0-based) is accepted when it is reached: sigmoid(logit / T_k).
+  float Confidence(SamplingRegime regime, int k, float logit) const;
+  std::span<const double> temperatures(SamplingRegime regime) const {
+    return temperatures_[static_cast<int>(regime)];
+  }
+
+ private:
+  std::array<std::vector<double>, kNumSamplingRegimes> temperatures_;
+};
+
+}  // namespace foresight

@@ -1,0 +1,61 @@
+// Fitting and judging a calibration (dspark.md 4.1, 4.2).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "speculative/calibration.h"
+
+namespace foresight {
+
+inline constexpr int kFitBins = 15;
+inline constexpr int kReportBins = 20;
+
+// Rounds that were verified in full length, whatever the confidences said (an adaptive planner would hide the
+// doubtful ones), with the confidence logits of their drafts.
+class CalibrationRounds {
+ public:
+  explicit CalibrationRounds(int drafts_max) : drafts_max_(drafts_max) {}
+
+  // One round: logits of the verified drafts (up to an end of sequence), of which the first `accepted` were
+  // accepted.
+  void Add(std::span<const float> logits, int accepted);
+  // The same with the probability of acceptance of each draft, given that it is reached, instead of the coin
+  // (Speculator::AcceptanceProbabilities): the same expectation, less noise.
+  void Add(std::span<const float> logits, std::span<const double> acceptance);
+
+  int64_t size() const { return static_cast<int64_t>(lengths_.size()); }
+  int drafts_max() const { return drafts_max_; }
+  int length(int64_t n) const { return lengths_[n]; }
+  float logit(int64_t n, int k) const { return logits_[n * drafts_max_ + k]; }
+  // Probability that drafts 0..k of round n are all accepted.
+  double label(int64_t n, int k) const { return labels_[n * drafts_max_ + k]; }
+  // Every second round, beginning with `first` (0 or 1): halves to fit and to judge on.
+  CalibrationRounds Half(int first) const;
+
+ private:
+  int drafts_max_;
+  std::vector<int> lengths_;    // [rounds]
+  std::vector<float> logits_;   // [rounds, drafts_max]
+  std::vector<double> labels_;  // [rounds, drafts_max]
+};
+
+// Expected calibration error with `bins` equal bins on [0, 1].
+double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins);
+// Area under the ROC curve, ties counted half; labels in [0, 1] are weights. 0.5 when one class is empty.
+double AreaUnderRoc(std::span<const double> predicted, std::span<const double> labels);
+
+// Temperatures [drafts_max], position by position on the grid of 41 values 0.1 .. 10; ties go to the one
+// nearest to
+// 1. A position without rounds keeps 1.
+std::vector<double> FitTemperatures(const CalibrationRounds& rounds);
+// [drafts_max]: survivals against labels with these temperatures.
+std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
+                                                std::span<const double> temperatures, int bins = kReportBins);
+
+// Fits on one half, judges on the other.
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset);
+
+}  // namespace foresight

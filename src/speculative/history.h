@@ -1,0 +1,61 @@
+// What earlier steps have shown of each request: all that a planner may know before the drafts of a step
+// exist.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace foresight {
+
+// A place in the engine's table of sequences, and which of its tenants.
+struct RequestId {
+  int slot = 0;             // [0, slots_max)
+  uint32_t generation = 0;  // changes when the slot gets a new sequence: what is known of the old one is void
+};
+
+// One thread at a time; allocates in the constructor only.
+class SpeculationHistory {
+ public:
+  SpeculationHistory(int slots_max, int drafts_max);
+
+  // A step begins: what is recorded belongs to it.
+  void BeginStep() { ++step_; }
+  // The confidences of a request's drafts in this step, used or not.
+  void RecordConfidences(RequestId id, std::span<const float> confidences);
+  // Of the first `verified` drafts of a request `accepted` were accepted.
+  void RecordOutcome(RequestId id, int verified, int accepted);
+
+  // Moving average of c[., j] of the request; of all requests, while it has none of its own.
+  double MeanConfidence(RequestId id, int j) const;
+  // c[., j] of the request two steps ago or earlier, the newest: what has reached a host that works a step
+  // ahead of the device. MeanConfidence when there is none.
+  double StaleConfidence(RequestId id, int j) const;
+  // How often draft j was accepted when it was reached and verified: the confidence of drafters that give
+  // none. A moving average as above.
+  double AcceptanceRate(RequestId id, int j) const;
+
+  int drafts_max() const { return drafts_max_; }
+
+ private:
+  struct Tenant {
+    uint32_t generation = 0;
+    bool known = false;
+    int64_t steps[2] = {-1, -1};  // of the rows in recent_: the newer one first
+    int newer = 0;                // which half of recent_ it is
+  };
+  Tenant& TenantOf(RequestId id);
+  const Tenant* Find(RequestId id) const;
+  size_t Place(int slot, int j) const { return size_t(slot) * drafts_max_ + j; }
+
+  int drafts_max_;
+  int64_t step_ = 0;
+  std::vector<Tenant> tenants_;    // [slots_max]
+  std::vector<float> mean_;        // [slots_max, drafts_max]; < 0: none yet
+  std::vector<float> acceptance_;  // [slots_max, drafts_max]; < 0: none yet
+  std::vector<float> recent_;      // [slots_max, 2, drafts_max]; < 0: none
+  std::vector<float> all_mean_;    // [drafts_max], of all requests
+  std::vector<float> all_acceptance_;
+};
+
+}  // namespace foresight

@@ -1,0 +1,130 @@
+// How many drafts of each request a step verifies (dspark.md 5; docs/speculation.md).
+//
+// A step of the engine:
+//   depths = planning.BeginStep(load)             how many tokens each request drafts: from history
+//   draft; planning.SetConfidences(r, c) for each request that drafted
+//   lengths = planning.Plan()                     how many of them are verified
+//   verify, accept
+//   planning.EndStep(accepted, times)             what the next steps may learn from
+//
+// Everything is host code on numbers, without clocks: it runs under simulation as it serves.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/status.h"
+#include "speculative/frontier.h"
+#include "speculative/history.h"
+#include "speculative/step_costs.h"
+
+namespace foresight {
+
+// One request of a step that samples a token (prefill chunks that don't are rows of StepLoad::other_rows).
+struct RequestLoad {
+  RequestId id;
+  // The longest draft it may have: by its own setting, and by the tokens and the context it has left after
+  // the step's own token. Known before drafting.
+  int drafts_max = 0;
+  bool coupled = false;  // its acceptance rule
+};
+
+struct StepLoad {
+  std::span<const RequestLoad> requests;  // ties between requests go to the earlier one
+  int other_rows = 0;                     // of the same forward
+  int64_t context_tokens = 0;             // typical of the step: the mean over the requests
+};
+
+enum class PlannerKind : uint8_t {
+  kAuto,       // drafts where history says that it pays (5.6), then kLookahead
+  kStatic,     // always k
+  kThreshold,  // each request up to its first confidence below the threshold
+  kSync,       // Algorithm 1: admit while tokens per second rise
+  kLookahead,  // the same, but across a dip that history says will be made good
+  kAsync,      // how many: from confidences two steps old; which: the most likely of the present ones
+  kGlobal,     // the best of all plans for the present confidences; exact with the coupled rule only
+};
+
+struct PlannerOptions {
+  PlannerKind kind = PlannerKind::kAuto;
+  int static_drafts = 0;       // kStatic
+  double threshold = 0;        // kThreshold
+  double gain_min = 1.01;      // kAuto: drafts when tokens per second would rise by this factor
+  int backoff_steps_max = 32;  // kAuto: steps between two probes whether drafting pays again
+};
+
+// "auto", "static:3", "threshold:0.6", "sync", "lookahead", "async", "global". Errors: kInvalidArgument.
+Result<PlannerOptions> ParsePlanner(std::string_view text);
+std::string FormatPlanner(const PlannerOptions& options);
+
+// A rule. It sees what its arguments show, which is what it may depend on. One thread at a time; allocates in
+// its constructor only.
+class Planner {
+ public:
+  virtual ~Planner() = default;
+  // Before drafting: how many tokens each request drafts, 0..drafts_max; and, of rules that decide it
+  // beforehand, how many the step will verify.
+  virtual void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                       std::span<int> depths) = 0;
+  // After drafting: which of them are verified.
+  virtual void Admit(Frontier& frontier) = 0;
+  // After the step. accepted[r] of admitted[r] drafts, of depths[r] drafted ones.
+  virtual void Learn(const StepLoad& load, const StepCosts& costs, std::span<const int> depths,
+                     std::span<const int> admitted, std::span<const int> accepted);
+};
+
+struct PlanningLimits {
+  int slots_max = 1;   // sequences; at most as many requests in a step
+  int drafts_max = 1;  // tokens of a draft; at most kDraftsMax
+  int rows_max = 1;    // of a step
+};
+inline constexpr int kDraftsMax = 32;
+
+// Without step costs (`costs` null) only kStatic and kThreshold can be made (kInvalidArgument).
+Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits,
+                                             const StepCosts* costs);
+
+// Runs a planner through the steps of an engine and keeps what it learns. One thread at a time; allocates
+// when it is made only. Calls come in the order above (CHECK).
+class StepPlanning {
+ public:
+  // `costs` may be absent for kStatic and kThreshold.
+  static Result<StepPlanning> Create(const PlannerOptions& options, const PlanningLimits& limits,
+                                     std::optional<StepCosts> costs);
+
+  // [requests]: how many tokens to draft; 0: don't. `load.requests` must stay as it is until EndStep.
+  std::span<const int> BeginStep(const StepLoad& load);
+  // Calibrated confidences of request r's drafts, one for each drafted token; fewer than asked shorten the
+  // draft (a look-up that found less, known without regard to the tokens).
+  void SetConfidences(int r, std::span<const float> confidences);
+  // The same for a drafter without a confidence head: the rate at which its drafts were accepted so far.
+  void SetConfidencesFromHistory(int r, int drafted);
+  // [requests]: how many drafts to verify.
+  std::span<const int> Plan();
+  // `times` absent: the step is no example (a warm-up, a pause).
+  void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
+
+  const SpeculationHistory& history() const { return history_; }
+  const std::optional<StepCosts>& costs() const { return costs_; }
+
+ private:
+  enum class Phase : uint8_t { kIdle, kDrafting, kPlanned };
+  StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
+               std::optional<StepCosts> costs);
+
+  std::unique_ptr<Planner> planner_;
+  PlanningLimits limits_;
+  std::optional<StepCosts> costs_;
+  SpeculationHistory history_;
+  RoundConfidences round_;
+  Phase phase_ = Phase::kIdle;
+  StepLoad load_;
+  std::vector<int> depths_;
+};
+
+}  // namespace foresight
