@@ -44,7 +44,16 @@ class Sampler {
   // masked).
   Result<SampledToken> Sample(std::span<const float> logits, int64_t position);
   // What Sample draws from; valid until the next call.
-  Result<Distribution> Process(std::span<const float> logits);
+  Result<Distribution> Process(std::span<const float> logits) { return Process(logits, params_); }
+  // The same with other parameters (those of a draft), which have penalties only if the sampler's have. The
+  // tokens so far count.
+  Result<Distribution> Process(std::span<const float> logits, const SamplingParams& params);
+  // Names the random numbers of a position: Sample uses those of kCoupled and round 0.
+  RandomKey Key(int64_t position, RandomStream stream, int64_t round) const;
+  // A drawn token as the user gets it: with params.logprobs, its log-probability and the alternatives, which
+  // are written to top [params.logprobs]. Errors as Sample.
+  Result<SampledToken> Report(std::span<const float> logits, TokenId token,
+                              std::span<TokenLogProb> top) const;
 
  private:
   SamplingParams params_;

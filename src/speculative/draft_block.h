@@ -17,8 +17,8 @@ namespace foresight {
 enum class AcceptanceRule : uint8_t {
   kRejection,  // accepted with probability min(1, p/q), else the residual: accepts most; the law of the text
                // is the law without speculation
-  kCoupled,  // the target draws with the noise of (seed, position), the draft used the same: the text of a
-             // seed is the text without speculation
+  kCoupled,    // the target draws with the noise of (seed, position), the draft used the same: the text of a
+               // seed is the text without speculation
 };
 
 std::string_view AcceptanceRuleName(AcceptanceRule rule);           // "rejection", "coupled"
@@ -30,7 +30,7 @@ AcceptanceRule DefaultAcceptanceRule(const SamplingParams& params);
 // is accepted and how much memory q takes.
 struct DraftOptions {
   bool truncate = true;       // the request's top_k, top_p and min_p hold for the draft as well
-  bool penalties = false;     // so do its penalties (counted along the drafted prefix) and logit bias
+  bool penalties = true;      // so do its penalties (counted along the drafted prefix) and logit bias
   int candidates_max = 4096;  // rejection: tokens that can be drafted at a position, the likeliest ones
 };
 

@@ -21,7 +21,7 @@ class RoundConfidences {
   // Begins a round. depths[r]: how many drafts request r has; nothing is admitted. `all_coupled`: every
   // request that has drafts is verified with the coupled rule.
   void Begin(std::span<const int> depths, bool all_coupled);
-  // The confidences of request r, [depth(r)] each in [0, 1]. For those never set, c = 1.
+  // The confidences of request r, each in [0, 1]; fewer than depth(r) make it shorter. Those never set are 1.
   void Set(int r, std::span<const float> confidences);
 
   int num_requests() const { return static_cast<int>(depths_.size()); }
