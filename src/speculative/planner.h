@@ -62,20 +62,26 @@ struct PlannerOptions {
 Result<PlannerOptions> ParsePlanner(std::string_view text);
 std::string FormatPlanner(const PlannerOptions& options);
 
-// A rule. It sees what its arguments show, which is what it may depend on. One thread at a time; allocates in
-// its constructor only.
+// What became of a step's drafts, by request.
+struct StepResult {
+  std::span<const int> drafted;
+  std::span<const int> admitted;  // of those
+  std::span<const int> accepted;  // of those
+};
+
+// A rule. It sees what its arguments show, and that is what it may depend on. One thread at a time; allocates
+// in its constructor only.
 class Planner {
  public:
   virtual ~Planner() = default;
-  // Before drafting: how many tokens each request drafts, 0..drafts_max; and, of rules that decide it
-  // beforehand, how many the step will verify.
-  virtual void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+  // Before drafting: how many tokens each request drafts, 0..drafts_max. Rules that decide beforehand how
+  // many the step will verify do it here. `costs` is null when the engine has none.
+  virtual void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                        std::span<int> depths) = 0;
   // After drafting: which of them are verified.
   virtual void Admit(Frontier& frontier) = 0;
-  // After the step. accepted[r] of admitted[r] drafts, of depths[r] drafted ones.
-  virtual void Learn(const StepLoad& load, const StepCosts& costs, std::span<const int> depths,
-                     std::span<const int> admitted, std::span<const int> accepted);
+  // After the step.
+  virtual void Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result);
 };
 
 struct PlanningLimits {
@@ -85,19 +91,22 @@ struct PlanningLimits {
 };
 inline constexpr int kDraftsMax = 32;
 
-// Without step costs (`costs` null) only kStatic and kThreshold can be made (kInvalidArgument).
-Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits,
-                                             const StepCosts* costs);
+// Errors: kInvalidArgument (limits out of range).
+Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits);
 
 // Runs a planner through the steps of an engine and keeps what it learns. One thread at a time; allocates
 // when it is made only. Calls come in the order above (CHECK).
 class StepPlanning {
  public:
-  // `costs` may be absent for kStatic and kThreshold.
+  // `costs` may be absent for kStatic and kThreshold only (kInvalidArgument).
   static Result<StepPlanning> Create(const PlannerOptions& options, const PlanningLimits& limits,
                                      std::optional<StepCosts> costs);
+  // With a planner of the caller's own, which must agree to what is absent.
+  static StepPlanning Create(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
+                             std::optional<StepCosts> costs);
 
-  // [requests]: how many tokens to draft; 0: don't. `load.requests` must stay as it is until EndStep.
+  // [requests]: how many tokens to draft; 0: don't. Drafts are shortened where all of them would not fit into
+  // rows_max.
   std::span<const int> BeginStep(const StepLoad& load);
   // Calibrated confidences of request r's drafts, one for each drafted token; fewer than asked shorten the
   // draft (a look-up that found less, known without regard to the tokens).
@@ -116,6 +125,7 @@ class StepPlanning {
   enum class Phase : uint8_t { kIdle, kDrafting, kPlanned };
   StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
                std::optional<StepCosts> costs);
+  void ShortenToRows();
 
   std::unique_ptr<Planner> planner_;
   PlanningLimits limits_;
@@ -123,8 +133,10 @@ class StepPlanning {
   SpeculationHistory history_;
   RoundConfidences round_;
   Phase phase_ = Phase::kIdle;
-  StepLoad load_;
+  StepLoad load_;                      // of requests_
+  std::vector<RequestLoad> requests_;  // with drafts_max as the step has room for
   std::vector<int> depths_;
+  std::vector<uint8_t> have_confidences_;  // bool
 };
 
 }  // namespace foresight

@@ -40,7 +40,7 @@ Result<StepCostTable> ParseStepCosts(std::string_view json);
 Status CheckStepCosts(const StepCostTable& table, std::string_view model, std::string_view build,
                       int drafts_max);
 
-// Measurements of one point -> their median; for profiling.
+// The median of some measurements of one point, which it puts in order. For profiling.
 double MedianMs(std::span<double> ms);
 
 // What one step took.
@@ -54,39 +54,49 @@ struct StepTimes {
 };
 
 // Look-ups and refresh. Allocates in Create only. One thread at a time.
+//
+// Times are those of the machine as it was profiled: decisions depend on ratios. scale() brings them to the
+// present.
 class StepCosts {
  public:
-  // Steps of up to `rows_max` rows. Errors: kInvalidArgument (no points, counts that don't ascend, times that
-  // are not positive numbers, all verify times equal: a flat table would make verifying everything optimal).
-  static Result<StepCosts> Create(StepCostTable table, int rows_max);
+  // Steps of up to `rows_max` rows and `requests_max` requests. Errors: kInvalidArgument (no points, counts
+  // that don't ascend, times that are not positive numbers; all verify times equal: verifying everything
+  // would look free).
+  static Result<StepCosts> Create(StepCostTable table, int rows_max, int requests_max);
 
-  // Non-decreasing in their counts; 0 requests draft for nothing. Beyond the last measured point the last
-  // slope goes on.
+  // Non-decreasing in their counts. Before the first measured point as there, beyond the last one its slope
+  // goes on. 0 requests draft for nothing.
   double DraftMs(int requests) const;
   // [rows_max + 1]: by rows, at the smallest bucket that holds `context_tokens` (the largest, if none does).
   std::span<const double> VerifyMs(int64_t context_tokens) const;
   double HostMs() const { return table_.host_ms; }
+  // Present time over profiled time, as steps show it.
+  double scale() const { return scale_; }
 
-  // Moves the points beside a measured step towards it (a moving average; a single measurement counts at most
-  // twice its expected value, so that a pause of the machine does little harm). Uses what has happened only:
-  // the decisions that follow stay exact.
+  // Learns from a step: what all its parts have in common goes to scale(), the rest slowly to the points
+  // beside it. A single measurement counts at most twice and at least half its expected value, so that a
+  // pause of the machine does little harm. Uses what has happened only: the decisions that follow stay exact.
   void Observe(const StepTimes& times);
 
-  // As refreshed, to be written to a file.
-  const StepCostTable& table() const { return table_; }
+  // As refreshed and scaled, to be written to a file.
+  StepCostTable Refreshed() const;
 
  private:
-  struct Bucket {
-    int64_t context_tokens = 0;
-    std::vector<CostPoint>* points = nullptr;  // in table_
-    std::vector<double> by_rows;               // [rows_max + 1]
+  // Points and what they give for every count.
+  struct Curve {
+    std::vector<CostPoint> points;
+    std::vector<double> ms;  // [counts_max + 1]
+    void Interpolate();
+    void MoveTowards(int count, double ratio);
   };
   StepCosts() = default;
-  Bucket& BucketOf(int64_t context_tokens);
+  size_t BucketOf(int64_t context_tokens) const;
 
-  StepCostTable table_;
-  std::vector<Bucket> buckets_;
-  std::vector<double> draft_by_requests_;
+  StepCostTable table_;            // its points are in the curves
+  std::vector<int64_t> contexts_;  // ascending
+  std::vector<Curve> verify_;      // [contexts]
+  Curve draft_;
+  double scale_ = 1;
 };
 
 }  // namespace foresight

@@ -1,0 +1,99 @@
+#include "speculative/auto_planner.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kFreeRounds = 2;  // before a request is judged
+constexpr double kGainShare = 1.0 / 8;
+constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
+
+}  // namespace
+
+AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits)
+    : gain_min_(options.gain_min),
+      wait_max_(options.backoff_steps_max),
+      requests_(limits.slots_max),
+      planner_(limits, SyncPlanner::Dips::kLookAcross) {
+  CHECK(gain_min_ > 0 && wait_max_ > 0);
+}
+
+AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
+  Request& request = requests_[id.slot];
+  if (!request.known || request.generation != id.generation) {
+    request = Request();
+    request.generation = id.generation;
+    request.known = true;
+  }
+  return request;
+}
+
+bool AutoPlanner::Pays(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                       std::span<const int> depths) {
+  plan_.Clear();
+  int drafting = 0;
+  for (size_t r = 0; r < depths.size(); ++r) {
+    drafting += depths[r] > 0;
+    double survival = 1;
+    for (int j = 0; j < depths[r]; ++j) {
+      survival *= history.MeanConfidence(load.requests[r].id, j);
+      plan_.Add(survival);
+    }
+  }
+  const StepValue plain(load, costs, 0);
+  return plan_.Maximize(StepValue(load, costs, drafting)).tokens_per_ms >
+         gain_min_ * plain.requests() / plain.Ms(0);
+}
+
+void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+                          std::span<int> depths) {
+  CHECK(costs != nullptr);
+  bool any = false;
+  for (size_t r = 0; r < depths.size(); ++r) {
+    const RequestLoad& request = load.requests[r];
+    depths[r] = RequestOf(request.id).back_off.Due() ? request.drafts_max : 0;
+    any |= depths[r] > 0;
+  }
+  if (any) {
+    if (Pays(load, history, *costs, depths)) {
+      step_back_off_.Succeeded();
+    } else if (step_back_off_.Due()) {
+      step_back_off_.Failed(wait_max_);  // a try
+    } else {
+      std::fill(depths.begin(), depths.end(), 0);
+    }
+  }
+  planner_.Start(load, history, *costs, depths);
+}
+
+void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {
+  CHECK(costs != nullptr);
+  int drafting = 0;
+  int admitted = 0;
+  for (size_t r = 0; r < load.requests.size(); ++r) {
+    drafting += result.drafted[r] > 0;
+    admitted += result.admitted[r];
+  }
+  if (drafting == 0) return;
+  const StepValue plain(load, *costs, 0);
+  const double token_ms = plain.Ms(0) / plain.requests();
+  const double draft_tokens = costs->DraftMs(drafting) / drafting / token_ms;
+  const double row_tokens = admitted == 0 ? 0 : (plain.Ms(admitted) - plain.Ms(0)) / admitted / token_ms;
+  for (size_t r = 0; r < load.requests.size(); ++r) {
+    if (result.drafted[r] == 0) continue;
+    Request& request = RequestOf(load.requests[r].id);
+    const double gain = result.accepted[r] - draft_tokens - row_tokens * result.admitted[r];
+    request.gain += (request.back_off.active() ? kProbeShare : kGainShare) * (gain - request.gain);
+    if (++request.rounds <= kFreeRounds) continue;
+    if (request.gain < 0) {
+      request.back_off.Failed(wait_max_);
+    } else {
+      request.back_off.Succeeded();
+    }
+  }
+}
+
+}  // namespace foresight

@@ -1,0 +1,71 @@
+// The default: drafts where history says that it pays, so that speculation is not slower than none.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "speculative/planner.h"
+#include "speculative/throughput_planners.h"
+
+namespace foresight {
+
+// Waits 1, 2, 4 .. steps between tries of something that did not pay.
+class BackOff {
+ public:
+  // A step passes: whether a try is due.
+  bool Due() {
+    if (wait_ == 0) return true;
+    --wait_;
+    return false;
+  }
+  void Failed(int wait_max) {
+    length_ = length_ == 0 ? 1 : std::min(2 * length_, wait_max);
+    wait_ = length_;
+  }
+  void Succeeded() { *this = BackOff(); }
+  bool active() const { return length_ > 0; }
+
+ private:
+  int length_ = 0;
+  int wait_ = 0;
+};
+
+// Two questions before a step, both answered from history (dspark.md 5.6):
+// - a request: have its accepted drafts been worth what drafting and verifying them cost? If not, it doesn't
+// draft
+//   for a growing number of steps, then tries again;
+// - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
+// If
+//   not, the step is plain; now and then one is tried all the same, or there would be no history.
+// What is drafted is planned as SyncPlanner does with look-ahead.
+class AutoPlanner final : public Planner {
+ public:
+  AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
+
+  void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+               std::span<int> depths) override;
+  void Admit(Frontier& frontier) override { planner_.Admit(frontier); }
+  void Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) override;
+
+ private:
+  struct Request {
+    uint32_t generation = 0;
+    bool known = false;
+    int rounds = 0;   // that drafted
+    double gain = 0;  // of a round in tokens, a moving average
+    BackOff back_off;
+  };
+  Request& RequestOf(RequestId id);
+  bool Pays(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+            std::span<const int> depths);
+
+  double gain_min_;
+  int wait_max_;
+  std::vector<Request> requests_;  // [slots_max]
+  BackOff step_back_off_;
+  CapacityPlan plan_;
+  SyncPlanner planner_;
+};
+
+}  // namespace foresight

@@ -1,0 +1,102 @@
+#include "speculative/history.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace foresight {
+namespace {
+
+// What a new round counts for in the averages of its request and of all requests.
+constexpr float kOwnShare = 1.0f / 8;
+constexpr float kOwnAcceptanceShare = 1.0f / 16;  // coins are noisier than confidences
+constexpr float kAllShare = 1.0f / 64;
+// Before anything is known: hopeful, so that drafting gets its first try.
+constexpr float kPriorConfidence = 0.8f;
+constexpr float kUnknown = -1;
+
+// own starts at what holds for all.
+void Average(float value, float share, float all, float& own) {
+  if (own < 0) own = all;
+  own += share * (value - own);
+}
+
+}  // namespace
+
+SpeculationHistory::SpeculationHistory(int slots_max, int drafts_max)
+    : drafts_max_(drafts_max),
+      tenants_(slots_max),
+      mean_(static_cast<size_t>(slots_max) * drafts_max, kUnknown),
+      acceptance_(static_cast<size_t>(slots_max) * drafts_max, kUnknown),
+      recent_(static_cast<size_t>(slots_max) * drafts_max * 2, kUnknown),
+      all_mean_(drafts_max, kPriorConfidence),
+      all_acceptance_(drafts_max, kPriorConfidence) {
+  CHECK(slots_max > 0 && drafts_max > 0);
+}
+
+SpeculationHistory::Tenant& SpeculationHistory::TenantOf(RequestId id) {
+  CHECK(id.slot >= 0 && id.slot < std::ssize(tenants_), "slot {}", id.slot);
+  Tenant& tenant = tenants_[id.slot];
+  if (!tenant.known || tenant.generation != id.generation) {
+    tenant = Tenant{.generation = id.generation, .known = true};
+    std::fill_n(mean_.begin() + Place(id.slot, 0), drafts_max_, kUnknown);
+    std::fill_n(acceptance_.begin() + Place(id.slot, 0), drafts_max_, kUnknown);
+    std::fill_n(recent_.begin() + Place(2 * id.slot, 0), 2 * drafts_max_, kUnknown);
+  }
+  return tenant;
+}
+
+const SpeculationHistory::Tenant* SpeculationHistory::Find(RequestId id) const {
+  CHECK(id.slot >= 0 && id.slot < std::ssize(tenants_), "slot {}", id.slot);
+  const Tenant& tenant = tenants_[id.slot];
+  return tenant.known && tenant.generation == id.generation ? &tenant : nullptr;
+}
+
+void SpeculationHistory::RecordConfidences(RequestId id, std::span<const float> confidences) {
+  CHECK(std::ssize(confidences) <= drafts_max_);
+  Tenant& tenant = TenantOf(id);
+  tenant.newer = 1 - tenant.newer;
+  tenant.steps[tenant.newer] = step_;
+  float* recent = &recent_[Place(2 * id.slot + tenant.newer, 0)];
+  std::fill_n(recent, drafts_max_, kUnknown);
+  std::copy(confidences.begin(), confidences.end(), recent);
+  for (int j = 0; j < std::ssize(confidences); ++j) {
+    Average(confidences[j], kOwnShare, all_mean_[j], mean_[Place(id.slot, j)]);
+    all_mean_[j] += kAllShare * (confidences[j] - all_mean_[j]);
+  }
+}
+
+void SpeculationHistory::RecordOutcome(RequestId id, int verified, int accepted) {
+  CHECK(0 <= accepted && accepted <= verified && verified <= drafts_max_);
+  if (verified == 0) return;
+  TenantOf(id);
+  // Behind the first rejection nothing is known: a draft counts when it was reached.
+  for (int j = 0; j < std::min(accepted + 1, verified); ++j) {
+    const float value = j < accepted ? 1 : 0;
+    Average(value, kOwnAcceptanceShare, all_acceptance_[j], acceptance_[Place(id.slot, j)]);
+    all_acceptance_[j] += kAllShare * (value - all_acceptance_[j]);
+  }
+}
+
+double SpeculationHistory::MeanConfidence(RequestId id, int j) const {
+  const float own = Find(id) != nullptr ? mean_[Place(id.slot, j)] : kUnknown;
+  return own >= 0 ? own : all_mean_[j];
+}
+
+double SpeculationHistory::StaleConfidence(RequestId id, int j) const {
+  const Tenant* tenant = Find(id);
+  if (tenant != nullptr) {
+    for (int half : {tenant->newer, 1 - tenant->newer}) {
+      const float value = recent_[Place(2 * id.slot + half, j)];
+      if (tenant->steps[half] >= 0 && tenant->steps[half] <= step_ - 2 && value >= 0) return value;
+    }
+  }
+  return MeanConfidence(id, j);
+}
+
+double SpeculationHistory::AcceptanceRate(RequestId id, int j) const {
+  const float own = Find(id) != nullptr ? acceptance_[Place(id.slot, j)] : kUnknown;
+  return own >= 0 ? own : all_acceptance_[j];
+}
+
+}  // namespace foresight

@@ -1,0 +1,209 @@
+#include "speculative/planner.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+
+#include "base/check.h"
+#include "speculative/auto_planner.h"
+#include "speculative/simple_planners.h"
+#include "speculative/throughput_planners.h"
+
+namespace foresight {
+namespace {
+
+constexpr std::array<std::pair<PlannerKind, std::string_view>, 7> kNames = {{
+    {PlannerKind::kAuto, "auto"},
+    {PlannerKind::kStatic, "static"},
+    {PlannerKind::kThreshold, "threshold"},
+    {PlannerKind::kSync, "sync"},
+    {PlannerKind::kLookahead, "lookahead"},
+    {PlannerKind::kAsync, "async"},
+    {PlannerKind::kGlobal, "global"},
+}};
+
+constexpr std::string_view kWanted =
+    "auto, static:DRAFTS, threshold:PROBABILITY, sync, lookahead, async or global";
+
+template <typename Number>
+bool ParseWhole(std::string_view text, Number* number) {
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), *number);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+}  // namespace
+
+Result<PlannerOptions> ParsePlanner(std::string_view text) {
+  const size_t colon = std::min(text.find(':'), text.size());
+  const std::string_view name = text.substr(0, colon);
+  const auto* entry =
+      std::find_if(kNames.begin(), kNames.end(), [&](const auto& e) { return e.second == name; });
+  if (entry == kNames.end()) return InvalidArgument("planner: want {}, got \"{}\"", kWanted, text);
+  PlannerOptions options;
+  options.kind = entry->first;
+  const std::string_view value = text.substr(std::min(colon + 1, text.size()));
+  if (options.kind == PlannerKind::kStatic) {
+    if (!ParseWhole(value, &options.static_drafts) || options.static_drafts < 0 ||
+        options.static_drafts > kDraftsMax) {
+      return InvalidArgument("planner: want static:DRAFTS with 0..{} drafts, got \"{}\"", kDraftsMax, text);
+    }
+  } else if (options.kind == PlannerKind::kThreshold) {
+    if (!ParseWhole(value, &options.threshold) || !(options.threshold >= 0 && options.threshold <= 1)) {
+      return InvalidArgument("planner: want threshold:PROBABILITY from 0 to 1, got \"{}\"", text);
+    }
+  } else if (colon != text.size()) {
+    return InvalidArgument("planner: {} takes no value, got \"{}\"", name, text);
+  }
+  return options;
+}
+
+std::string FormatPlanner(const PlannerOptions& options) {
+  const std::string_view name = kNames[static_cast<size_t>(options.kind)].second;
+  if (options.kind == PlannerKind::kStatic) return fmt::format("{}:{}", name, options.static_drafts);
+  if (options.kind == PlannerKind::kThreshold) return fmt::format("{}:{}", name, options.threshold);
+  return std::string(name);
+}
+
+void Planner::Learn(const StepLoad&, const StepCosts*, const StepResult&) {}
+
+Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits) {
+  if (limits.slots_max < 1 || limits.drafts_max < 1 || limits.drafts_max > kDraftsMax) {
+    return InvalidArgument("planner: want 1 sequence or more and 1..{} drafts, got {} and {}", kDraftsMax,
+                           limits.slots_max, limits.drafts_max);
+  }
+  std::unique_ptr<Planner> planner;
+  switch (options.kind) {
+    case PlannerKind::kAuto:
+      planner = std::make_unique<AutoPlanner>(options, limits);
+      break;
+    case PlannerKind::kStatic:
+      planner = std::make_unique<StaticPlanner>(options.static_drafts);
+      break;
+    case PlannerKind::kThreshold:
+      planner = std::make_unique<ThresholdPlanner>(options.threshold);
+      break;
+    case PlannerKind::kSync:
+      planner = std::make_unique<SyncPlanner>(limits, SyncPlanner::Dips::kStop);
+      break;
+    case PlannerKind::kLookahead:
+      planner = std::make_unique<SyncPlanner>(limits, SyncPlanner::Dips::kLookAcross);
+      break;
+    case PlannerKind::kAsync:
+      planner = std::make_unique<AsyncPlanner>(limits);
+      break;
+    case PlannerKind::kGlobal:
+      planner = std::make_unique<GlobalPlanner>(limits);
+      break;
+  }
+  return planner;
+}
+
+Result<StepPlanning> StepPlanning::Create(const PlannerOptions& options, const PlanningLimits& limits,
+                                          std::optional<StepCosts> costs) {
+  const bool needs_costs = options.kind != PlannerKind::kStatic && options.kind != PlannerKind::kThreshold;
+  if (needs_costs && !costs) {
+    return InvalidArgument("planner {} needs the costs of a step: measure them, or take static or threshold",
+                           FormatPlanner(options));
+  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Planner> planner, MakePlanner(options, limits));
+  return Create(std::move(planner), limits, std::move(costs));
+}
+
+StepPlanning StepPlanning::Create(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
+                                  std::optional<StepCosts> costs) {
+  return StepPlanning(std::move(planner), limits, std::move(costs));
+}
+
+StepPlanning::StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
+                           std::optional<StepCosts> costs)
+    : planner_(std::move(planner)),
+      limits_(limits),
+      costs_(std::move(costs)),
+      history_(limits.slots_max, limits.drafts_max),
+      round_(limits.slots_max, limits.drafts_max) {
+  requests_.reserve(limits.slots_max);
+  depths_.reserve(limits.slots_max);
+  have_confidences_.reserve(limits.slots_max);
+}
+
+std::span<const int> StepPlanning::BeginStep(const StepLoad& load) {
+  CHECK(phase_ == Phase::kIdle);
+  CHECK(std::ssize(load.requests) <= limits_.slots_max, "{} requests", load.requests.size());
+  phase_ = Phase::kDrafting;
+  requests_.assign(load.requests.begin(), load.requests.end());
+  load_ = load;
+  load_.requests = requests_;
+  ShortenToRows();
+  history_.BeginStep();
+  depths_.assign(requests_.size(), 0);
+  have_confidences_.assign(requests_.size(), false);
+  if (!requests_.empty()) planner_->Prepare(load_, history_, costs_ ? &*costs_ : nullptr, depths_);
+  bool all_coupled = true;
+  for (size_t r = 0; r < depths_.size(); ++r) {
+    CHECK(depths_[r] >= 0 && depths_[r] <= requests_[r].drafts_max);
+    all_coupled &= depths_[r] == 0 || requests_[r].coupled;
+  }
+  round_.Begin(depths_, all_coupled);
+  return depths_;
+}
+
+// The longest drafts give way first.
+void StepPlanning::ShortenToRows() {
+  const int left = limits_.rows_max - load_.other_rows - static_cast<int>(requests_.size());
+  CHECK(left >= 0, "a step of more than {} rows", limits_.rows_max);
+  int sum = 0;
+  for (RequestLoad& request : requests_) {
+    request.drafts_max = std::clamp(request.drafts_max, 0, limits_.drafts_max);
+    sum += request.drafts_max;
+  }
+  for (int length = limits_.drafts_max; sum > left; --length) {
+    for (size_t r = requests_.size(); r-- > 0 && sum > left;) {
+      if (requests_[r].drafts_max < length) continue;
+      --requests_[r].drafts_max;
+      --sum;
+    }
+  }
+}
+
+void StepPlanning::SetConfidences(int r, std::span<const float> confidences) {
+  CHECK(phase_ == Phase::kDrafting);
+  round_.Set(r, confidences);
+  have_confidences_[r] = true;
+}
+
+void StepPlanning::SetConfidencesFromHistory(int r, int drafted) {
+  CHECK(drafted >= 0 && drafted <= limits_.drafts_max);
+  std::array<float, kDraftsMax> confidences;
+  for (int j = 0; j < drafted; ++j) {
+    confidences[j] = static_cast<float>(history_.AcceptanceRate(load_.requests[r].id, j));
+  }
+  SetConfidences(r, {confidences.data(), static_cast<size_t>(drafted)});
+}
+
+std::span<const int> StepPlanning::Plan() {
+  CHECK(phase_ == Phase::kDrafting);
+  phase_ = Phase::kPlanned;
+  Frontier frontier(round_);
+  planner_->Admit(frontier);
+  return round_.admitted();
+}
+
+void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times) {
+  CHECK(phase_ == Phase::kPlanned);
+  CHECK(accepted.size() == depths_.size());
+  phase_ = Phase::kIdle;
+  for (size_t r = 0; r < depths_.size(); ++r) {
+    const RequestId id = load_.requests[r].id;
+    depths_[r] = round_.depth(static_cast<int>(r));  // a look-up may have found less
+    if (have_confidences_[r]) history_.RecordConfidences(id, round_.of(static_cast<int>(r)));
+    history_.RecordOutcome(id, round_.admitted()[r], accepted[r]);
+  }
+  if (!requests_.empty())
+    planner_->Learn(load_, costs_ ? &*costs_ : nullptr,
+                    {.drafted = depths_, .admitted = round_.admitted(), .accepted = accepted});
+  if (costs_ && times) costs_->Observe(*times);
+}
+
+}  // namespace foresight

@@ -1,0 +1,191 @@
+#include "speculative/throughput_planners.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "base/check.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kBins = 512;
+// How many drafts ahead a dip may be crossed.
+constexpr int kLookaheadMax = 32;
+
+int CountPositive(std::span<const int> depths) {
+  return static_cast<int>(std::count_if(depths.begin(), depths.end(), [](int depth) { return depth > 0; }));
+}
+
+// All that each request may have.
+void DraftAll(const StepLoad& load, std::span<int> depths) {
+  for (size_t r = 0; r < depths.size(); ++r) depths[r] = load.requests[r].drafts_max;
+}
+
+void Fill(const Frontier& frontier, FrontierQueue& queue) {
+  queue.Clear();
+  for (int r = 0; r < frontier.num_requests(); ++r) {
+    queue.Add({.r = r, .j = frontier.admitted(r), .survival = frontier.survival(r)});
+  }
+  queue.Order();
+}
+
+void AdmitTop(Frontier& frontier, FrontierQueue& queue) {
+  const int r = queue.top().r;
+  frontier.Admit(r);
+  queue.ReplaceTop({.r = r, .j = frontier.admitted(r), .survival = frontier.survival(r)});
+}
+
+}  // namespace
+
+CapacityPlan::CapacityPlan() : counts_(kBins), sums_(kBins) {}
+
+void CapacityPlan::Clear() {
+  std::fill(counts_.begin(), counts_.end(), 0);
+  std::fill(sums_.begin(), sums_.end(), 0);
+}
+
+void CapacityPlan::Add(double survival) {
+  if (!(survival > 0)) return;
+  const int bin = std::min(static_cast<int>(survival * kBins), kBins - 1);
+  ++counts_[bin];
+  sums_[bin] += survival;
+}
+
+CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
+  double tokens = value.requests();
+  int drafts = 0;
+  Best best{.drafts = 0, .tokens_per_ms = tokens / value.Ms(0)};
+  for (int bin = kBins - 1; bin >= 0; --bin) {
+    if (counts_[bin] == 0) continue;
+    const double mean = sums_[bin] / counts_[bin];
+    for (int i = 0; i < counts_[bin]; ++i) {
+      tokens += mean;
+      const double tokens_per_ms = tokens / value.Ms(++drafts);
+      if (tokens_per_ms > best.tokens_per_ms) best = {drafts, tokens_per_ms};
+    }
+  }
+  return best;
+}
+
+SyncPlanner::SyncPlanner(const PlanningLimits& limits, Dips dips)
+    : dips_(dips),
+      drafts_max_(limits.drafts_max),
+      expected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max),
+      queue_(limits.slots_max),
+      guess_(limits.slots_max) {}
+
+void SyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+                          std::span<int> depths) {
+  CHECK(costs != nullptr);
+  DraftAll(load, depths);
+  Start(load, history, *costs, depths);
+}
+
+void SyncPlanner::Start(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                        std::span<const int> depths) {
+  value_ = StepValue(load, costs, CountPositive(depths));
+  if (dips_ == Dips::kStop) return;
+  for (size_t r = 0; r < depths.size(); ++r) {
+    for (int j = 0; j < depths[r]; ++j) {
+      expected_[r * drafts_max_ + j] = static_cast<float>(history.MeanConfidence(load.requests[r].id, j));
+    }
+  }
+}
+
+void SyncPlanner::Admit(Frontier& frontier) {
+  Fill(frontier, queue_);
+  candidates_ = 0;
+  for (int r = 0; r < frontier.num_requests(); ++r) candidates_ += frontier.depth(r);
+  double tokens = value_.requests();
+  for (int admitted = 0; !queue_.empty(); ++admitted) {
+    const double more = tokens + queue_.top().survival;
+    const bool rises = more * value_.Ms(admitted) > tokens * value_.Ms(admitted + 1);
+    if (!rises && (dips_ == Dips::kStop || !RisesLater(frontier, tokens, admitted))) break;
+    AdmitTop(frontier, queue_);
+    tokens = more;
+  }
+}
+
+// Is tokens per second higher some drafts further on than now? The next candidate of each request is known;
+// those behind them are guessed from history.
+bool SyncPlanner::RisesLater(const Frontier& frontier, double tokens, int admitted) {
+  const int ahead_max = std::min(kLookaheadMax, candidates_ - admitted);
+  const double now_ms = value_.Ms(admitted);
+  // None behind it survives more often than the top: most steps end here.
+  const double top = queue_.top().survival;
+  bool possible = false;
+  for (int m = 2; m <= ahead_max && !possible; ++m) {
+    possible = (tokens + m * top) * now_ms > tokens * value_.Ms(admitted + m);
+  }
+  if (!possible) return false;
+
+  guess_.Copy(queue_);
+  double later = tokens;
+  for (int m = 1; m <= ahead_max && !guess_.empty(); ++m) {
+    const FrontierQueue::Candidate candidate = guess_.top();
+    later += candidate.survival;
+    if (later * now_ms > tokens * value_.Ms(admitted + m)) return true;
+    FrontierQueue::Candidate behind{.r = candidate.r, .j = candidate.j + 1};
+    if (behind.j < frontier.depth(behind.r)) {
+      behind.survival = candidate.survival * expected_[behind.r * drafts_max_ + behind.j];
+    }
+    guess_.ReplaceTop(behind);
+  }
+  return false;
+}
+
+void AdmitMostLikely(Frontier& frontier, int drafts, FrontierQueue& queue) {
+  if (drafts == 0) return;
+  Fill(frontier, queue);
+  for (int admitted = 0; admitted < drafts && !queue.empty(); ++admitted) AdmitTop(frontier, queue);
+}
+
+void AsyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+                           std::span<int> depths) {
+  CHECK(costs != nullptr);
+  DraftAll(load, depths);
+  plan_.Clear();
+  for (size_t r = 0; r < depths.size(); ++r) {
+    double survival = 1;
+    for (int j = 0; j < depths[r]; ++j) {
+      survival *= history.StaleConfidence(load.requests[r].id, j);
+      plan_.Add(survival);
+    }
+  }
+  capacity_ = plan_.Maximize(StepValue(load, *costs, CountPositive(depths))).drafts;
+}
+
+GlobalPlanner::GlobalPlanner(const PlanningLimits& limits) : queue_(limits.slots_max) {
+  survivals_.reserve(static_cast<size_t>(limits.slots_max) * limits.drafts_max);
+}
+
+void GlobalPlanner::Prepare(const StepLoad& load, const SpeculationHistory&, const StepCosts* costs,
+                            std::span<int> depths) {
+  CHECK(costs != nullptr);
+  DraftAll(load, depths);
+  value_ = StepValue(load, *costs, CountPositive(depths));
+}
+
+void GlobalPlanner::Admit(Frontier& frontier) {
+  const RoundConfidences& round = frontier.Unrestricted();
+  survivals_.clear();
+  for (int r = 0; r < round.num_requests(); ++r) {
+    double survival = 1;
+    for (float c : round.of(r)) survivals_.push_back(survival *= c);
+  }
+  std::sort(survivals_.begin(), survivals_.end(), std::greater<>());
+  double tokens = value_.requests();
+  double best = tokens / value_.Ms(0);
+  int best_drafts = 0;
+  for (size_t k = 0; k < survivals_.size() && survivals_[k] > 0; ++k) {
+    tokens += survivals_[k];
+    const double tokens_per_ms = tokens / value_.Ms(static_cast<int>(k) + 1);
+    if (tokens_per_ms > best) {
+      best = tokens_per_ms;
+      best_drafts = static_cast<int>(k) + 1;
+    }
+  }
+  AdmitMostLikely(frontier, best_drafts, queue_);
+}
+
+}  // namespace foresight

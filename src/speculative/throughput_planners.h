@@ -1,0 +1,119 @@
+// Planners that maximise tokens per second, Theta = expected tokens / time of the step (dspark.md 5.1).
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "speculative/frontier_queue.h"
+#include "speculative/planner.h"
+
+namespace foresight {
+
+// What a step is worth by the number of drafts that are verified. Valid as long as the StepCosts stay.
+class StepValue {
+ public:
+  StepValue() = default;
+  // `draft_requests` of the load's requests draft.
+  StepValue(const StepLoad& load, const StepCosts& costs, int draft_requests)
+      : requests_(static_cast<double>(load.requests.size())),
+        rows_(load.other_rows + static_cast<int>(load.requests.size())),
+        fixed_ms_(costs.HostMs() + costs.DraftMs(draft_requests)),
+        verify_ms_(costs.VerifyMs(load.context_tokens)) {}
+
+  // Tokens of the step without drafts: each request gets one.
+  double requests() const { return requests_; }
+  // Of the step with `drafts` drafts verified.
+  double Ms(int drafts) const { return fixed_ms_ + verify_ms_[rows_ + drafts]; }
+
+ private:
+  double requests_ = 0;
+  int rows_ = 0;  // without drafts
+  double fixed_ms_ = 0;
+  std::span<const double> verify_ms_;
+};
+
+// The best number of drafts for survivals known beforehand, and what it would give. In O(drafts): survivals
+// are sorted into 512 equal bins and taken for the mean of their bin, which is close enough for a guess about
+// the future.
+class CapacityPlan {
+ public:
+  CapacityPlan();
+  void Clear();
+  void Add(double survival);
+
+  struct Best {
+    int drafts = 0;
+    double tokens_per_ms = 0;
+  };
+  Best Maximize(const StepValue& value) const;
+
+ private:
+  std::vector<int> counts_;
+  std::vector<double> sums_;
+};
+
+// Algorithm 1 (dspark.md 5.2): drafts in the order of their survivals, as long as each one raises Theta.
+class SyncPlanner final : public Planner {
+ public:
+  enum class Dips : uint8_t {
+    kStop,        // at the first draft that lowers Theta
+    kLookAcross,  // unless, going by the candidates seen and by history for those behind them, the next few
+                  // drafts together raise it
+  };
+  SyncPlanner(const PlanningLimits& limits, Dips dips);
+
+  void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+               std::span<int> depths) override;
+  void Admit(Frontier& frontier) override;
+  // Prepare for depths that the caller has chosen.
+  void Start(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+             std::span<const int> depths);
+
+ private:
+  bool RisesLater(const Frontier& frontier, double tokens, int admitted);
+
+  Dips dips_;
+  int drafts_max_;
+  StepValue value_;
+  int candidates_ = 0;
+  std::vector<float> expected_;  // [slots_max, drafts_max]: mean confidences of the step's requests
+  FrontierQueue queue_;
+  FrontierQueue guess_;
+};
+
+// The most likely `drafts` of all.
+void AdmitMostLikely(Frontier& frontier, int drafts, FrontierQueue& queue);
+
+// How many drafts are verified follows from confidences that are two steps old, by global search; which ones,
+// from the present ones (dspark.md 5.3).
+class AsyncPlanner final : public Planner {
+ public:
+  explicit AsyncPlanner(const PlanningLimits& limits) : queue_(limits.slots_max) {}
+
+  void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+               std::span<int> depths) override;
+  void Admit(Frontier& frontier) override { AdmitMostLikely(frontier, capacity_, queue_); }
+
+ private:
+  CapacityPlan plan_;
+  FrontierQueue queue_;
+  int capacity_ = 0;
+};
+
+// The best number of drafts for the present confidences. Depends on tokens it must not see: with the coupled
+// rule only.
+class GlobalPlanner final : public Planner {
+ public:
+  explicit GlobalPlanner(const PlanningLimits& limits);
+
+  void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
+               std::span<int> depths) override;
+  void Admit(Frontier& frontier) override;
+
+ private:
+  StepValue value_;
+  std::vector<double> survivals_;
+  FrontierQueue queue_;
+};
+
+}  // namespace foresight
