@@ -1,0 +1,64 @@
+#include "speculative/calibration.h"
+
+#include <cmath>
+
+#include "base/check.h"
+
+namespace foresight {
+
+std::string_view SamplingRegimeName(SamplingRegime regime) {
+  switch (regime) {
+    case SamplingRegime::kGreedy:
+      return "greedy";
+    case SamplingRegime::kUnit:
+      return "unit";
+    case SamplingRegime::kCool:
+      return "cool";
+    case SamplingRegime::kTopP:
+      return "top_p";
+    case SamplingRegime::kCoupled:
+      return "coupled";
+  }
+  return "";
+}
+
+SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule) {
+  if (params.greedy()) return SamplingRegime::kGreedy;
+  if (rule == AcceptanceRule::kCoupled) return SamplingRegime::kCoupled;
+  if (params.top_p < 1 || params.top_k > 0 || params.min_p > 0) return SamplingRegime::kTopP;
+  return params.temperature < kUnitTemperatureMin ? SamplingRegime::kCool : SamplingRegime::kUnit;
+}
+
+Calibration::Calibration(int drafts_max) {
+  temperatures_.fill(std::vector<double>(drafts_max, 1.0));
+}
+
+Calibration::Calibration(const CalibrationTable& table) : Calibration(table.drafts_max) {
+  // What each regime takes instead, the nearest first: by how peaked the distributions are, and coupled
+  // acceptance falls behind rejection's.
+  using enum SamplingRegime;
+  static constexpr SamplingRegime kNearest[kNumSamplingRegimes][kNumSamplingRegimes] = {
+      {kGreedy, kCool, kTopP, kUnit, kCoupled}, {kUnit, kCoupled, kCool, kTopP, kGreedy},
+      {kCool, kTopP, kUnit, kGreedy, kCoupled}, {kTopP, kCool, kUnit, kGreedy, kCoupled},
+      {kCoupled, kUnit, kCool, kTopP, kGreedy},
+  };
+  for (int i = 0; i < kNumSamplingRegimes; ++i) {
+    const RegimeCalibration* nearest = nullptr;
+    for (int n = 0; n < kNumSamplingRegimes && nearest == nullptr; ++n) {
+      for (const RegimeCalibration& entry : table.regimes) {
+        if (entry.regime == kNearest[i][n]) nearest = &entry;
+      }
+    }
+    if (nearest == nullptr) continue;
+    CHECK(std::ssize(nearest->temperatures) == table.drafts_max);
+    temperatures_[i] = nearest->temperatures;
+  }
+}
+
+float Calibration::Confidence(SamplingRegime regime, int k, float logit) const {
+  const std::vector<double>& temperatures = temperatures_[static_cast<int>(regime)];
+  CHECK(k >= 0 && k < std::ssize(temperatures));
+  return static_cast<float>(1 / (1 + std::exp(-logit / temperatures[k])));
+}
+
+}  // namespace foresight

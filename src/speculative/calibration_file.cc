@@ -1,0 +1,178 @@
+#include <algorithm>
+#include <boost/json/serialize.hpp>
+
+#include "speculative/calibration.h"
+#include "speculative/calibration_fit.h"
+#include "speculative/json_fields.h"
+#include "speculative/planner.h"
+
+namespace foresight {
+namespace {
+
+constexpr std::string_view kFormat = "dspark-sts";
+constexpr int kVersion = 1;
+// What a temperature may be; the fit's grid lies within.
+constexpr double kTemperatureMin = 1e-3;
+constexpr double kTemperatureMax = 1e3;
+
+struct QualityField {
+  std::string_view name;
+  double PositionQuality::*field;
+};
+constexpr QualityField kQualityFields[] = {
+    {"ece", &PositionQuality::ece},
+    {"auc", &PositionQuality::auroc},
+    {"brier", &PositionQuality::brier},
+    {"mean_pred", &PositionQuality::mean_predicted},
+    {"mean_obs", &PositionQuality::mean_observed},
+};
+
+std::string Quoted(std::string_view text) {
+  return boost::json::serialize(boost::json::string(boost::json::string_view(text.data(), text.size())));
+}
+
+template <typename Range, typename Get>
+std::string FormatNumbers(const Range& range, Get get) {
+  std::string text = "[";
+  for (const auto& entry : range) text += fmt::format("{}{:.8g}", text.size() == 1 ? "" : ", ", get(entry));
+  return text + "]";
+}
+
+std::string FormatQuality(const std::vector<PositionQuality>& quality) {
+  std::string text =
+      "{\"rounds\": " + FormatNumbers(quality, [](const auto& q) { return static_cast<double>(q.rounds); });
+  for (const auto& [name, field] : kQualityFields) {
+    text +=
+        fmt::format(", \"{}\": {}", name, FormatNumbers(quality, [&](const auto& q) { return q.*field; }));
+  }
+  return text + "}";
+}
+
+Result<std::vector<double>> ParseNumbers(const boost::json::object& object, std::string_view key,
+                                         int drafts_max) {
+  ASSIGN_OR_RETURN(const boost::json::array* array, JsonArray(object, key, kDraftsMax));
+  if (std::ssize(*array) != drafts_max) {
+    return InvalidArgument("{}: want {} numbers, one for each position, got {}", key, drafts_max,
+                           array->size());
+  }
+  std::vector<double> numbers;
+  for (const boost::json::value& value : *array) {
+    ASSIGN_OR_RETURN(const double number, JsonNumber(value, key));
+    numbers.push_back(number);
+  }
+  return numbers;
+}
+
+Result<std::vector<PositionQuality>> ParseQuality(const boost::json::object& object, std::string_view key,
+                                                  int drafts_max) {
+  ASSIGN_OR_RETURN(const boost::json::value* value, JsonMember(object, key));
+  ASSIGN_OR_RETURN(const boost::json::object* fields, JsonObject(*value, key));
+  std::vector<PositionQuality> quality(drafts_max);
+  ASSIGN_OR_RETURN(const std::vector<double> rounds, ParseNumbers(*fields, "rounds", drafts_max));
+  for (int k = 0; k < drafts_max; ++k) {
+    if (!(rounds[k] >= 0 && rounds[k] <= 1e15)) return InvalidArgument("{}: rounds: got {}", key, rounds[k]);
+    quality[k].rounds = static_cast<int64_t>(rounds[k]);
+  }
+  for (const auto& [name, field] : kQualityFields) {
+    ASSIGN_OR_RETURN(const std::vector<double> numbers, ParseNumbers(*fields, name, drafts_max));
+    for (int k = 0; k < drafts_max; ++k) quality[k].*field = numbers[k];
+  }
+  return quality;
+}
+
+Result<SamplingRegime> ParseRegime(std::string_view name) {
+  for (int i = 0; i < kNumSamplingRegimes; ++i) {
+    if (name == SamplingRegimeName(static_cast<SamplingRegime>(i))) return static_cast<SamplingRegime>(i);
+  }
+  return InvalidArgument("regime: want greedy, unit, cool, top_p or coupled, got \"{}\"", name);
+}
+
+Result<RegimeCalibration> ParseTable(const boost::json::value& value, int drafts_max) {
+  RegimeCalibration entry;
+  ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(value, "tables"));
+  ASSIGN_OR_RETURN(const std::string name, JsonText(*object, "regime"));
+  ASSIGN_OR_RETURN(entry.regime, ParseRegime(name));
+  ASSIGN_OR_RETURN(entry.temperatures, ParseNumbers(*object, "temperatures", drafts_max));
+  for (double t : entry.temperatures) {
+    if (!(t >= kTemperatureMin && t <= kTemperatureMax)) {
+      return InvalidArgument("temperatures: want {}..{}, got {}", kTemperatureMin, kTemperatureMax, t);
+    }
+  }
+  ASSIGN_OR_RETURN(const boost::json::value* fit_value, JsonMember(*object, "fit"));
+  ASSIGN_OR_RETURN(const boost::json::object* fit, JsonObject(*fit_value, "fit"));
+  ASSIGN_OR_RETURN(const boost::json::value* rounds, JsonMember(*fit, "rounds"));
+  ASSIGN_OR_RETURN(entry.rounds, JsonCount(*rounds, "fit.rounds", int64_t{1} << 50));
+  ASSIGN_OR_RETURN(entry.dataset, JsonText(*fit, "dataset"));
+  ASSIGN_OR_RETURN(const boost::json::value* heldout_value, JsonMember(*object, "heldout"));
+  ASSIGN_OR_RETURN(const boost::json::object* heldout, JsonObject(*heldout_value, "heldout"));
+  ASSIGN_OR_RETURN(entry.before, ParseQuality(*heldout, "before", drafts_max));
+  ASSIGN_OR_RETURN(entry.after, ParseQuality(*heldout, "after", drafts_max));
+  return entry;
+}
+
+Result<CalibrationTable> Parse(std::string_view json) {
+  ASSIGN_OR_RETURN(const boost::json::value document, ParseJson(json));
+  ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(document, "the document"));
+  RETURN_IF_ERROR(CheckJsonFormat(*object, kFormat, kVersion));
+  CalibrationTable table;
+  ASSIGN_OR_RETURN(table.draft, JsonText(*object, "draft"));
+  ASSIGN_OR_RETURN(table.target, JsonText(*object, "target"));
+  ASSIGN_OR_RETURN(const boost::json::value* gamma, JsonMember(*object, "gamma"));
+  ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftsMax));
+  table.drafts_max = static_cast<int>(drafts_max);
+  ASSIGN_OR_RETURN(const boost::json::array* tables, JsonArray(*object, "tables", kNumSamplingRegimes));
+  for (const boost::json::value& value : *tables) {
+    ASSIGN_OR_RETURN(RegimeCalibration entry, ParseTable(value, table.drafts_max));
+    for (const RegimeCalibration& other : table.regimes) {
+      if (other.regime == entry.regime) {
+        return InvalidArgument("tables: regime {} occurs twice", SamplingRegimeName(entry.regime));
+      }
+    }
+    table.regimes.push_back(std::move(entry));
+  }
+  return table;
+}
+
+}  // namespace
+
+std::string FormatCalibration(const CalibrationTable& table) {
+  std::string text = fmt::format(
+      "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"draft\": {},\n  \"target\": {},\n  \"gamma\": {},\n"
+      "  \"tables\": [",
+      kFormat, kVersion, Quoted(table.draft), Quoted(table.target), table.drafts_max);
+  const char* separator = "\n";
+  for (const RegimeCalibration& entry : table.regimes) {
+    text += fmt::format(
+        "{}    {{\"regime\": \"{}\", \"temperatures\": {},\n"
+        "     \"fit\": {{\"grid\": \"log41[0.1,10]\", \"bins\": {}, \"rounds\": {}, \"dataset\": {}}},\n"
+        "     \"heldout\": {{\"bins\": {},\n       \"before\": {},\n       \"after\": {}}}}}",
+        separator, SamplingRegimeName(entry.regime),
+        FormatNumbers(entry.temperatures, [](double t) { return t; }), kFitBins, entry.rounds,
+        Quoted(entry.dataset), kReportBins, FormatQuality(entry.before), FormatQuality(entry.after));
+    separator = ",\n";
+  }
+  return text + "\n  ]\n}\n";
+}
+
+Result<CalibrationTable> ParseCalibration(std::string_view json) {
+  Result<CalibrationTable> table = Parse(json);
+  if (!table.ok()) return table.status().WithContext("calibration");
+  return table;
+}
+
+Status CheckCalibration(const CalibrationTable& table, std::string_view draft, std::string_view target,
+                        int drafts_max) {
+  const auto refuse = [](std::string_view what, const auto& want, const auto& got) {
+    return InvalidArgument(
+        "calibration was fitted for another {}: this is \"{}\", the file says \"{}\"; fit it again "
+        "(foresight "
+        "calibrate)",
+        what, want, got);
+  };
+  if (table.draft != draft) return refuse("draft", draft, table.draft);
+  if (table.target != target) return refuse("target", target, table.target);
+  if (table.drafts_max != drafts_max) return refuse("draft length", drafts_max, table.drafts_max);
+  return Status();
+}
+
+}  // namespace foresight

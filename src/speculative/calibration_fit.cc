@@ -1,0 +1,186 @@
+#include "speculative/calibration_fit.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "base/check.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kGridSize = 41;
+constexpr int kGridOne = 20;  // where the grid's 1 is
+
+double GridTemperature(int i) {
+  return std::pow(10.0, -1 + i / 20.0);
+}
+
+double Sigmoid(double x) {
+  return 1 / (1 + std::exp(-x));
+}
+
+// The rounds that have a draft k.
+struct Position {
+  std::vector<int64_t> rounds;
+  std::vector<double> labels;
+};
+
+Position PositionOf(const CalibrationRounds& rounds, int k) {
+  Position position;
+  for (int64_t n = 0; n < rounds.size(); ++n) {
+    if (rounds.length(n) <= k) continue;
+    position.rounds.push_back(n);
+    position.labels.push_back(rounds.label(n, k));
+  }
+  return position;
+}
+
+// survivals[n] *= the confidence of draft k, for the rounds that have one; those of them to `predicted`.
+void Extend(const CalibrationRounds& rounds, const Position& position, int k, double temperature,
+            std::vector<double>& survivals, std::vector<double>& predicted) {
+  predicted.clear();
+  for (int64_t n : position.rounds) {
+    survivals[n] *= Sigmoid(rounds.logit(n, k) / temperature);
+    predicted.push_back(survivals[n]);
+  }
+}
+
+}  // namespace
+
+void CalibrationRounds::Add(std::span<const float> logits, int accepted) {
+  CHECK(accepted >= 0 && accepted <= std::ssize(logits));
+  std::vector<double> coins(logits.size(), 0);
+  std::fill_n(coins.begin(), accepted, 1);
+  Add(logits, coins);
+}
+
+void CalibrationRounds::Add(std::span<const float> logits, std::span<const double> acceptance) {
+  CHECK(std::ssize(logits) <= drafts_max_ && logits.size() == acceptance.size());
+  lengths_.push_back(static_cast<int>(logits.size()));
+  double label = 1;
+  for (int k = 0; k < drafts_max_; ++k) {
+    const bool there = k < std::ssize(logits);
+    if (there) {
+      CHECK(acceptance[k] >= 0 && acceptance[k] <= 1);
+      label *= acceptance[k];
+    }
+    logits_.push_back(there ? logits[k] : 0);
+    labels_.push_back(there ? label : 0);
+  }
+}
+
+CalibrationRounds CalibrationRounds::Half(int first) const {
+  CalibrationRounds half(drafts_max_);
+  for (int64_t n = first; n < size(); n += 2) {
+    half.lengths_.push_back(lengths_[n]);
+    const auto place = n * drafts_max_;
+    half.logits_.insert(half.logits_.end(), logits_.begin() + place, logits_.begin() + place + drafts_max_);
+    half.labels_.insert(half.labels_.end(), labels_.begin() + place, labels_.begin() + place + drafts_max_);
+  }
+  return half;
+}
+
+double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins) {
+  CHECK(predicted.size() == labels.size() && bins > 0);
+  if (predicted.empty()) return 0;
+  std::vector<double> gaps(bins);  // sum of predicted - label: |mean - mean| * n_b
+  for (size_t i = 0; i < predicted.size(); ++i) {
+    const int bin = std::min(bins - 1, static_cast<int>(predicted[i] * bins));
+    gaps[bin] += predicted[i] - labels[i];
+  }
+  double sum = 0;
+  for (double gap : gaps) sum += std::abs(gap);
+  return sum / static_cast<double>(predicted.size());
+}
+
+double AreaUnderRoc(std::span<const double> predicted, std::span<const double> labels) {
+  CHECK(predicted.size() == labels.size());
+  std::vector<size_t> order(predicted.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return predicted[a] < predicted[b]; });
+  double positives = 0;
+  double negatives = 0;
+  double area = 0;
+  for (size_t i = 0; i < order.size();) {
+    double tied_positives = 0;
+    double tied_negatives = 0;
+    const double value = predicted[order[i]];
+    for (; i < order.size() && predicted[order[i]] == value; ++i) {
+      tied_positives += labels[order[i]];
+      tied_negatives += 1 - labels[order[i]];
+    }
+    area += tied_positives * (negatives + tied_negatives / 2);
+    positives += tied_positives;
+    negatives += tied_negatives;
+  }
+  return positives > 0 && negatives > 0 ? area / (positives * negatives) : 0.5;
+}
+
+std::vector<double> FitTemperatures(const CalibrationRounds& rounds) {
+  std::vector<double> temperatures(rounds.drafts_max(), 1.0);
+  std::vector<double> survivals(rounds.size(), 1.0);  // of the positions before, with their temperatures
+  std::vector<double> tried;
+  std::vector<double> predicted;
+  for (int k = 0; k < rounds.drafts_max(); ++k) {
+    const Position position = PositionOf(rounds, k);
+    if (position.rounds.empty()) continue;
+    double best = INFINITY;
+    for (int distance = 0; distance < kGridSize; ++distance) {
+      // 1, then alternately below and above it: an equal error doesn't replace a nearer temperature.
+      const int i = kGridOne + (distance % 2 == 1 ? -(distance + 1) / 2 : distance / 2);
+      tried = survivals;
+      Extend(rounds, position, k, GridTemperature(i), tried, predicted);
+      const double error = ExpectedCalibrationError(predicted, position.labels, kFitBins);
+      if (error < best) {
+        best = error;
+        temperatures[k] = GridTemperature(i);
+      }
+    }
+    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+  }
+  return temperatures;
+}
+
+std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
+                                                std::span<const double> temperatures, int bins) {
+  CHECK(std::ssize(temperatures) == rounds.drafts_max());
+  std::vector<PositionQuality> all(rounds.drafts_max());
+  std::vector<double> survivals(rounds.size(), 1.0);
+  std::vector<double> predicted;
+  for (int k = 0; k < rounds.drafts_max(); ++k) {
+    const Position position = PositionOf(rounds, k);
+    const std::vector<double>& labels = position.labels;
+    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    PositionQuality& quality = all[k];
+    quality.rounds = std::ssize(predicted);
+    quality.auroc = AreaUnderRoc(predicted, labels);
+    if (predicted.empty()) continue;
+    quality.ece = ExpectedCalibrationError(predicted, labels, bins);
+    for (size_t i = 0; i < predicted.size(); ++i) {
+      // The expectation of (predicted - coin)^2.
+      quality.brier += predicted[i] * predicted[i] - 2 * predicted[i] * labels[i] + labels[i];
+      quality.mean_predicted += predicted[i];
+      quality.mean_observed += labels[i];
+    }
+    for (double* sum : {&quality.brier, &quality.mean_predicted, &quality.mean_observed}) {
+      *sum /= static_cast<double>(predicted.size());
+    }
+  }
+  return all;
+}
+
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset) {
+  const CalibrationRounds fit = rounds.Half(0);
+  const CalibrationRounds held_out = rounds.Half(1);
+  RegimeCalibration result;
+  result.regime = regime;
+  result.temperatures = FitTemperatures(fit);
+  result.rounds = fit.size();
+  result.dataset = std::move(dataset);
+  result.before = MeasureCalibration(held_out, std::vector<double>(rounds.drafts_max(), 1.0));
+  result.after = MeasureCalibration(held_out, result.temperatures);
+  return result;
+}
+
+}  // namespace foresight

@@ -1,0 +1,176 @@
+#include "speculative/calibration.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "speculative/calibration_fit.h"
+
+namespace foresight {
+namespace {
+
+// dspark.md 4.3.
+CalibrationRounds TwoLevels() {
+  CalibrationRounds rounds(1);
+  for (int n = 0; n < 100; ++n) {
+    rounds.Add(std::vector<float>{2}, n < 70 ? 1 : 0);
+    rounds.Add(std::vector<float>{-2}, n < 30 ? 1 : 0);
+  }
+  return rounds;
+}
+
+TEST(FitTemperatures, FindsTheGridPointNextToTheOptimum) {
+  const CalibrationRounds rounds = TwoLevels();
+  const auto ece = [&](double temperature) {
+    return MeasureCalibration(rounds, std::vector<double>{temperature}, kFitBins)[0].ece;
+  };
+  EXPECT_NEAR(ece(1), 0.1808, 5e-5);
+  EXPECT_NEAR(ece(2 / std::log(7.0 / 3)), 0, 1e-9);
+  EXPECT_NEAR(ece(2.2387), 0.0096, 5e-5);
+  EXPECT_NEAR(ece(2.5119), 0.0108, 5e-5);
+  const std::vector<double> fitted = FitTemperatures(rounds);
+  ASSERT_EQ(fitted.size(), 1u);
+  EXPECT_NEAR(fitted[0], 2.2387, 5e-5);
+}
+
+TEST(FitTemperatures, TiesStayAtOne) {
+  CalibrationRounds rounds(2);
+  for (int n = 0; n < 10; ++n) rounds.Add(std::vector<float>{0}, n % 2);  // sigmoid(0 / T) = 1/2 for every T
+  EXPECT_EQ(FitTemperatures(rounds), (std::vector<double>{1, 1}));        // the second has no rounds
+}
+
+// Each position's confidences are too sure by a factor of its own; the fit finds all of them although later
+// positions are judged by survivals.
+TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
+  const std::vector<double> truth = {std::pow(10, 0.25), 1, std::pow(10, -0.3)};
+  std::mt19937_64 random(1);
+  std::normal_distribution<double> normal(0.5, 1);
+  CalibrationRounds rounds(3);
+  for (int n = 0; n < 40'000; ++n) {
+    std::vector<float> logits;
+    std::vector<double> acceptance;
+    for (double temperature : truth) {
+      const double x = normal(random);
+      logits.push_back(static_cast<float>(x * temperature));
+      acceptance.push_back(1 / (1 + std::exp(-x)));
+    }
+    rounds.Add(logits, acceptance);
+  }
+  const RegimeCalibration fitted = Calibrate(SamplingRegime::kUnit, rounds, "normal");
+  for (int k = 0; k < 3; ++k) {
+    SCOPED_TRACE(k);
+    EXPECT_NEAR(std::log10(fitted.temperatures[k]), std::log10(truth[k]), 0.0501);
+    EXPECT_LT(fitted.after[k].ece, 0.01);
+    EXPECT_NEAR(fitted.after[k].mean_predicted, fitted.after[k].mean_observed, 0.01);
+    EXPECT_GT(fitted.after[k].auroc, 0.65);
+    EXPECT_EQ(fitted.after[k].rounds, 20'000);
+  }
+  EXPECT_GT(fitted.before[0].ece, 0.05);
+}
+
+TEST(CalibrationRounds, SoftLabelsAgreeWithCoins) {
+  CalibrationRounds coins(3);
+  CalibrationRounds soft(3);
+  coins.Add(std::vector<float>{1, 2, 3}, 2);
+  soft.Add(std::vector<float>{1, 2, 3}, std::vector<double>{1, 1, 0});
+  for (int k = 0; k < 3; ++k) EXPECT_EQ(coins.label(0, k), soft.label(0, k));
+  soft.Add(std::vector<float>{1, 2}, std::vector<double>{0.5, 0.5});
+  EXPECT_EQ(soft.label(1, 1), 0.25);
+  EXPECT_EQ(soft.length(1), 2);
+}
+
+TEST(AreaUnderRoc, CountsPairs) {
+  const std::vector<double> labels = {0, 0, 1, 1};
+  EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 2, 3, 4}, labels), 1);
+  EXPECT_EQ(AreaUnderRoc(std::vector<double>{4, 3, 2, 1}, labels), 0);
+  EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 3, 2, 4}, labels), 0.75);
+  EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 1, 1, 1}, labels), 0.5);
+  EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 2}, std::vector<double>{1, 1}), 0.5);
+}
+
+TEST(ExpectedCalibrationError, OneIsInTheLastBin) {
+  EXPECT_EQ(ExpectedCalibrationError(std::vector<double>{1, 1}, std::vector<double>{1, 0}, 15), 0.5);
+  EXPECT_EQ(ExpectedCalibrationError({}, {}, 15), 0);
+}
+
+TEST(Regime, FollowsParametersAndRule) {
+  SamplingParams params;
+  EXPECT_EQ(RegimeOf(params, AcceptanceRule::kRejection), SamplingRegime::kUnit);
+  EXPECT_EQ(RegimeOf(params, AcceptanceRule::kCoupled), SamplingRegime::kCoupled);
+  params.temperature = 0.7;
+  EXPECT_EQ(RegimeOf(params, AcceptanceRule::kRejection), SamplingRegime::kCool);
+  params.top_p = 0.9;
+  EXPECT_EQ(RegimeOf(params, AcceptanceRule::kRejection), SamplingRegime::kTopP);
+  params.temperature = 0;
+  EXPECT_EQ(RegimeOf(params, AcceptanceRule::kCoupled), SamplingRegime::kGreedy);
+}
+
+CalibrationTable Table() {
+  CalibrationTable table{.draft = "xxh:1", .target = "xxh:\"2\"", .drafts_max = 1, .regimes = {}};
+  table.regimes.push_back(Calibrate(SamplingRegime::kCool, TwoLevels(), "two levels"));
+  table.regimes.push_back(table.regimes[0]);
+  table.regimes[1].regime = SamplingRegime::kCoupled;
+  table.regimes[1].temperatures = {3};
+  return table;
+}
+
+TEST(Calibration, UsesTheTableOfTheRegimeOrTheNearest) {
+  const Calibration none(2);
+  EXPECT_FLOAT_EQ(none.Confidence(SamplingRegime::kGreedy, 1, 2), 1 / (1 + std::exp(-2.0f)));
+  const Calibration calibration(Table());
+  const double cool = Table().regimes[0].temperatures[0];
+  EXPECT_EQ(calibration.temperatures(SamplingRegime::kCool)[0], cool);
+  EXPECT_EQ(calibration.temperatures(SamplingRegime::kGreedy)[0], cool);
+  EXPECT_EQ(calibration.temperatures(SamplingRegime::kTopP)[0], cool);
+  EXPECT_EQ(calibration.temperatures(SamplingRegime::kUnit)[0], 3);
+  EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 6), 1 / (1 + std::exp(-2.0f)));
+  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, -1e30f), 0);
+  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 1e30f), 1);
+}
+
+TEST(CalibrationFile, ComesBack) {
+  const CalibrationTable table = Table();
+  const Result<CalibrationTable> read = ParseCalibration(FormatCalibration(table));
+  ASSERT_TRUE(read.ok()) << read.status().ToString();
+  EXPECT_EQ(FormatCalibration(*read), FormatCalibration(table));
+  EXPECT_EQ(read->target, table.target);
+  ASSERT_EQ(read->regimes.size(), 2u);
+  EXPECT_EQ(read->regimes[0].after[0].rounds, 100);
+  EXPECT_NEAR(read->regimes[0].after[0].ece, table.regimes[0].after[0].ece, 1e-8);
+}
+
+TEST(CalibrationFile, IsRefusedForAnotherModelOrLength) {
+  const CalibrationTable table = Table();
+  EXPECT_TRUE(CheckCalibration(table, "xxh:1", "xxh:\"2\"", 1).ok());
+  EXPECT_NE(CheckCalibration(table, "other", "xxh:\"2\"", 1).message().find("another draft"),
+            std::string::npos);
+  EXPECT_NE(CheckCalibration(table, "xxh:1", "other", 1).message().find("another target"), std::string::npos);
+  EXPECT_NE(CheckCalibration(table, "xxh:1", "xxh:\"2\"", 2).message().find("another draft length"),
+            std::string::npos);
+}
+
+TEST(CalibrationFile, DamageIsAnError) {
+  const std::string good = FormatCalibration(Table());
+  const auto replaced = [&](std::string_view from, std::string_view to) {
+    std::string text = good;
+    const size_t place = text.find(from);
+    EXPECT_NE(place, std::string::npos) << from;
+    return text.replace(place, from.size(), to);
+  };
+  for (const std::string& bad :
+       {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
+        replaced("version\": 1", "version\": 2"), replaced("\"gamma\": 1", "\"gamma\": 2"),
+        replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
+        replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
+        replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
+        replaced("\"rounds\": [100]", "\"rounds\": [-1]"), replaced("\"auc\"", "\"auk\"")}) {
+    const Status status = ParseCalibration(bad).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(status.message().rfind("calibration: ", 0), 0u) << status.message();
+  }
+  for (size_t cut = 0; cut < good.size() - 1; ++cut) EXPECT_FALSE(ParseCalibration(good.substr(0, cut)).ok());
+}
+
+}  // namespace
+}  // namespace foresight
