@@ -8,8 +8,9 @@
 namespace foresight {
 namespace {
 
-// Shares of what a step tells that its scale and its points take over.
-constexpr double kScaleShare = 0.1;
+// Shares of what a step tells that the scale and its points take over: the scale quickly, so that a machine
+// that slows down as a whole changes few ratios.
+constexpr double kScaleShare = 0.25;
 constexpr double kPointShare = 0.05;
 
 Status CheckPoints(std::span<const CostPoint> points, std::string_view where) {

@@ -1,0 +1,276 @@
+#include "speculative/planner.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+#include "speculative/throughput_planners.h"
+
+namespace foresight {
+namespace {
+
+using Lengths = std::vector<int>;
+
+StepCosts Costs(std::vector<CostPoint> verify, double draft_ms = 1e-9) {
+  StepCostTable table;
+  table.draft_ms = {{1, draft_ms}};
+  table.verify_ms[1] = std::move(verify);
+  return StepCosts::Create(table, /*rows_max=*/4096, /*requests_max=*/256).value();
+}
+
+// Requests with their confidences, planned in a first step.
+struct Step {
+  std::vector<std::vector<float>> confidences;
+  PlanningLimits limits = {.slots_max = 256, .drafts_max = 8, .rows_max = 4096};
+
+  Lengths Plan(StepPlanning& planning) const {
+    std::vector<RequestLoad> load;
+    for (int r = 0; r < std::ssize(confidences); ++r) {
+      load.push_back({.id = {.slot = r, .generation = 1},
+                      .drafts_max = static_cast<int>(confidences[r].size()),
+                      .coupled = true});
+    }
+    const std::span<const int> depths = planning.BeginStep({.requests = load, .context_tokens = 1});
+    for (int r = 0; r < std::ssize(confidences); ++r) {
+      planning.SetConfidences(r, std::span(confidences[r]).first(depths[r]));
+    }
+    const std::span<const int> plan = planning.Plan();
+    const Lengths lengths(plan.begin(), plan.end());
+    planning.EndStep(lengths, std::nullopt);  // everything is accepted
+    return lengths;
+  }
+  Lengths Plan(std::string_view planner, const std::optional<StepCosts>& costs = std::nullopt) const {
+    StepPlanning planning = StepPlanning::Create(ParsePlanner(planner).value(), limits, costs).value();
+    return Plan(planning);
+  }
+};
+
+TEST(StaticPlanner, TakesWhatThereIs) {
+  const Step step{{{.1f, .1f, .1f}, {}, {.9f}}};
+  EXPECT_EQ(step.Plan("static:2"), (Lengths{2, 0, 1}));
+  EXPECT_EQ(step.Plan("static:0"), (Lengths{0, 0, 0}));
+}
+
+TEST(ThresholdPlanner, StopsAtTheFirstDoubt) {
+  const Step step{{{.9f, .6f, .5f, .9f}, {.4f, .9f}, {.7f}}};
+  EXPECT_EQ(step.Plan("threshold:0.6"), (Lengths{2, 0, 1}));
+  EXPECT_EQ(step.Plan("threshold:0"), (Lengths{4, 2, 1}));
+}
+
+TEST(SyncPlanner, StopsAtADipThatLookaheadCrosses) {
+  // Two rows cost nearly twice one row, all others little more.
+  const StepCosts costs = Costs({{1, 10}, {2, 19}, {8, 20}});
+  const Step sure{{{.85f, .95f, .95f, .95f}}};
+  EXPECT_EQ(sure.Plan("sync", costs), (Lengths{0}));
+  EXPECT_EQ(sure.Plan("lookahead", costs), (Lengths{4}));
+  const Step doubtful{{{.3f, .95f, .95f, .95f}}};
+  EXPECT_EQ(doubtful.Plan("lookahead", costs), (Lengths{0}));
+}
+
+TEST(SyncPlanner, SpendsRowsWhereTheyAreAcceptedMostLikely) {
+  // A row costs 0.2 of the step's fixed cost: with 3 requests and more, a token must be worth its price.
+  const StepCosts costs = Costs({{1, 6}, {101, 106}});
+  const Step step{{{.9f, .9f, .1f}, {.2f, .9f, .9f}, {.8f, .5f, .5f}}};
+  EXPECT_EQ(step.Plan("sync", costs), (Lengths{2, 0, 1}));
+}
+
+// Planners by their definitions, on sorted lists.
+struct Entry {
+  float survival;  // the order is that of float32
+  int j;
+  int r;
+  double exact;
+  bool operator<(const Entry& other) const {
+    return survival != other.survival ? survival > other.survival
+                                      : std::tie(j, r) < std::tie(other.j, other.r);
+  }
+};
+
+std::vector<Entry> Sorted(const Step& step) {
+  std::vector<Entry> entries;
+  for (int r = 0; r < std::ssize(step.confidences); ++r) {
+    double survival = 1;
+    for (int j = 0; j < std::ssize(step.confidences[r]); ++j) {
+      survival *= step.confidences[r][j];
+      if (static_cast<float>(survival) > 0) entries.push_back({static_cast<float>(survival), j, r, survival});
+    }
+  }
+  std::sort(entries.begin(), entries.end());
+  return entries;
+}
+
+Lengths Take(const std::vector<Entry>& entries, size_t num, size_t requests) {
+  Lengths lengths(requests);
+  for (size_t i = 0; i < num; ++i) lengths[entries[i].r] = std::max(lengths[entries[i].r], entries[i].j + 1);
+  return lengths;
+}
+
+Step RandomStep(std::mt19937& random) {
+  Step step;
+  step.confidences.resize(1 + random() % 256);
+  for (auto& confidences : step.confidences) {
+    confidences.resize(random() % 9);
+    for (float& c : confidences) {
+      // Many ties, some zeros and ones.
+      c = random() % 3 == 0 ? static_cast<float>(random() % 5) / 4
+                            : static_cast<float>(random() % 1000) / 1000;
+    }
+  }
+  return step;
+}
+
+StepCosts RandomCosts(std::mt19937& random) {
+  std::vector<CostPoint> points = {{1, 1.0 + random() % 100}};
+  for (int i = 0; i < 8; ++i) {
+    points.push_back({points.back().count + 1 + static_cast<int>(random() % 150),
+                      points.back().ms + static_cast<double>(random() % 100) / 5});
+  }
+  points.back().ms += 1;
+  return Costs(points);
+}
+
+TEST(Planners, AgreeWithTheirDefinitions) {  // T16
+  std::mt19937 random(3);
+  size_t admitted = 0;
+  for (int i = 0; i < 300; ++i) {
+    SCOPED_TRACE(i);
+    const Step step = RandomStep(random);
+    const StepCosts costs = RandomCosts(random);
+    const std::vector<Entry> entries = Sorted(step);
+    const size_t requests = step.confidences.size();
+    const std::span<const double> ms = costs.VerifyMs(1);
+    const double fixed = step.confidences.size() == 0 ? 0 : costs.DraftMs(1);
+    const auto any = [](const auto& c) { return !c.empty(); };
+    const double draft = std::any_of(step.confidences.begin(), step.confidences.end(), any) ? fixed : 0;
+    const auto theta = [&](double tokens, size_t k) { return tokens / (draft + ms[requests + k]); };
+
+    size_t sync = 0;
+    size_t global = 0;
+    double tokens = static_cast<double>(requests);
+    double best = theta(tokens, 0);
+    bool stopped = false;
+    for (size_t k = 1; k <= entries.size(); ++k) {
+      const double before = theta(tokens, k - 1);
+      tokens += entries[k - 1].exact;
+      stopped |= theta(tokens, k) <= before * (1 + 1e-12);
+      if (!stopped) sync = k;
+      if (theta(tokens, k) > best * (1 + 1e-12)) {
+        best = theta(tokens, k);
+        global = k;
+      }
+    }
+    ASSERT_EQ(step.Plan("sync", costs), Take(entries, sync, requests));
+    ASSERT_EQ(step.Plan("global", costs), Take(entries, global, requests));
+    admitted += sync;
+  }
+  EXPECT_GT(admitted, 1000u);
+}
+
+TEST(AsyncPlanner, VerifiesExactlyItsCapacityWithTies) {  // T17
+  std::mt19937 random(4);
+  for (int i = 0; i < 100; ++i) {
+    SCOPED_TRACE(i);
+    Step step;
+    step.confidences.assign(1 + random() % 64, std::vector<float>(random() % 9, 1.0f));
+    const std::vector<Entry> entries = Sorted(step);
+    RoundConfidences round(256, 8);
+    Lengths depths;
+    for (const auto& confidences : step.confidences) depths.push_back(static_cast<int>(confidences.size()));
+    round.Begin(depths, false);
+    Frontier frontier(round);
+    FrontierQueue queue(256);
+    const int capacity = static_cast<int>(random() % 200);
+    AdmitMostLikely(frontier, capacity, queue);
+    const size_t want = std::min<size_t>(capacity, entries.size());
+    EXPECT_EQ(Lengths(round.admitted().begin(), round.admitted().end()),
+              Take(entries, want, step.confidences.size()));
+    EXPECT_EQ(std::accumulate(round.admitted().begin(), round.admitted().end(), size_t{0}), want);
+  }
+}
+
+TEST(AsyncPlanner, GoesByConfidencesTwoStepsOld) {
+  // A draft must be at least 0.5 likely to be worth its row (1 request, rows of 10 + 5 ms).
+  const StepCosts costs = Costs({{1, 10}, {2, 15}, {3, 20}});
+  StepPlanning planning = StepPlanning::Create(ParsePlanner("async").value(),
+                                               {.slots_max = 4, .drafts_max = 1, .rows_max = 64}, costs)
+                              .value();
+  const Step sure{{{.99f}}};
+  const Step doubtful{{{.01f}}};
+  EXPECT_EQ(sure.Plan(planning), (Lengths{1}));      // nothing known: hopeful
+  EXPECT_EQ(doubtful.Plan(planning), (Lengths{1}));  // still by the mean of one sure step
+  EXPECT_EQ(doubtful.Plan(planning), (Lengths{1}));  // by the first step
+  EXPECT_EQ(sure.Plan(planning), (Lengths{0}));      // by the second
+  EXPECT_EQ(sure.Plan(planning), (Lengths{0}));
+  EXPECT_EQ(sure.Plan(planning), (Lengths{1}));
+}
+
+TEST(StepPlanning, ShortensDraftsToTheRowsOfAStep) {
+  Step step{{{1, 1, 1, 1}, {1, 1, 1, 1}, {1}}};
+  step.limits.rows_max = 8;  // 3 + 5 drafts
+  EXPECT_EQ(step.Plan("static:8"), (Lengths{2, 2, 1}));
+  step.limits.rows_max = 7;
+  EXPECT_EQ(step.Plan("static:8"), (Lengths{2, 1, 1}));
+  step.limits.rows_max = 3;
+  EXPECT_EQ(step.Plan("static:8"), (Lengths{0, 0, 0}));
+}
+
+TEST(StepPlanning, TakesShorterDraftsAndConfidencesFromHistory) {
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner("threshold:0.79").value(),
+                           {.slots_max = 2, .drafts_max = 3, .rows_max = 64}, std::nullopt)
+          .value();
+  const std::vector<RequestLoad> load = {
+      {.id = {.slot = 1, .generation = 7}, .drafts_max = 3, .coupled = false}};
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_EQ(planning.BeginStep({.requests = load, .context_tokens = 1})[0], 3);
+    planning.SetConfidencesFromHistory(0, 2);
+    const int length = planning.Plan()[0];
+    EXPECT_LE(length, 2);
+    EXPECT_EQ(length, i == 0 ? 2 : 1);  // the second draft is never accepted
+    planning.EndStep(std::vector<int>{std::min(length, 1)}, std::nullopt);
+  }
+  EXPECT_GT(planning.history().AcceptanceRate(load[0].id, 0), 0.9);
+}
+
+TEST(ParsePlanner, NamesComeBack) {
+  for (const char* text : {"auto", "static:3", "threshold:0.6", "sync", "lookahead", "async", "global"}) {
+    const Result<PlannerOptions> options = ParsePlanner(text);
+    ASSERT_TRUE(options.ok()) << text;
+    EXPECT_EQ(FormatPlanner(*options), text);
+  }
+  for (const char* text : {"", "best", "static", "static:", "static:x", "static:-1", "static:33",
+                           "threshold:1.5", "threshold:nan", "threshold:0.5x", "sync:1"}) {
+    EXPECT_EQ(ParsePlanner(text).status().code(), StatusCode::kInvalidArgument) << text;
+  }
+}
+
+TEST(StepPlanning, RefusesToPlanWithoutCosts) {
+  const PlanningLimits limits = {.slots_max = 1, .drafts_max = 2, .rows_max = 8};
+  for (const char* text : {"auto", "sync", "lookahead", "async", "global"}) {
+    const Status status = StepPlanning::Create(ParsePlanner(text).value(), limits, std::nullopt).status();
+    EXPECT_NE(status.message().find("needs the costs of a step"), std::string::npos) << text;
+  }
+  EXPECT_TRUE(StepPlanning::Create(ParsePlanner("static:2").value(), limits, std::nullopt).ok());
+}
+
+TEST(FrontierDeathTest, NothingIsShownAheadOfTime) {
+  RoundConfidences round(1, 2);
+  round.Begin(Lengths{2}, /*all_coupled=*/false);
+  round.Set(0, std::vector<float>{.5f, .25f});
+  Frontier frontier(round);
+  EXPECT_EQ(frontier.confidence(0), .5);
+  EXPECT_DEATH(frontier.Unrestricted(), "coupled rule only");
+  frontier.Admit(0);
+  EXPECT_EQ(frontier.confidence(0), .25);
+  EXPECT_EQ(frontier.survival(0), .125);
+  frontier.Admit(0);
+  EXPECT_EQ(frontier.survival(0), 0);
+  EXPECT_DEATH(frontier.Admit(0), "exhausted");
+  EXPECT_DEATH(round.Set(0, std::vector<float>{NAN}), "");
+}
+
+}  // namespace
+}  // namespace foresight

@@ -1,0 +1,150 @@
+#include "speculative/step_costs.h"
+
+#include <gtest/gtest.h>
+
+namespace foresight {
+namespace {
+
+StepCostTable Table() {
+  StepCostTable table{.model = "xxh:1",
+                      .build = "abc cpu_avx2 2 threads",
+                      .device = "a \"machine\"",
+                      .drafts_max = 5,
+                      .host_ms = 0.5,
+                      .draft_ms = {{1, 2}, {8, 3}},
+                      .verify_ms = {}};
+  table.verify_ms[2048] = {{1, 10}, {2, 12}, {4, 11}, {8, 20}};
+  table.verify_ms[512] = {{1, 9}, {8, 16}};
+  return table;
+}
+
+TEST(StepCosts, InterpolatesAndNeverFalls) {
+  const StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  const std::span<const double> ms = costs.VerifyMs(1000);
+  ASSERT_EQ(ms.size(), 17u);
+  EXPECT_EQ(ms[0], 10);
+  EXPECT_EQ(ms[1], 10);
+  EXPECT_EQ(ms[2], 12);
+  EXPECT_EQ(ms[3], 12);
+  EXPECT_EQ(ms[4], 12);
+  EXPECT_EQ(ms[6], 16);
+  EXPECT_EQ(ms[8], 20);
+  EXPECT_EQ(ms[16], 36);  // the last slope goes on
+  EXPECT_EQ(costs.DraftMs(0), 0);
+  EXPECT_EQ(costs.DraftMs(1), 2);
+  EXPECT_NEAR(costs.DraftMs(15), 4, 1e-12);
+}
+
+TEST(StepCosts, TakesTheBucketThatHoldsTheContext) {
+  const StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  EXPECT_EQ(costs.VerifyMs(1)[1], 9);
+  EXPECT_EQ(costs.VerifyMs(512)[1], 9);
+  EXPECT_EQ(costs.VerifyMs(513)[1], 10);
+  EXPECT_EQ(costs.VerifyMs(1'000'000)[1], 10);
+}
+
+TEST(StepCosts, FollowsAMachineThatSlowsDown) {
+  StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  for (int i = 0; i < 200; ++i) {
+    costs.Observe({.draft_requests = 1,
+                   .rows = 8,
+                   .context_tokens = 512,
+                   .draft_ms = 3,
+                   .verify_ms = 24,
+                   .host_ms = 0.75});
+  }
+  EXPECT_NEAR(costs.scale() * costs.VerifyMs(512)[8], 24, 0.01);
+  EXPECT_NEAR(costs.VerifyMs(512)[8], 16, 2);  // most of it is the scale: ratios are about as they were
+  EXPECT_EQ(costs.VerifyMs(512)[1], 9);
+  const StepCostTable refreshed = costs.Refreshed();
+  EXPECT_NEAR(refreshed.verify_ms.at(512)[1].ms, 24, 0.2);
+  EXPECT_NEAR(refreshed.draft_ms[0].ms, 3, 0.05);
+  EXPECT_NEAR(refreshed.host_ms, 0.75, 0.01);
+}
+
+TEST(StepCosts, LearnsWhichStepsCostMore) {
+  StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  for (int i = 0; i < 500; ++i) {
+    costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 9, .host_ms = 0.5});
+    costs.Observe({.rows = 8, .context_tokens = 512, .verify_ms = 32, .host_ms = 0.5});
+  }
+  const StepCostTable refreshed = costs.Refreshed();
+  EXPECT_NEAR(refreshed.verify_ms.at(512)[0].ms, 9, 0.5);
+  EXPECT_NEAR(refreshed.verify_ms.at(512)[1].ms, 32, 1.5);
+}
+
+TEST(StepCosts, APauseDoesLittleHarm) {
+  StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 1e6, .host_ms = 0.5});
+  EXPECT_LE(costs.scale(), 1.26);
+  EXPECT_LE(costs.VerifyMs(512)[1], 9 * 1.06);
+}
+
+TEST(StepCosts, RefusesWhatCantBe) {
+  const auto refused = [](auto change) {
+    StepCostTable table = Table();
+    change(table);
+    const Status status = StepCosts::Create(table, 16, 16).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    return status.message();
+  };
+  refused([](StepCostTable& t) { t.verify_ms.clear(); });
+  refused([](StepCostTable& t) { t.verify_ms[512].clear(); });
+  refused([](StepCostTable& t) { t.draft_ms = {{2, 1}, {2, 2}}; });
+  refused([](StepCostTable& t) { t.draft_ms = {{0, 1}}; });
+  refused([](StepCostTable& t) { t.draft_ms = {{1, 0}}; });
+  refused([](StepCostTable& t) { t.host_ms = -1; });
+  EXPECT_NE(refused([](StepCostTable& t) {
+              t.verify_ms = {{512, {{1, 5}, {8, 5}}}, {1024, {{1, 5}}}};
+            }).find("no time grows"),
+            std::string::npos);
+}
+
+TEST(MedianMs, OfOddAndEven) {
+  std::vector<double> odd = {3, 1, 2};
+  std::vector<double> even = {4, 1, 2, 3};
+  EXPECT_EQ(MedianMs(odd), 2);
+  EXPECT_EQ(MedianMs(even), 2.5);
+}
+
+TEST(StepCostsFile, ComesBack) {
+  const Result<StepCostTable> read = ParseStepCosts(FormatStepCosts(Table()));
+  ASSERT_TRUE(read.ok()) << read.status().ToString();
+  EXPECT_EQ(FormatStepCosts(*read), FormatStepCosts(Table()));
+  EXPECT_EQ(read->device, Table().device);
+  EXPECT_EQ(read->verify_ms.at(2048)[3].ms, 20);
+}
+
+TEST(StepCostsFile, IsRefusedForAnotherModelBuildOrLength) {
+  const StepCostTable table = Table();
+  EXPECT_TRUE(CheckStepCosts(table, table.model, table.build, 5).ok());
+  EXPECT_NE(CheckStepCosts(table, "x", table.build, 5).message().find("another model"), std::string::npos);
+  EXPECT_NE(CheckStepCosts(table, table.model, "x", 5).message().find("another build"), std::string::npos);
+  EXPECT_NE(CheckStepCosts(table, table.model, table.build, 7).message().find("draft length"),
+            std::string::npos);
+}
+
+TEST(StepCostsFile, DamageIsAnError) {
+  const std::string good = FormatStepCosts(Table());
+  const auto replaced = [&](std::string_view from, std::string_view to) {
+    std::string text = good;
+    const size_t place = text.find(from);
+    EXPECT_NE(place, std::string::npos) << from;
+    return text.replace(place, from.size(), to);
+  };
+  for (const std::string& bad :
+       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 1", "\"version\": 1.5"),
+        replaced("[1, 2]", "[1]"), replaced("[1, 2]", "[1.5, 2]"), replaced("[1, 2]", "[1, -2]"),
+        replaced("[1, 2]", "{}"), replaced("\"2048\"", "\"2k\""), replaced("\"2048\"", "\"-1\""),
+        replaced("\"2048\"", "\"99999999999999999999\""),
+        replaced("\"host_ms\": 0.5", "\"host_ms\": \"0.5\""), replaced("[8, 3]", "[1, 3]"),
+        replaced("\"gamma\": 5", "\"gamma\": -5")}) {
+    const Status status = ParseStepCosts(bad).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;
+    EXPECT_EQ(status.message().rfind("step costs: ", 0), 0u) << status.message();
+  }
+  for (size_t cut = 0; cut < good.size() - 1; ++cut) EXPECT_FALSE(ParseStepCosts(good.substr(0, cut)).ok());
+}
+
+}  // namespace
+}  // namespace foresight
