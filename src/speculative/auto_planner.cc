@@ -85,7 +85,8 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   for (size_t r = 0; r < load.requests.size(); ++r) {
     if (result.drafted[r] == 0) continue;
     Request& request = RequestOf(load.requests[r].id);
-    const double gain = result.accepted[r] - draft_tokens - row_tokens * result.admitted[r];
+    // What it could expect: the coins of what it got would send good requests away.
+    const double gain = result.expected[r] - draft_tokens - row_tokens * result.admitted[r];
     request.gain += (request.back_off.active() ? kProbeShare : kGainShare) * (gain - request.gain);
     if (++request.rounds <= kFreeRounds) continue;
     if (request.gain < 0) {

@@ -32,8 +32,8 @@ class BackOff {
 };
 
 // Two questions before a step, both answered from history (dspark.md 5.6):
-// - a request: have its accepted drafts been worth what drafting and verifying them cost? If not, it doesn't
-// draft
+// - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it
+// doesn't draft
 //   for a growing number of steps, then tries again;
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
 // If

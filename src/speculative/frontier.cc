@@ -11,6 +11,7 @@ RoundConfidences::RoundConfidences(int requests_max, int drafts_max)
   CHECK(requests_max > 0 && drafts_max > 0);
   depths_.reserve(requests_max);
   admitted_.reserve(requests_max);
+  expected_.reserve(requests_max);
   survivals_.reserve(requests_max);
 }
 
@@ -19,6 +20,7 @@ void RoundConfidences::Begin(std::span<const int> depths, bool all_coupled) {
   all_coupled_ = all_coupled;
   depths_.assign(depths.begin(), depths.end());
   admitted_.assign(depths.size(), 0);
+  expected_.assign(depths.size(), 0);
   survivals_.assign(depths.size(), 0);
   std::fill_n(confidences_.begin(), depths.size() * drafts_max_, 1.0f);
   for (int r = 0; r < num_requests(); ++r) {
@@ -45,6 +47,7 @@ double Frontier::confidence(int r) const {
 
 void Frontier::Admit(int r) {
   CHECK(!exhausted(r));
+  round_.expected_[r] += round_.survivals_[r];
   ++round_.admitted_[r];
   round_.survivals_[r] = exhausted(r) ? 0 : round_.survivals_[r] * confidence(r);
 }

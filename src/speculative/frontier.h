@@ -31,6 +31,8 @@ class RoundConfidences {
   }
   // How many drafts of each request have been admitted: the plan.
   std::span<const int> admitted() const { return admitted_; }
+  // How many of those will be accepted, going by their confidences.
+  std::span<const double> expected() const { return expected_; }
 
  private:
   friend class Frontier;
@@ -38,6 +40,7 @@ class RoundConfidences {
   bool all_coupled_ = false;
   std::vector<int> depths_;
   std::vector<int> admitted_;
+  std::vector<double> expected_;
   std::vector<double> survivals_;   // of the next draft of each request; 0 when there is none
   std::vector<float> confidences_;  // [requests_max, drafts_max]
 };

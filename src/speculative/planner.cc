@@ -108,7 +108,9 @@ Result<StepPlanning> StepPlanning::Create(const PlannerOptions& options, const P
                            FormatPlanner(options));
   }
   ASSIGN_OR_RETURN(std::unique_ptr<Planner> planner, MakePlanner(options, limits));
-  return Create(std::move(planner), limits, std::move(costs));
+  StepPlanning planning = Create(std::move(planner), limits, std::move(costs));
+  if (options.kind == PlannerKind::kAuto) planning.correction_.emplace(limits.slots_max, limits.drafts_max);
+  return planning;
 }
 
 StepPlanning StepPlanning::Create(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
@@ -122,7 +124,8 @@ StepPlanning::StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimit
       limits_(limits),
       costs_(std::move(costs)),
       history_(limits.slots_max, limits.drafts_max),
-      round_(limits.slots_max, limits.drafts_max) {
+      round_(limits.slots_max, limits.drafts_max),
+      uncorrected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max) {
   requests_.reserve(limits.slots_max);
   depths_.reserve(limits.slots_max);
   have_confidences_.reserve(limits.slots_max);
@@ -168,8 +171,17 @@ void StepPlanning::ShortenToRows() {
 }
 
 void StepPlanning::SetConfidences(int r, std::span<const float> confidences) {
-  CHECK(phase_ == Phase::kDrafting);
-  round_.Set(r, confidences);
+  CHECK(phase_ == Phase::kDrafting && r >= 0 && r < std::ssize(depths_));
+  CHECK(std::ssize(confidences) <= depths_[r], "request {}: {} confidences for {} drafts", r,
+        confidences.size(), depths_[r]);
+  std::array<float, kDraftsMax> corrected;
+  std::copy(confidences.begin(), confidences.end(), corrected.begin());
+  if (correction_) {
+    std::copy(confidences.begin(), confidences.end(),
+              uncorrected_.begin() + static_cast<size_t>(r) * limits_.drafts_max);
+    correction_->Apply(requests_[r].id, {corrected.data(), confidences.size()});
+  }
+  round_.Set(r, {corrected.data(), confidences.size()});
   have_confidences_[r] = true;
 }
 
@@ -194,15 +206,27 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
   CHECK(phase_ == Phase::kPlanned);
   CHECK(accepted.size() == depths_.size());
   phase_ = Phase::kIdle;
-  for (size_t r = 0; r < depths_.size(); ++r) {
-    const RequestId id = load_.requests[r].id;
-    depths_[r] = round_.depth(static_cast<int>(r));  // a look-up may have found less
-    if (have_confidences_[r]) history_.RecordConfidences(id, round_.of(static_cast<int>(r)));
-    history_.RecordOutcome(id, round_.admitted()[r], accepted[r]);
+  for (int r = 0; r < std::ssize(depths_); ++r) {
+    const RequestId id = requests_[r].id;
+    const int verified = round_.admitted()[r];
+    depths_[r] = round_.depth(r);  // a look-up may have found less
+    if (have_confidences_[r]) {
+      history_.RecordConfidences(id, round_.of(r));
+      const size_t place = static_cast<size_t>(r) * limits_.drafts_max;
+      if (correction_) {
+        correction_->Learn(id, {&uncorrected_[place], static_cast<size_t>(depths_[r])}, verified,
+                           accepted[r]);
+      }
+    }
+    history_.RecordOutcome(id, verified, accepted[r]);
   }
-  if (!requests_.empty())
+  if (!requests_.empty()) {
     planner_->Learn(load_, costs_ ? &*costs_ : nullptr,
-                    {.drafted = depths_, .admitted = round_.admitted(), .accepted = accepted});
+                    {.drafted = depths_,
+                     .admitted = round_.admitted(),
+                     .expected = round_.expected(),
+                     .accepted = accepted});
+  }
   if (costs_ && times) costs_->Observe(*times);
 }
 

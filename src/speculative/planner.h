@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "speculative/confidence_correction.h"
 #include "speculative/frontier.h"
 #include "speculative/history.h"
 #include "speculative/step_costs.h"
@@ -65,8 +66,9 @@ std::string FormatPlanner(const PlannerOptions& options);
 // What became of a step's drafts, by request.
 struct StepResult {
   std::span<const int> drafted;
-  std::span<const int> admitted;  // of those
-  std::span<const int> accepted;  // of those
+  std::span<const int> admitted;     // of those
+  std::span<const double> expected;  // to be accepted, of those, going by their confidences
+  std::span<const int> accepted;     // of those
 };
 
 // A rule. It sees what its arguments show, and that is what it may depend on. One thread at a time; allocates
@@ -108,8 +110,9 @@ class StepPlanning {
   // [requests]: how many tokens to draft; 0: don't. Drafts are shortened where all of them would not fit into
   // rows_max.
   std::span<const int> BeginStep(const StepLoad& load);
-  // Calibrated confidences of request r's drafts, one for each drafted token; fewer than asked shorten the
-  // draft (a look-up that found less, known without regard to the tokens).
+  // Calibrated confidences of request r's drafts (kAuto corrects what the calibration missed), one for each
+  // drafted token; fewer than asked shorten the draft (a look-up that found less, known without regard to the
+  // tokens).
   void SetConfidences(int r, std::span<const float> confidences);
   // The same for a drafter without a confidence head: the rate at which its drafts were accepted so far.
   void SetConfidencesFromHistory(int r, int drafted);
@@ -131,12 +134,14 @@ class StepPlanning {
   PlanningLimits limits_;
   std::optional<StepCosts> costs_;
   SpeculationHistory history_;
+  std::optional<ConfidenceCorrection> correction_;
   RoundConfidences round_;
   Phase phase_ = Phase::kIdle;
   StepLoad load_;                      // of requests_
   std::vector<RequestLoad> requests_;  // with drafts_max as the step has room for
   std::vector<int> depths_;
   std::vector<uint8_t> have_confidences_;  // bool
+  std::vector<float> uncorrected_;         // [slots_max, drafts_max]
 };
 
 }  // namespace foresight

@@ -1,0 +1,150 @@
+// The default planner on a simulated machine: never much slower than plain decoding, whatever the texts, the
+// load, the confidences and the costs.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "speculative/planner.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kDrafts = 5;
+
+// How texts behave, and what the confidence head says about them.
+struct World {
+  double acceptance = 0.8;    // of a draft, on average over rounds
+  double spread = 0.3;        // of the acceptance between rounds
+  double overconfidence = 0;  // added to every confidence
+};
+
+// What steps really cost.
+struct Machine {
+  std::vector<CostPoint> verify;
+  double draft_ms = 3;  // of a step that drafts, and a share of it more for each request
+  double draft_each_ms = 0.2;
+  double host_ms = 0.1;
+
+  StepCosts Costs(double verify_error = 1) const {
+    StepCostTable table;
+    table.host_ms = host_ms;
+    table.draft_ms = {{1, draft_ms + draft_each_ms}, {64, draft_ms + 64 * draft_each_ms}};
+    table.verify_ms[4096] = verify;
+    for (CostPoint& point : table.verify_ms[4096]) {
+      if (point.count > 1) point.ms = verify[0].ms + (point.ms - verify[0].ms) * verify_error;
+    }
+    return StepCosts::Create(table, 1024, 64).value();
+  }
+};
+
+// A mixture of experts on a CPU: the second row costs nearly as much as the first.
+const Machine kMixture{.verify = {{1, 10}, {2, 16}, {4, 26}, {8, 42}, {16, 60}, {64, 130}, {256, 400}}};
+// Bound by reading weights: rows are nearly free.
+const Machine kBound{.verify = {{1, 30}, {64, 40}, {256, 90}}};
+// Compute bound: a row costs a row.
+const Machine kCompute{.verify = {{1, 10}, {256, 2560}}};
+
+// Tokens a millisecond of virtual time.
+double Speed(const std::string& planner, const World& world, const Machine& machine, int requests,
+             double verify_error = 1, int steps = 1500) {
+  const StepCosts truth = machine.Costs();
+  const std::span<const double> verify_ms = truth.VerifyMs(1);
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner(planner).value(),
+                           {.slots_max = requests, .drafts_max = kDrafts, .rows_max = 1024},
+                           machine.Costs(verify_error))
+          .value();
+  std::mt19937_64 random(requests * 100 + 7);
+  std::uniform_real_distribution<double> uniform;
+  std::vector<RequestLoad> load(requests);
+  for (int r = 0; r < requests; ++r) {
+    load[r] = {.id = {.slot = r, .generation = 1}, .drafts_max = kDrafts, .coupled = false};
+  }
+  double ms = 0;
+  double tokens = 0;
+  for (int step = 0; step < steps; ++step) {
+    const std::span<const int> depths =
+        planning.BeginStep({.requests = load, .other_rows = 0, .context_tokens = 1});
+    std::vector<std::vector<double>> acceptance(requests);
+    int drafting = 0;
+    for (int r = 0; r < requests; ++r) {
+      if (depths[r] == 0) continue;
+      ++drafting;
+      std::vector<float> confidences;
+      for (int j = 0; j < depths[r]; ++j) {
+        const double p = std::clamp(world.acceptance + world.spread * (2 * uniform(random) - 1), 0.0, 1.0);
+        acceptance[r].push_back(p);
+        confidences.push_back(static_cast<float>(std::clamp(p + world.overconfidence, 0.0, 1.0)));
+      }
+      planning.SetConfidences(r, confidences);
+    }
+    const std::span<const int> plan = planning.Plan();
+    std::vector<int> accepted(requests);
+    int rows = requests;
+    for (int r = 0; r < requests; ++r) {
+      rows += plan[r];
+      while (accepted[r] < plan[r] && uniform(random) < acceptance[r][accepted[r]]) ++accepted[r];
+      tokens += 1 + accepted[r];
+    }
+    const double draft_ms = drafting == 0 ? 0 : truth.DraftMs(drafting);
+    ms += machine.host_ms + draft_ms + verify_ms[rows];
+    planning.EndStep(accepted, StepTimes{.draft_requests = drafting,
+                                         .rows = rows,
+                                         .context_tokens = 1,
+                                         .draft_ms = draft_ms,
+                                         .verify_ms = verify_ms[rows],
+                                         .host_ms = machine.host_ms});
+  }
+  return tokens / ms;
+}
+
+TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute}) {
+    for (double acceptance : {0.05, 0.3, 0.6, 0.8, 0.95}) {
+      for (double overconfidence : {0.0, 0.4}) {
+        for (int requests : {1, 2, 4, 8, 16, 32}) {
+          const World world{.acceptance = acceptance, .spread = 0.2, .overconfidence = overconfidence};
+          const double plain = Speed("static:0", world, *machine, requests);
+          EXPECT_GT(Speed("auto", world, *machine, requests), 0.97 * plain)
+              << "acceptance " << acceptance << ", overconfidence " << overconfidence << ", " << requests
+              << " requests, first row " << machine->verify[0].ms << " ms";
+        }
+      }
+    }
+  }
+}
+
+TEST(AutoPlanner, IsAsFastAsTheBestFixedLength) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute}) {
+    for (double acceptance : {0.3, 0.6, 0.8, 0.95}) {
+      for (int requests : {1, 4, 16, 32}) {
+        const World world{.acceptance = acceptance, .spread = 0.3, .overconfidence = 0};
+        double best = 0;
+        for (int k = 0; k <= kDrafts; ++k) {
+          best = std::max(best, Speed("static:" + std::to_string(k), world, *machine, requests));
+        }
+        EXPECT_GT(Speed("auto", world, *machine, requests), 0.97 * best)
+            << "acceptance " << acceptance << ", " << requests << " requests, first row "
+            << machine->verify[0].ms << " ms";
+      }
+    }
+  }
+}
+
+TEST(AutoPlanner, GainsWhereThereIsSomethingToGain) {
+  const World code{.acceptance = 0.9, .spread = 0.1, .overconfidence = 0};
+  EXPECT_GT(Speed("auto", code, kBound, 1), 2.5 * Speed("static:0", code, kBound, 1));
+}
+
+TEST(AutoPlanner, RecoversFromCostsThatAreWrong) {
+  const World world{.acceptance = 0.5, .spread = 0.2, .overconfidence = 0};
+  for (double error : {0.2, 3.0}) {
+    // Profiled on another machine: verification seems too cheap or too dear.
+    EXPECT_GT(Speed("auto", world, kMixture, 4, error, 4000), 0.97 * Speed("static:0", world, kMixture, 4));
+  }
+}
+
+}  // namespace
+}  // namespace foresight
