@@ -31,17 +31,13 @@ AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
   return request;
 }
 
-bool AutoPlanner::Pays(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
-                       std::span<const int> depths) {
+bool AutoPlanner::Pays(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
   plan_.Clear();
   int drafting = 0;
-  for (size_t r = 0; r < depths.size(); ++r) {
+  for (int r = 0; r < std::ssize(depths); ++r) {
     drafting += depths[r] > 0;
     double survival = 1;
-    for (int j = 0; j < depths[r]; ++j) {
-      survival *= history.MeanConfidence(load.requests[r].id, j);
-      plan_.Add(survival);
-    }
+    for (int j = 0; j < depths[r]; ++j) plan_.Add(survival *= planner_.expected(r, j));
   }
   const StepValue plain(load, costs, 0);
   return plan_.Maximize(StepValue(load, costs, drafting)).tokens_per_ms >
@@ -57,16 +53,15 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     depths[r] = RequestOf(request.id).back_off.Due() ? request.drafts_max : 0;
     any |= depths[r] > 0;
   }
-  if (any) {
-    if (Pays(load, history, *costs, depths)) {
-      step_back_off_.Succeeded();
-    } else if (step_back_off_.Due()) {
-      step_back_off_.Failed(wait_max_);  // a try
-    } else {
-      std::fill(depths.begin(), depths.end(), 0);
-    }
-  }
+  if (!any) return;
   planner_.Start(load, history, *costs, depths);
+  if (Pays(load, *costs, depths)) {
+    step_back_off_.Succeeded();
+  } else if (step_back_off_.Due()) {
+    step_back_off_.Failed(wait_max_);  // a try
+  } else {
+    std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
+  }
 }
 
 void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {

@@ -57,8 +57,8 @@ class AutoPlanner final : public Planner {
     BackOff back_off;
   };
   Request& RequestOf(RequestId id);
-  bool Pays(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
-            std::span<const int> depths);
+  // Whether drafts of these depths raise tokens per second, by what planner_ expects of them.
+  bool Pays(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
 
   double gain_min_;
   int wait_max_;

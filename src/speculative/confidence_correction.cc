@@ -24,14 +24,18 @@ void ConfidenceCorrection::Ratio::Add(double was_accepted, double was_expected, 
 }
 
 ConfidenceCorrection::ConfidenceCorrection(int slots_max, int drafts_max)
-    : positions_(drafts_max), requests_(slots_max) {}
+    : positions_(drafts_max), factors_(drafts_max, 1.0f), requests_(slots_max) {}
+
+void ConfidenceCorrection::BeginStep() {
+  for (size_t j = 0; j < positions_.size(); ++j) factors_[j] = static_cast<float>(positions_[j].value());
+}
 
 void ConfidenceCorrection::Apply(RequestId id, std::span<float> confidences) const {
   const Request& request = requests_[id.slot];
   const bool known = request.known && request.generation == id.generation;
-  const double own = known ? request.ratio.value() : 1;
+  const float own = known ? static_cast<float>(request.ratio.value()) : 1;
   for (size_t j = 0; j < confidences.size(); ++j) {
-    confidences[j] = static_cast<float>(std::min(1.0, confidences[j] * positions_[j].value() * own));
+    confidences[j] = std::min(1.0f, confidences[j] * factors_[j] * own);
   }
 }
 
@@ -49,7 +53,7 @@ void ConfidenceCorrection::Learn(RequestId id, std::span<const float> confidence
   }
   for (int j = 0; j < std::min(accepted + 1, verified); ++j) {
     const double was_accepted = j < accepted ? 1 : 0;
-    const double of_all = std::min(1.0, confidences[j] * positions_[j].value());
+    const double of_all = std::min(1.0f, confidences[j] * factors_[j]);
     positions_[j].Add(was_accepted, confidences[j], kPositionFade);
     request.ratio.Add(was_accepted, of_all, kRequestFade);
   }

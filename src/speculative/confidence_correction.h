@@ -17,6 +17,8 @@ class ConfidenceCorrection {
  public:
   ConfidenceCorrection(int slots_max, int drafts_max);
 
+  // A step begins: takes over what the last one has taught.
+  void BeginStep();
   // In place. Stays within [0, 1].
   void Apply(RequestId id, std::span<float> confidences) const;
   // The first `verified` drafts had these confidences, as Apply got them; `accepted` were accepted.
@@ -36,6 +38,7 @@ class ConfidenceCorrection {
   };
 
   std::vector<Ratio> positions_;   // [drafts_max]
+  std::vector<float> factors_;     // [drafts_max]: their values for this step
   std::vector<Request> requests_;  // [slots_max]
 };
 

@@ -9,8 +9,8 @@
 namespace foresight {
 namespace {
 
-std::vector<float> Corrected(const ConfidenceCorrection& correction, RequestId id,
-                             std::vector<float> confidences) {
+std::vector<float> Corrected(ConfidenceCorrection& correction, RequestId id, std::vector<float> confidences) {
+  correction.BeginStep();
   correction.Apply(id, confidences);
   return confidences;
 }
@@ -25,6 +25,7 @@ TEST(ConfidenceCorrection, FindsWhatOutcomesSay) {
   for (int round = 0; round < 5000; ++round) {
     int accepted = 0;
     while (accepted < 2 && uniform(random) < truth[accepted]) ++accepted;
+    correction.BeginStep();
     correction.Learn(id, std::vector<float>{.8f, .6f}, 2, accepted);
   }
   const std::vector<float> corrected = Corrected(correction, id, {.8f, .6f});
@@ -37,6 +38,7 @@ TEST(ConfidenceCorrection, TellsRequestsApart) {
   const RequestId easy{.slot = 0, .generation = 1};
   const RequestId hard{.slot = 1, .generation = 1};
   for (int round = 0; round < 500; ++round) {
+    correction.BeginStep();
     correction.Learn(easy, std::vector<float>{.5f}, 1, round % 10 != 0);
     correction.Learn(hard, std::vector<float>{.5f}, 1, round % 10 == 0);
   }

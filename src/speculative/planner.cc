@@ -140,6 +140,7 @@ std::span<const int> StepPlanning::BeginStep(const StepLoad& load) {
   load_.requests = requests_;
   ShortenToRows();
   history_.BeginStep();
+  if (correction_) correction_->BeginStep();
   depths_.assign(requests_.size(), 0);
   have_confidences_.assign(requests_.size(), false);
   if (!requests_.empty()) planner_->Prepare(load_, history_, costs_ ? &*costs_ : nullptr, depths_);

@@ -127,7 +127,7 @@ bool SyncPlanner::RisesLater(const Frontier& frontier, double tokens, int admitt
     if (later * now_ms > tokens * value_.Ms(admitted + m)) return true;
     FrontierQueue::Candidate behind{.r = candidate.r, .j = candidate.j + 1};
     if (behind.j < frontier.depth(behind.r)) {
-      behind.survival = candidate.survival * expected_[behind.r * drafts_max_ + behind.j];
+      behind.survival = candidate.survival * expected(behind.r, behind.j);
     }
     guess_.ReplaceTop(behind);
   }

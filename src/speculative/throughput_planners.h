@@ -68,6 +68,8 @@ class SyncPlanner final : public Planner {
   // Prepare for depths that the caller has chosen.
   void Start(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
              std::span<const int> depths);
+  // What history says of draft j of request r (look-ahead only).
+  double expected(int r, int j) const { return expected_[static_cast<size_t>(r) * drafts_max_ + j]; }
 
  private:
   bool RisesLater(const Frontier& frontier, double tokens, int admitted);
