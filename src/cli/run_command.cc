@@ -7,7 +7,11 @@
 #include <iterator>
 #include <sstream>
 
+#include "base/check.h"
 #include "base/units.h"
+#include "chat/markup.h"
+#include "chat/output_parser.h"
+#include "chat/prompt.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
 #include "engine/generation.h"
@@ -28,7 +32,10 @@ struct RunFlags {
   std::string prompt;
   std::string file;
   std::string system;
+  std::string effort;
+  std::string chat_format = "preview";
   bool chat = false;
+  bool thinking = false;
   bool greedy = false;
   bool quiet = false;
   bool ignore_eos = false;
@@ -38,6 +45,17 @@ struct RunFlags {
   std::optional<int> logprobs;
   std::vector<std::string> stop;
   std::vector<std::string> logit_bias;
+
+  bool Thinks() const { return thinking || !effort.empty(); }
+  // Whether a single text is laid out as a user's turn: what only a conversation has was asked for.
+  bool IsChat() const { return chat || Thinks() || !system.empty(); }
+  PromptOptions ToPromptOptions() const {
+    return {.thinking = Thinks(),
+            .effort = effort == "max"    ? ReasoningEffort::kMax
+                      : effort == "high" ? ReasoningEffort::kHigh
+                                         : ReasoningEffort::kLow,
+            .ladder = chat_format == "refresh" ? EffortLadder::kRefresh : EffortLadder::kPreview};
+  }
 };
 
 Result<SamplingParams> SamplingOf(const RunFlags& flags, const ModelFiles& files) {
@@ -69,26 +87,51 @@ Result<SamplingParams> SamplingOf(const RunFlags& flags, const ModelFiles& files
   return params;
 }
 
-// Prints text as it comes, and log-probabilities on the error stream.
-class Printer : public GenerationSink {
+// Prints an answer as it comes: its content on the output, its reasoning and log-probabilities on the error
+// stream.
+class Printer : public GenerationSink, public OutputSink {
  public:
-  Printer(const Tokenizer& tokenizer, bool logprobs) : tokenizer_(tokenizer), logprobs_(logprobs) {}
+  // in_reasoning: the prompt left a <think> open.
+  Printer(const Tokenizer& tokenizer, bool logprobs, bool quiet, bool in_reasoning)
+      : tokenizer_(tokenizer),
+        logprobs_(logprobs),
+        quiet_(quiet),
+        parser_({.in_reasoning = in_reasoning}, this) {}
 
-  void OnText(std::string_view text) override {
-    text_ += text;
+  void OnText(std::string_view text) override { Parsed(parser_.Push(text)); }
+  void Finish() { Parsed(parser_.Finish()); }
+
+  void OnReasoning(std::string_view text) override {
+    if (!quiet_) fmt::print(stderr, "{}{}", answer_.reasoning.empty() ? kThinkBeginToken : "", text);
+    answer_.reasoning += text;
+  }
+  void OnContent(std::string_view text) override {
+    if (!quiet_ && answer_.content.empty() && !answer_.reasoning.empty()) {
+      fmt::print(stderr, "{}\n", kThinkEndToken);
+    }
+    answer_.content += text;
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
       g_interrupted = true;  // nobody reads on
     }
   }
+  // Without declared tools there are none.
+  void OnCallBegin(std::string_view) override {}
+  void OnCallArguments(std::string_view) override {}
+  void OnCallEnd() override {}
+
   void OnToken(const SampledToken& token) override {
     if (!logprobs_) return;
     fmt::print(stderr, "{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
     for (const TokenLogProb& t : token.top) fmt::print(stderr, " | {} {:.3f}", Show(t.token), t.logprob);
     fmt::print(stderr, "\n");
   }
-  const std::string& text() const { return text_; }
+  // What was said, as the next message of the conversation.
+  const Message& answer() const { return answer_; }
 
  private:
+  static void Parsed(const Status& status) {
+    CHECK(status.ok(), "text without calls: {}", status.ToString());
+  }
   std::string Show(TokenId token) const {
     const auto bytes = tokenizer_.TokenBytes(token);
     std::string shown = "\"";
@@ -99,7 +142,9 @@ class Printer : public GenerationSink {
 
   const Tokenizer& tokenizer_;
   bool logprobs_;
-  std::string text_;
+  bool quiet_;
+  OutputParser parser_;
+  Message answer_{.role = Role::kAssistant};
 };
 
 void PrintClosingLine(const GenerationResult& r) {
@@ -109,38 +154,36 @@ void PrintClosingLine(const GenerationResult& r) {
              r.prefill_tokens_per_second(), r.completion_tokens, r.decode_tokens_per_second(), r.seed);
 }
 
-// The conversation as prompt text in chat mode (model spec 5.2): the layout of turns without tools or
-// thinking.
-class ChatTranscript {
- public:
-  ChatTranscript(std::string system) : text_(std::string(kBosToken) + system) {}
-  void AddUser(std::string_view content) {
-    text_ += fmt::format("<｜User｜>{}<｜Assistant｜></think>", content);
-  }
-  void AddAssistant(std::string_view content) { text_ += fmt::format("{}{}", content, kEosToken); }
-  const std::string& text() const { return text_; }
+// A conversation's begin.
+std::vector<Message> Opening(const RunFlags& flags) {
+  if (flags.system.empty()) return {};
+  return {{.role = Role::kSystem, .content = flags.system}};
+}
 
- private:
-  std::string text_;
-};
+Result<std::vector<TokenId>> PromptIds(const RunFlags& flags, const Tokenizer& tokenizer,
+                                       std::span<const Message> messages) {
+  ASSIGN_OR_RETURN(const Prompt prompt, RenderPrompt(messages, flags.ToPromptOptions()));
+  return prompt.Encode(tokenizer);
+}
 
 Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& params, std::string_view input) {
   const Tokenizer& tokenizer = *engine.tokenizer();
-  std::string text(input);
-  if (flags.chat) {
-    ChatTranscript transcript(flags.system);
-    transcript.AddUser(input);
-    text = transcript.text();
+  std::vector<TokenId> prompt;
+  if (flags.IsChat()) {
+    std::vector<Message> messages = Opening(flags);
+    messages.push_back({.role = Role::kUser, .content = std::string(input)});
+    ASSIGN_OR_RETURN(prompt, PromptIds(flags, tokenizer, messages));
+  } else {
+    ASSIGN_OR_RETURN(prompt, tokenizer.Encode(input, {.add_bos = tokenizer.bos_id().has_value()}));
   }
-  ASSIGN_OR_RETURN(const std::vector<TokenId> prompt,
-                   tokenizer.Encode(text, {.add_bos = !flags.chat && tokenizer.bos_id().has_value()}));
   ASSIGN_OR_RETURN(Session session, Session::Create(engine));
-  Printer printer(tokenizer, params.logprobs.has_value());
+  Printer printer(tokenizer, params.logprobs.has_value(), flags.quiet, flags.Thinks());
   ASSIGN_OR_RETURN(
       const GenerationResult result,
       session.Generate(
           {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
           printer));
+  printer.Finish();
   if (!flags.quiet) {
     fmt::print("\n");
     PrintClosingLine(result);
@@ -152,7 +195,7 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
 Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params) {
   const Tokenizer& tokenizer = *engine.tokenizer();
   ASSIGN_OR_RETURN(Session session, Session::Create(engine));
-  ChatTranscript transcript(flags.system);
+  std::vector<Message> messages = Opening(flags);
   fmt::print(stderr, "Type a message; /clear starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer.\n");
   for (;;) {
     fmt::print(stderr, "> ");
@@ -168,32 +211,32 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
       continue;
     }
     if (line == "/clear") {
-      transcript = ChatTranscript(flags.system);
+      messages = Opening(flags);
       continue;
     }
     if (line.starts_with('/')) {
       fmt::print(stderr, "unknown command {}; /help lists them\n", line);
       continue;
     }
-    ChatTranscript next = transcript;
-    next.AddUser(line);
-    ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, tokenizer.Encode(next.text()));
+    messages.push_back({.role = Role::kUser, .content = line});
+    ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, PromptIds(flags, tokenizer, messages));
     g_interrupted = false;
-    Printer printer(tokenizer, params.logprobs.has_value());
+    Printer printer(tokenizer, params.logprobs.has_value(), flags.quiet, flags.Thinks());
     const Result<GenerationResult> result = session.Generate(
         {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
         printer);
     g_interrupted = false;
     if (!result.ok()) {
       // The request has failed, the conversation goes on as if it had not been made.
+      messages.pop_back();
       fmt::print(stderr, "{}\n", result.status().ToString());
       continue;
     }
+    printer.Finish();
     fmt::print("\n");
     std::fflush(stdout);
     if (!flags.quiet) PrintClosingLine(*result);
-    transcript = std::move(next);
-    transcript.AddAssistant(printer.text());
+    messages.push_back(printer.answer());
   }
 }
 
@@ -236,7 +279,16 @@ void AddRunCommand(CLI::App& app, Status* result) {
   CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "The text to continue");
   command->add_option("-f,--file", flags->file, "A file with the text to continue")->excludes(prompt);
   command->add_flag("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");
-  command->add_option("--system", flags->system, "System text of a conversation");
+  command->add_option("--system", flags->system, "System text of a conversation (implies --chat)");
+  command->add_flag("--thinking", flags->thinking,
+                    "Let the answer begin with reasoning, shown on the error stream (implies --chat)");
+  command->add_option("--effort", flags->effort, "How hard to think: low, high or max (implies --thinking)")
+      ->check(CLI::IsMember({"low", "high", "max"}));
+  command
+      ->add_option("--chat-format", flags->chat_format,
+                   "Which release's effort texts: preview (max only) or refresh (0731 and later: high, max)")
+      ->check(CLI::IsMember({"preview", "refresh"}))
+      ->capture_default_str();
   command->add_flag("-q,--quiet", flags->quiet, "The text only");
   command->add_option("-n,--max-tokens", flags->max_tokens,
                       "Longest answer (default: the rest of the context)");

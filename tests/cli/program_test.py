@@ -66,6 +66,27 @@ class Run(unittest.TestCase):
         stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
         self.assertEqual(self.generate(*arguments, "--stop", stop).decode(), whole[: whole.index(stop)])
 
+    def test_a_chat_turn_is_the_layout_around_the_text(self):
+        greedy = ["--greedy", "--max-tokens", "12"]
+        turn = "<｜User｜>Write `f`.<｜Assistant｜>"
+        self.assertEqual(self.generate("--chat", "-p", "Write `f`.", *greedy),
+                         self.generate("-p", turn + "</think>", *greedy))
+        self.assertEqual(self.generate("--system", "You write code.", "-p", "Write `f`.", *greedy),
+                         self.generate("-p", "You write code." + turn + "</think>", *greedy))
+
+    def test_reasoning_stays_off_the_output(self):
+        def think(*arguments):
+            return foresight("run", "-p", "Write `f`.", "--greedy", "--max-tokens", "12", "--context", "512", *arguments)
+        # The tag that ends the reasoning can't come: everything is reasoning.
+        tag = json.loads(foresight("tokenize", stdin="</think>".encode()).stdout)
+        self.assertEqual(len(tag), 1)
+        none = think("--thinking", "--quiet", "--logit-bias", f"{tag[0]}:-100")
+        self.assertEqual((none.returncode, none.stdout), (0, b""))
+        shown = think("--effort", "max", "--logit-bias", f"{tag[0]}:-100")
+        self.assertEqual((shown.returncode, shown.stdout), (0, b"\n"))
+        self.assertIn(b"<think>", shown.stderr)
+        self.assertEqual(think("--effort", "most").returncode, 1)
+
     def test_a_large_bias_forces_a_token(self):
         def first(*extra):
             result = foresight("run", "-p", "x", "--greedy", "--max-tokens", "2", "--context", "512",
