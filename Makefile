@@ -1,8 +1,9 @@
 # The entry points. Everything else is CMake: see CMakePresets.json.
 PROMPT ?= The program reads a file and
+SECONDS ?= 300
 MAKEFLAGS += --no-print-directory
 
-.PHONY: run build test sanitize bench format lint setup clean
+.PHONY: run build test sanitize fuzz bench format lint setup clean
 
 run: build  ## Build, then let the embedded model write.
 	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
@@ -19,6 +20,10 @@ test: setup  ## Builds the release preset and runs every test.
 
 sanitize: setup  ## The same under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer.
 	@scripts/test.sh asan tsan
+
+fuzz:  ## Feeds every parser damaged input under sanitizers, SECONDS each (default 300).
+	@scripts/setup.sh build fuzz
+	@tests/fuzz/run.sh $(SECONDS)
 
 bench: build  ## What this machine reaches: the embedded model, then the released layer shapes.
 	./build/release/foresight bench --json build/bench-embedded.json
