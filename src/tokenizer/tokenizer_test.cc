@@ -119,6 +119,59 @@ TEST(Tokenizer, DamagedFilesAreErrors) {
   EXPECT_FALSE(Mini().Decode(negative).ok());
 }
 
+// One thing at a time is wrong with the embedded model's file; the message says what.
+TEST(Tokenizer, WhatItCanNotDoIsRefusedByName) {
+  const std::string good = ReadFile("models/foresight-mini/tokenizer.json");
+  struct Case {
+    std::string_view from, to, words;
+  };
+  for (const Case& c : std::initializer_list<Case>{
+           {"\"normalizers\": []", "\"normalizers\": [{\"type\": \"NFC\"}]",
+            "normalizer.normalizers[0].type: NFC"},
+           {"\"lstrip\": false", "\"lstrip\": true", "added_tokens[0]"},
+           {"\"id\": 1,", "\"id\": 0,",
+            "'<｜end▁of▁sentence｜>' has id 1 in model.vocab and 0 in added_tokens"},
+           {"\"id\": 8150,", "\"id\": -1,", "id -1 is outside"},
+           {"\"id\": 8150,", "\"id\": 4194304,", "id 4194304 is outside"},
+           {"\"id\": 8150,", "\"id\": 8149,", "id 8149 is given twice"},
+           {"\"id\": 8150,", "\"id\": \"x\",", "added_tokens[3].id: want an id, got a string"},
+           {"\"<｜▁pad▁｜>\",\n   \"single", "\"\",\n   \"single", "added_tokens[2].content: want 1 to"},
+           {"\"\\\\p{N}{1,3}\"", "\"(\"", "pre_tokenizer: pattern 0"},
+           {"\"\\\\p{N}{1,3}\"", "\"\\\\p{N}*\"", "pre_tokenizer: pattern 0"},
+           {"\"\\\\p{N}{1,3}\"", "\"\\\\K\"", "pre_tokenizer: pattern 0"},
+           {"\"Isolated\"", "\"Isolate\"", "behavior: want Isolated, Removed"},
+           {"\"type\": \"ByteLevel\",\n    \"add", "\"type\": \"Metaspace\",\n    \"add",
+            "Metaspace is not supported"},
+           {"\"dropout\": null", "\"dropout\": 0.1", "model.dropout is not supported"},
+           {"\"type\": \"BPE\"", "\"type\": \"Unigram\"", "model.type: want BPE, got Unigram"},
+           {"\"!\": 3,", "", "'!' is not in model.vocab"},
+           {"\"#\": 5", "\"#\": 4", "id 4 is given twice"},
+           {"\"Ġ Ġ\"", "\"ĠĠ\"", "model.merges[0]: want two spellings"},
+           {"\"Ġ Ġ\"", "\"Ġ Ġno\"", "merge 0"},
+           {"\"Ġ Ġ\"", "[\"Ġ\"]", "model.merges[0]: want an array of two strings"},
+           {"\"Ġ Ġ\"", "7", "model.merges[0]: want a string or an array of two"},
+           {"\"version\": \"1.0\"", "\"version\": \"\xff\"", "at byte "},
+       }) {
+    std::string json = good;
+    const size_t at = json.find(c.from);
+    ASSERT_NE(at, std::string::npos) << c.from;
+    json.replace(at, c.from.size(), c.to);
+    const Status status = Tokenizer::Load(json).status();
+    EXPECT_FALSE(status.ok()) << c.to;
+    EXPECT_NE(status.message().find(c.words), std::string::npos) << c.words << "\n" << status.ToString();
+  }
+}
+
+// A pattern whose time grows exponentially ends in an error, not in a program that hangs.
+TEST(Tokenizer, AnEndlessPatternIsStopped) {
+  std::string json = ReadFile("models/foresight-mini/tokenizer.json");
+  const std::string_view pattern = "\"\\\\p{N}{1,3}\"";
+  json.replace(json.find(pattern), pattern.size(), "\"(a+)+[bc]\"");
+  const Result<Tokenizer> tokenizer = Tokenizer::Load(json);
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status().ToString();
+  EXPECT_EQ(tokenizer->Encode(std::string(100'000, 'a')).status().code(), StatusCode::kResourceExhausted);
+}
+
 TEST(StreamingDecoder, NeverSplitsACharacter) {
   const std::string text = "naïve 你好 🙂 résumé";
   StreamingDecoder decoder(Mini());

