@@ -2,8 +2,21 @@
 
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "cli/command.h"
+
+namespace {
+
+// Names in messages come out of files: a terminal is not to obey what is in them.
+std::string WithoutControlCharacters(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < 0x20 && c != '\n') c = '?';
+  }
+  return text;
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   using namespace foresight;
@@ -26,6 +39,6 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "foresight: internal: {}\n", e.what());
     return ExitCode(StatusCode::kInternal);
   }
-  if (!result.ok()) fmt::print(stderr, "foresight: {}\n", result.ToString());
+  if (!result.ok()) fmt::print(stderr, "foresight: {}\n", WithoutControlCharacters(result.ToString()));
   return ExitCode(result.code());
 }

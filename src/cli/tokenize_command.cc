@@ -34,7 +34,9 @@ Result<std::vector<TokenId>> ParseIds(std::string_view json) {
 Status Tokenize(const TokenizeFlags& flags) {
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.directory));
   ASSIGN_OR_RETURN(const std::string_view json, files.FindText("tokenizer.json"));
-  ASSIGN_OR_RETURN(const Tokenizer tokenizer, Tokenizer::Load(json));
+  const Result<Tokenizer> loaded = Tokenizer::Load(json);
+  if (!loaded.ok()) return loaded.status().WithContext(files.origin() + ": tokenizer.json");
+  const Tokenizer& tokenizer = *loaded;
   const std::string input(std::istreambuf_iterator<char>(std::cin), {});
   std::string output;
   if (flags.decode) {
