@@ -143,7 +143,9 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
                      .streams = {step.streams, static_cast<size_t>(step.rows * row_floats)}};
 }
 
-Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows) {
+Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows,
+                                   StreamSource source) {
+  CHECK(source == StreamSource::kStep, "not yet");
   if (!weights_.mtp.has_value()) return Unimplemented("this checkpoint has no MTP-1 block");
   const MtpWeights& mtp = *weights_.mtp;
   RETURN_IF_ERROR(CheckInputs(inputs));

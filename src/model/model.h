@@ -31,10 +31,29 @@ class Model {
   // sequence has changed.
   Result<StepOutputs> Step(const StepInputs& inputs);
 
-  // The MTP-1 block (model spec 2.11) on rows of the last Step: row t takes streams row `stream_rows[t]` of
-  // that step and tokens[t], the token at the following position. Advances the sequences' draft part.
-  // `logit_rows` as in Step. kUnimplemented when the checkpoint has no MTP-1 block.
-  Result<StepOutputs> MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows);
+  // The MTP-1 block (model spec 2.11): row t takes streams row `stream_rows[t]` of `source` and tokens[t],
+  // the token at the following position, and stands at position draft_length() of its sequence. Advances the
+  // sequences' draft part. `logit_rows` as in Step. The logits and streams of a step and of those chained to
+  // it stay valid until the next MtpStep from kStep; the logits also through steps between.
+  // kUnimplemented when there is no MTP-1 block.
+  //
+  // After a verification that keeps n tokens: TruncateDraft to the length before it, then one MtpStep over
+  // the kept rows (their next tokens are known), then chained ones, one row a sequence, for more drafts.
+  Result<StepOutputs> MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows,
+                              StreamSource source = StreamSource::kStep);
+
+  // The DSpark backbone (dspark.md 1.4): one block of queries [anchor, noise ...] for each sequence at
+  // positions length() .. length() + block - 1, which see each other and the last sliding_window context
+  // rows. Those rows are part of the sequence: with a DSpark head loaded every Step writes them, so
+  // draft_length() equals length() through truncation, forks, prefix hits and restored snapshots. Nothing is
+  // stored. Errors: kUnimplemented (no DSpark head), kInvalidArgument (R*block over max_step_rows, block over
+  // the config's, token out of range, a sequence twice or without its context rows).
+  Result<DraftBlockOutputs> DraftBlock(const DraftBlockInputs& inputs);
+
+  // The sequential head (dspark.md 1.5, 1.6) at position k of the last DraftBlock, k = 0 .. block-1 in order:
+  // previous[r] is the anchor for k = 0, then the token drawn at k - 1. The confidence logit of a position
+  // depends on the tokens before it alone. Errors: kInvalidArgument (out of order, token out of range).
+  Result<DraftHeadOutputs> DraftHead(int k, std::span<const TokenId> previous);
 
   const ModelWeights& weights() const { return weights_; }
   const ModelConfig& config() const { return weights_.config; }

@@ -40,4 +40,33 @@ struct StepOutputs {
   std::span<const float> streams;  // [T, m, D] after the last block: what draft heads read
 };
 
+// Whose streams an MTP-1 step reads.
+enum class StreamSource : uint8_t {
+  kStep,     // the last Step's
+  kMtpStep,  // the last MtpStep's: chaining (model spec 2.11)
+};
+
+// One DSpark round for R sequences (dspark.md 1.1, 1.4). The anchor of a sequence is the token that the
+// target emitted last, at position length(), which no step has seen yet.
+struct DraftBlockInputs {
+  std::span<SequenceState* const> sequences;  // [R], each once; read, not changed
+  std::span<const TokenId> anchors;           // [R]
+  int block = 0;                              // tokens to draft: 1 .. config.dspark.block_size
+  StepObserver* observer = nullptr;           // sees the experts of rows r*block + k
+};
+
+// Position k (0-based here: slot k of the block predicts the token at length() + k + 1) of sequence r.
+// Valid until the next DraftBlock; the steps between don't touch them.
+struct DraftBlockOutputs {
+  std::span<const float> hidden;       // [block, R, D], before the norm: what confidence and heads read
+  std::span<const float> base_logits;  // [block, R, V]; DraftHead adds its bias in place
+};
+
+// Valid as long as the block's outputs.
+struct DraftHeadOutputs {
+  std::span<const float> logits;             // [R, V]: what position k is drawn from
+  std::span<const float> confidence_logits;  // [R]: of the event that position k is accepted if those before
+                                             // are; empty when the head has no confidence projection
+};
+
 }  // namespace foresight

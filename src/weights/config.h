@@ -28,11 +28,25 @@ struct RopeScaling {  // YaRN, for CSA and HCA layers only (model spec 1.3)
   double beta_slow = 1;
 };
 
+// How the bias of a drafted position follows from the token before it (dspark.md 1.5).
+enum class MarkovHeadType : uint8_t {
+  kVanilla,  // the previous token's embedding: every released head
+  kGated,    // the embedding times a gate of hidden state and embedding
+  kRnn,      // a recurrent state over the drafted tokens
+};
+
+std::string_view MarkovHeadTypeName(MarkovHeadType type);  // "vanilla", "gated", "rnn"
+
 struct DSparkConfig {  // the refresh releases' draft head (dspark.md 6.1); present when dspark_block_size is
   int block_size = 0;
   TokenId noise_token_id = 0;
   std::vector<int> target_layer_ids;
+  // 0: no Markov head, every position is drafted on its own (the DFlash-like baseline). kRankOfTensors: the
+  // config leaves it to the tensors; the loader puts in what they have.
   int markov_rank = 0;
+  MarkovHeadType markov_head_type = MarkovHeadType::kVanilla;
+
+  static constexpr int kRankOfTensors = -1;
 };
 
 struct ModelConfig {

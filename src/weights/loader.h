@@ -23,6 +23,11 @@ enum class ValueChecks {
 struct LoadOptions {
   ValueChecks checks = ValueChecks::kQuick;
   ProgressSink* progress = nullptr;  // borrowed; may be null
+  // A draft head from another place, with a config.json of its own and nothing but mtp.* tensors (see
+  // ModelFiles::Draft). Empty: the model's own head, if it has one.
+  ModelFiles draft = {};
+  // False: the model's own head is left alone, as it is when `draft` brings another one.
+  bool own_draft = true;
 };
 
 struct LoadReport {
@@ -45,6 +50,7 @@ struct LoadedModel {
 
   // What the views point into.
   ModelFiles files;
+  ModelFiles draft_files;  // as LoadOptions::draft
   std::vector<std::unique_ptr<std::byte[]>> copies;
   std::shared_ptr<const void> arena;  // synthetic models
 };
@@ -57,9 +63,14 @@ struct LoadedModel {
 // problems in full and the number of the rest). A tensor that the model has no place for is an error, but for
 // the draft block's own copies of the embedding and the head (mtp.*emb*, mtp.*head.weight), which no release
 // has and the reference skips: they are named in the report.
-// The draft head is recognised by its tensors: mtp.0.e_proj is MTP-1, mtp.0.main_proj is DSpark. Routed
-// experts are MXFP4 when stored as I8, FP8 when stored as F8_E4M3. Errors: kNotFound (a file), kUnimplemented
-// (another architecture), kInvalidArgument and kDataLoss (the rest).
+// The draft head is recognised by its tensors: mtp.0.e_proj is MTP-1, mtp.0.main_proj is DSpark, with as many
+// stages as there are mtp.N blocks. Routed experts are MXFP4 when stored as I8, FP8 when stored as F8_E4M3.
+//
+// With `options.draft` the config must state the model's own shape again: whatever the head shares with it,
+// or was trained with, is compared, and all differences are listed. The draft fields are taken from there.
+//
+// Errors: kNotFound (a file), kUnimplemented (another architecture), kInvalidArgument and kDataLoss (the
+// rest).
 Result<LoadedModel> LoadModel(const ModelFiles& files, const LoadOptions& options = {});
 
 }  // namespace foresight

@@ -1,5 +1,7 @@
 #include "weights/model_files.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
 #include <system_error>
@@ -7,6 +9,11 @@
 #include "base/check.h"
 
 namespace foresight {
+namespace {
+
+constexpr std::string_view kDraftsFolder = "drafts/";
+
+}  // namespace
 
 ModelFiles::ModelFiles(std::string origin,
                        std::vector<std::pair<std::string, std::span<const std::byte>>> files)
@@ -36,8 +43,49 @@ std::vector<std::string> ModelFiles::Names() const {
   return names;
 }
 
+std::vector<std::string> ModelFiles::DraftNames() const {
+  std::vector<std::string> names;
+  for (auto it = files_.lower_bound(kDraftsFolder); it != files_.end(); ++it) {
+    if (!it->first.starts_with(kDraftsFolder)) break;
+    std::string name = it->first.substr(kDraftsFolder.size());
+    name.resize(name.find('/'));
+    if (names.empty() || names.back() != name) names.push_back(std::move(name));
+  }
+  return names;
+}
+
+Result<ModelFiles> ModelFiles::Draft(std::string_view name) const {
+  const std::string prefix = fmt::format("{}{}/", kDraftsFolder, name);
+  ModelFiles draft;
+  draft.origin_ = fmt::format("{}: {}{}", origin_, kDraftsFolder, name);
+  for (auto it = files_.lower_bound(prefix); it != files_.end() && it->first.starts_with(prefix); ++it) {
+    draft.files_.emplace(it->first.substr(prefix.size()), it->second);
+  }
+  if (draft.files_.empty()) {
+    const std::vector<std::string> names = DraftNames();
+    return NotFound("{}: there is no draft head \"{}\"; there {}", origin_, name,
+                    names.empty() ? "are none" : fmt::format("are {}", fmt::join(names, ", ")));
+  }
+  return draft;
+}
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// Visits the entries of a directory; an error ends the listing.
+template <typename Visit>
+Status ForEachEntry(const std::string& path, Visit visit) {
+  std::error_code error;
+  fs::directory_iterator entry(path, error);
+  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) visit(entry->path());
+  if (error) return InvalidArgument("{}: can't list the directory: {}", path, error.message());
+  return Status();
+}
+
+}  // namespace
+
 Result<ModelFiles> OpenModelDirectory(const std::string& path) {
-  namespace fs = std::filesystem;
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
   if (!fs::exists(status)) {
@@ -46,20 +94,30 @@ Result<ModelFiles> OpenModelDirectory(const std::string& path) {
   if (!fs::is_directory(status)) return InvalidArgument("{}: is not a directory", path);
   ModelFiles files;
   files.origin_ = path;
-  fs::directory_iterator entry(path, error);
-  for (; !error && entry != fs::directory_iterator(); entry.increment(error)) {
-    const fs::path& file_path = entry->path();
-    if (file_path.extension() != ".json" && file_path.extension() != ".safetensors") continue;
-    ModelFiles::File file;
-    if (Result<MappedFile> mapped = MappedFile::Open(file_path.string()); mapped.ok()) {
-      file.mapping = std::make_shared<const MappedFile>(std::move(*mapped));
-      file.bytes = file.mapping->bytes();
-    } else {
-      file.status = mapped.status();
-    }
-    files.files_.emplace(file_path.filename().string(), std::move(file));
-  }
-  if (error) return InvalidArgument("{}: can't list the directory: {}", path, error.message());
+  const auto map_folder = [&files](const std::string& folder, const std::string& prefix) {
+    return ForEachEntry(folder, [&](const fs::path& file_path) {
+      if (file_path.extension() != ".json" && file_path.extension() != ".safetensors") return;
+      ModelFiles::File file;
+      if (Result<MappedFile> mapped = MappedFile::Open(file_path.string()); mapped.ok()) {
+        file.mapping = std::make_shared<const MappedFile>(std::move(*mapped));
+        file.bytes = file.mapping->bytes();
+      } else {
+        file.status = mapped.status();
+      }
+      files.files_.emplace(prefix + file_path.filename().string(), std::move(file));
+    });
+  };
+  RETURN_IF_ERROR(map_folder(path, ""));
+  const std::string drafts = path + "/" + std::string(kDraftsFolder);
+  if (!fs::is_directory(drafts, error)) return files;
+  Status result;
+  RETURN_IF_ERROR(ForEachEntry(drafts, [&](const fs::path& draft) {
+    std::error_code ignored;
+    if (!result.ok() || !fs::is_directory(draft, ignored)) return;
+    const std::string name = draft.filename().string();
+    result = map_folder(draft.string(), fmt::format("{}{}/", kDraftsFolder, name));
+  }));
+  RETURN_IF_ERROR(result);
   return files;
 }
 

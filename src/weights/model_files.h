@@ -30,6 +30,11 @@ class ModelFiles {
   // All names, sorted.
   std::vector<std::string> Names() const;
   bool empty() const { return files_.empty(); }
+  // The draft heads that lie beside the model, drafts/<name>/: names, sorted.
+  std::vector<std::string> DraftNames() const;
+  // The files of one: config.json and model.safetensors, without the folder in front. Errors: kNotFound, with
+  // the names that there are.
+  Result<ModelFiles> Draft(std::string_view name) const;
   // Where the files are, for messages: the directory's path, or "embedded model".
   const std::string& origin() const { return origin_; }
 
@@ -44,8 +49,9 @@ class ModelFiles {
   std::map<std::string, File, std::less<>> files_;
 };
 
-// Maps every *.json and *.safetensors of a directory (no subdirectories). A file that can't be mapped is an
-// error only for who asks for it. Errors: kNotFound, kInvalidArgument (no directory, can't be read).
+// Maps every *.json and *.safetensors of a directory and of its drafts/<name>/; other folders are left alone.
+// A file that can't be mapped is an error only for who asks for it. Errors: kNotFound, kInvalidArgument (no
+// directory, can't be read).
 Result<ModelFiles> OpenModelDirectory(const std::string& path);
 
 }  // namespace foresight
