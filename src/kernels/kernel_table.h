@@ -15,6 +15,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/moe/moe.h"
 #include "kernels/norm_rope/norm_rope.h"
+#include "kernels/sequential_head/sequential_head.h"
 
 namespace foresight {
 
@@ -26,6 +27,7 @@ struct KernelTable {
   void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;
   void (*hyper_connection_post)(const KernelContext&, const HyperConnectionPostArgs&) = nullptr;
   void (*hyper_head)(const KernelContext&, const HyperHeadArgs&) = nullptr;
+  void (*stream_mean)(const KernelContext&, const StreamMeanArgs&) = nullptr;
   void (*linear)(const KernelContext&, const LinearArgs&) = nullptr;
   void (*grouped_linear)(const KernelContext&, const GroupedLinearArgs&) = nullptr;
   void (*rms_norm)(const KernelContext&, const RmsNormArgs&) = nullptr;
@@ -38,6 +40,7 @@ struct KernelTable {
   void (*attention)(const KernelContext&, const AttentionArgs&) = nullptr;
   void (*router)(const KernelContext&, const RouterArgs&) = nullptr;
   void (*moe)(const KernelContext&, const MoeArgs&) = nullptr;
+  void (*sequential_head)(const KernelContext&, const SequentialHeadArgs&) = nullptr;
 };
 
 // The definition: plain loops, float64 sums.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "model/rope.h"
+#include "model/step_state.h"
 
 namespace foresight {
 namespace {
@@ -11,22 +12,6 @@ namespace {
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
 
 }  // namespace
-
-struct Model::StepState {
-  int rows = 0;
-  bool draft = false;
-  const StepInputs* inputs = nullptr;
-  std::span<SequenceRows> sequences;
-  float* streams = nullptr;  // [T, m, D]
-  // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
-  const float* window_cos = nullptr;
-  const float* window_sin = nullptr;
-  const float* compressed_cos = nullptr;
-  const float* compressed_sin = nullptr;
-
-  const float* cos(LayerKind kind) const { return kind == LayerKind::kSwa ? window_cos : compressed_cos; }
-  const float* sin(LayerKind kind) const { return kind == LayerKind::kSwa ? window_sin : compressed_sin; }
-};
 
 Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& pool,
              const ModelOptions& options)
@@ -41,6 +26,7 @@ Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& 
       window_frequencies_(WindowRopeFrequencies(weights.config)),
       compressed_frequencies_(CompressedRopeFrequencies(weights.config)),
       arena_(kStepAddressSpace),
+      draft_arena_(kStepAddressSpace),
       ctx_{.pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
   CHECK(max_step_rows_ > 0);
   sequences_.reserve(max_step_rows_);
@@ -75,35 +61,35 @@ Status Model::CheckInputs(const StepInputs& inputs) const {
   return Status();
 }
 
-void Model::Begin(const StepInputs& inputs, StepState& step, bool draft) {
+Model::RopeAngles Model::Angles(int rows, const int64_t* positions, const std::vector<float>& frequencies) {
   const int pairs = config().qk_rope_head_dim / 2;
+  float* cos = arena_.Allocate<float>(int64_t{rows} * pairs);
+  float* sin = arena_.Allocate<float>(int64_t{rows} * pairs);
+  table_.rope_table(ctx_, {.rows = rows,
+                           .pairs = pairs,
+                           .positions = positions,
+                           .frequencies = frequencies.data(),
+                           .cos = cos,
+                           .sin = sin});
+  return {cos, sin};
+}
+
+void Model::Begin(const StepInputs& inputs, StepState& step) {
+  const bool main = step.kind == StepKind::kMain;
   step.rows = static_cast<int>(inputs.tokens.size());
-  step.draft = draft;
   step.inputs = &inputs;
   sequences_.clear();
   int64_t* positions = arena_.Allocate<int64_t>(step.rows);
   int row = 0;
   for (const SequenceChunk& chunk : inputs.chunks) {
-    const int64_t first = draft ? chunk.sequence->draft_length() : chunk.sequence->length();
+    const int64_t first = main ? chunk.sequence->length() : chunk.sequence->draft_length();
     sequences_.push_back(
         {.first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}});
     for (int i = 0; i < chunk.num_rows; ++i) positions[row++] = first + i;
   }
   step.sequences = sequences_;
-  auto angles = [&](const std::vector<float>& frequencies, const float*& cos_out, const float*& sin_out) {
-    float* cos = arena_.Allocate<float>(int64_t{step.rows} * pairs);
-    float* sin = arena_.Allocate<float>(int64_t{step.rows} * pairs);
-    table_.rope_table(ctx_, {.rows = step.rows,
-                             .pairs = pairs,
-                             .positions = positions,
-                             .frequencies = frequencies.data(),
-                             .cos = cos,
-                             .sin = sin});
-    cos_out = cos;
-    sin_out = sin;
-  };
-  angles(window_frequencies_, step.window_cos, step.window_sin);
-  if (!draft) angles(compressed_frequencies_, step.compressed_cos, step.compressed_sin);
+  step.window = Angles(step.rows, positions, window_frequencies_);
+  if (main) step.compressed = Angles(step.rows, positions, compressed_frequencies_);
 }
 
 Result<StepOutputs> Model::Step(const StepInputs& inputs) {
@@ -124,7 +110,10 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   last_streams_ = step.streams;
   last_rows_ = static_cast<int>(inputs.tokens.size());
   last_used_ = arena_.used();
-  Begin(inputs, step, /*draft=*/false);
+  last_mtp_rows_ = 0;
+  Begin(inputs, step);
+  ContextRows context;
+  if (weights_.dspark) BeginContext(step, context);
 
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
@@ -133,85 +122,20 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
                       .streams = step.streams});
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
+    if (weights_.dspark) TapLayer(layer, step, context);
     if (inputs.observer != nullptr) {
       inputs.observer->OnBlock(layer, {step.streams, static_cast<size_t>(step.rows * row_floats)});
     }
   }
-  const std::span<const float> logits = Head(weights_.hc_head, weights_.norm, step);
-  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
-  return StepOutputs{.logits = logits,
+  if (weights_.dspark) StoreContext(step, context);
+  float* logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
+  Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, logits);
+  for (const SequenceChunk& chunk : inputs.chunks) {
+    chunk.sequence->Advance(chunk.num_rows);
+    if (weights_.dspark) chunk.sequence->AdvanceDraft(chunk.num_rows);
+  }
+  return StepOutputs{.logits = {logits, inputs.logit_rows.size() * config().vocab_size},
                      .streams = {step.streams, static_cast<size_t>(step.rows * row_floats)}};
-}
-
-Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows,
-                                   StreamSource source) {
-  CHECK(source == StreamSource::kStep, "not yet");
-  if (!weights_.mtp.has_value()) return Unimplemented("this checkpoint has no MTP-1 block");
-  const MtpWeights& mtp = *weights_.mtp;
-  RETURN_IF_ERROR(CheckInputs(inputs));
-  if (stream_rows.size() != inputs.tokens.size()) {
-    return InvalidArgument("{} stream rows for {} tokens", stream_rows.size(), inputs.tokens.size());
-  }
-  for (int32_t row : stream_rows) {
-    if (row < 0 || row >= last_rows_)
-      return InvalidArgument("stream row {} of a step of {}", row, last_rows_);
-  }
-  arena_.Rewind(last_used_);
-  StepState step;
-  const int m = config().hc_mult;
-  const int64_t dim = config().hidden_size;
-  const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
-  step.streams = arena_.Allocate<float>(rows * m * dim);
-  Begin(inputs, step, /*draft=*/true);
-  {
-    // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
-    ArenaScope scope(arena_);
-    const float eps = static_cast<float>(config().rms_norm_eps);
-    float* embedded = arena_.Allocate<float>(rows * dim);
-    float* e = arena_.Allocate<float>(rows * dim);
-    float* h = arena_.Allocate<float>(rows * m * dim);
-    table_.embed(ctx_, {.rows = step.rows,
-                        .m = 1,
-                        .tokens = inputs.tokens.data(),
-                        .embed = weights_.embed,
-                        .streams = embedded});
-    table_.rms_norm(ctx_, {.rows = step.rows,
-                           .dim = static_cast<int>(dim),
-                           .x = embedded,
-                           .weight = mtp.enorm,
-                           .eps = eps,
-                           .out = embedded});
-    for (int64_t t = 0; t < rows; ++t) {
-      const float* from = last_streams_ + stream_rows[t] * m * dim;
-      std::copy(from, from + m * dim, h + t * m * dim);
-    }
-    table_.rms_norm(ctx_, {.rows = step.rows * m,
-                           .dim = static_cast<int>(dim),
-                           .x = h,
-                           .weight = mtp.hnorm,
-                           .eps = eps,
-                           .out = h});
-    const LinearTarget e_target[] = {{.w = mtp.e_proj, .out = e}};
-    const LinearTarget h_target[] = {{.w = mtp.h_proj, .out = step.streams}};
-    table_.linear(ctx_, {.rows = step.rows, .x = embedded, .targets = e_target});
-    table_.linear(ctx_, {.rows = step.rows * m, .x = h, .targets = h_target});
-    float* post = arena_.Allocate<float>(rows * m);
-    float* comb = arena_.Allocate<float>(rows * m * m);
-    std::fill(post, post + rows * m, 1.0f);
-    for (int64_t i = 0; i < rows * m * m; ++i)
-      comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
-    table_.hyper_connection_post(ctx_, {.rows = step.rows,
-                                        .m = m,
-                                        .dim = static_cast<int>(dim),
-                                        .x = e,
-                                        .post = post,
-                                        .comb = comb,
-                                        .streams = step.streams});
-  }
-  RunBlock(mtp.block, config().num_hidden_layers, step);
-  const std::span<const float> logits = Head(mtp.hc_head, mtp.norm, step);
-  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->AdvanceDraft(chunk.num_rows);
-  return StepOutputs{.logits = logits, .streams = {step.streams, static_cast<size_t>(rows * m * dim)}};
 }
 
 // Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them.
@@ -296,8 +220,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
   table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
 
-  const float* cos = step.cos(w.kind);
-  const float* sin = step.sin(w.kind);
+  const auto& [cos, sin] = step.angles(w.kind);
   table_.query(ctx_, {.rows = step.rows,
                       .heads = c.num_attention_heads,
                       .dim = c.head_dim,
@@ -343,6 +266,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .heads = c.num_attention_heads,
                           .window = c.sliding_window,
                           .layout = layout,
+                          .raw = step.kind == StepKind::kDraftBlock ? RawKeys::kBlock : RawKeys::kWindow,
                           .compressed = w.kind == LayerKind::kSwa   ? CompressedKeys::kNone
                                         : w.kind == LayerKind::kCsa ? CompressedKeys::kPicked
                                                                     : CompressedKeys::kAll,
@@ -355,7 +279,9 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .cos = cos,
                           .sin = sin,
                           .out = heads_out});
-  table_.store_keys(ctx_, {.sequences = step.sequences, .entries = entries});
+  if (step.kind != StepKind::kDraftBlock) {
+    table_.store_keys(ctx_, {.sequences = step.sequences, .entries = entries});
+  }
 
   float* low_rank = buffer(attn.wo_a.rows);
   table_.grouped_linear(
@@ -425,14 +351,14 @@ void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* 
 }
 
 // Model spec 2.10, for the rows that want logits.
-std::span<const float> Model::Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step) {
+void Model::Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
+                 float* logits) {
   const ModelConfig& c = config();
-  const int64_t rows = static_cast<int64_t>(step.inputs->logit_rows.size());
-  if (rows == 0) return {};
-  float* logits = arena_.Allocate<float>(rows * c.vocab_size);
+  const int rows = static_cast<int>(step.inputs->logit_rows.size());
+  if (rows == 0) return;
   ArenaScope scope(arena_);
-  float* hidden = arena_.Allocate<float>(rows * c.hidden_size);
-  table_.hyper_head(ctx_, {.rows = static_cast<int>(rows),
+  float* normed = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
+  table_.hyper_head(ctx_, {.rows = rows,
                            .m = c.hc_mult,
                            .dim = c.hidden_size,
                            .streams = step.streams,
@@ -443,10 +369,10 @@ std::span<const float> Model::Head(const HyperHeadWeights& w, const VectorView& 
                            .norm = norm,
                            .hc_eps = static_cast<float>(c.hc_eps),
                            .norm_eps = static_cast<float>(c.rms_norm_eps),
-                           .out = hidden});
+                           .hidden = hidden,
+                           .out = normed});
   const LinearTarget head[] = {{.w = weights_.head, .out = logits, .numerics = LinearNumerics::kFloat32}};
-  table_.linear(ctx_, {.rows = static_cast<int>(rows), .x = hidden, .targets = head});
-  return {logits, static_cast<size_t>(rows * c.vocab_size)};
+  table_.linear(ctx_, {.rows = rows, .x = normed, .targets = head});
 }
 
 }  // namespace foresight

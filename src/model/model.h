@@ -63,19 +63,31 @@ class Model {
   // What a KvCache for this model's sequences is made with.
   const CacheLayout& cache_layout() const { return cache_layout_; }
   // Bytes of step memory in use at the peak so far.
-  size_t workspace_bytes() const { return arena_.high_water(); }
+  size_t workspace_bytes() const { return arena_.high_water() + draft_arena_.high_water(); }
 
  private:
-  struct StepState;  // what every layer of one step shares
+  struct RopeAngles {
+    const float* cos = nullptr;  // [rows, rope/2]
+    const float* sin = nullptr;
+  };
+  struct StepState;    // step_state.h
+  struct ContextRows;  // step_state.h
 
   Status CheckInputs(const StepInputs& inputs) const;
-  void Begin(const StepInputs& inputs, StepState& step, bool draft);
+  Status CheckBlock(const DraftBlockInputs& inputs) const;
+  void Begin(const StepInputs& inputs, StepState& step);
+  RopeAngles Angles(int rows, const int64_t* positions, const std::vector<float>& frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
   void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, StepState& step, const float* a,
                 float* b);
   void Moe(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
-  std::span<const float> Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step);
+  // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
+  void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
+            float* logits);
+  void BeginContext(const StepState& step, ContextRows& context);
+  void TapLayer(int layer, const StepState& step, const ContextRows& context);
+  void StoreContext(const StepState& step, const ContextRows& context);
 
   const ModelWeights& weights_;
   const KernelTable& table_;
@@ -86,10 +98,22 @@ class Model {
   const std::vector<float> compressed_frequencies_;
   std::vector<SequenceRows> sequences_;  // of the step at hand; kept for its capacity
   Arena arena_;
+  Arena draft_arena_;  // outputs of draft steps, which outlive the steps between
   KernelContext ctx_;
   const float* last_streams_ = nullptr;  // [T, m, D] of the last Step
   int last_rows_ = 0;
-  size_t last_used_ = 0;  // the arena up to the end of last_streams_
+  size_t last_used_ = 0;                     // the arena up to the end of last_streams_
+  const float* last_mtp_streams_ = nullptr;  // of the last MtpStep; none after a Step or DraftBlock
+  int last_mtp_rows_ = 0;
+  size_t last_mtp_used_ = 0;
+  // The last DraftBlock, position by position; block_rows_ 0: there is none.
+  int block_rows_ = 0;
+  int block_size_ = 0;
+  int next_position_ = 0;
+  float* block_hidden_ = nullptr;      // [block, R, D]
+  float* block_logits_ = nullptr;      // [block, R, V]
+  float* block_confidence_ = nullptr;  // [block, R]
+  float* block_state_ = nullptr;       // [R, rank] of the RNN head
 };
 
 }  // namespace foresight

@@ -27,6 +27,16 @@ std::string ReportToText(const VerifyReport& report) {
     }
     text += '\n';
   }
+  if (report.draft_total > 0) {
+    text += fmt::format(
+        "  {:24} {} of {} tokens equal{}", "dspark.greedy_tokens", report.draft_equal, report.draft_tokens,
+        report.greedy_judged ? (report.draft_equal == report.draft_tokens ? ": ok" : ": FAILED") : "");
+    if (report.draft_tokens < report.draft_total) {
+      text += fmt::format(" ({} in the golden; the others are choices closer than the error)",
+                          report.draft_total);
+    }
+    text += '\n';
+  }
   for (const std::string& name : report.not_compared) text += fmt::format("  {:24} not compared\n", name);
   text += report.passed ? "passed\n" : "FAILED\n";
   return text;
@@ -61,6 +71,9 @@ std::string ReportToJson(const VerifyReport& report) {
   json += fmt::format(
       "\n  ],\n  \"greedy\": {{\"total\": {}, \"compared\": {}, \"equal\": {}, \"judged\": {}}},\n",
       report.greedy_total, report.greedy_tokens, report.greedy_equal, boolean(report.greedy_judged));
+  json +=
+      fmt::format("  \"draft\": {{\"total\": {}, \"compared\": {}, \"equal\": {}, \"judged\": {}}},\n",
+                  report.draft_total, report.draft_tokens, report.draft_equal, boolean(report.greedy_judged));
   json += "  \"not_compared\": [";
   separator = "";
   for (const std::string& name : report.not_compared) {

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "kv_cache/sequence_state.h"
 #include "model/model.h"
+#include "verify/draft_rounds.h"
 #include "verify/golden.h"
 
 namespace foresight {
@@ -60,6 +62,7 @@ struct PromptRun {
   std::vector<float> mtp_logits;  // [T-1, V]
   std::vector<std::vector<float>> streams;
   std::vector<std::vector<float>> compressed;  // [layer][entries, d]
+  DraftRounds rounds;                          // when the golden has DSpark rounds
 };
 
 TensorComparison Compare(const std::string& name, const std::vector<float>& got,
@@ -110,10 +113,16 @@ class Verifier {
   const ModelConfig& config() const { return weights_.config; }
   Status ReadGolden();
   // Every Model and KvCache lives for one run: nothing carries over.
-  Result<PromptRun> RunPrompt(const KernelTable& table, const Choices* forced);
+  Result<PromptRun> RunPrompt(const KernelTable& table, const Choices* forced,
+                              const DraftRounds* forced_rounds = nullptr);
   Result<std::vector<TokenId>> RunGreedy();
+  Status CompareTensor(const std::string& name, size_t rank, const std::vector<float>& got, bool judged,
+                       bool is_ref, VerifyReport& report);
   Status CompareRun(const PromptRun& run, bool is_ref, VerifyReport& report);
+  Status CompareRounds(const DraftRounds& rounds, bool is_ref, VerifyReport& report);
   Status CompareGreedy(double logit_error, bool is_ref, VerifyReport& report);
+  // Experts of one stage over all rounds.
+  SetComparison CompareStageExperts(size_t stage, const DraftRounds& got, const DraftRounds& want) const;
   Result<std::unique_ptr<KvCache>> MakeCache(const Model& model, int64_t tokens) const;
 
   const ModelWeights& weights_;
@@ -123,6 +132,7 @@ class Verifier {
   std::vector<TokenId> tokens_;
   std::vector<int64_t> positions_;
   Choices oracle_{0};  // picks as the golden has them
+  std::optional<DraftGolden> draft_;
 };
 
 Status Verifier::ReadGolden() {
@@ -133,6 +143,9 @@ Status Verifier::ReadGolden() {
     tokens_.push_back(static_cast<TokenId>(id));
   }
   if (tokens_.empty()) return InvalidArgument("golden input_ids are empty");
+  if (weights_.dspark && golden_.Contains("dspark.anchor_positions")) {
+    ASSIGN_OR_RETURN(draft_, ReadDraftGolden(golden_, config(), std::ssize(tokens_)));
+  }
   if (golden_.Contains("positions")) {
     ASSIGN_OR_RETURN(positions_, golden_.Integers("positions", 1));
   }
@@ -178,10 +191,15 @@ Result<std::unique_ptr<KvCache>> Verifier::MakeCache(const Model& model, int64_t
       layout, {.budget_bytes = budget, .max_sequences = 1, .max_sequence_tokens = blocks * kBlockTokens});
 }
 
-Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* forced) {
+Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* forced,
+                                      const DraftRounds* forced_rounds) {
   const int rows = static_cast<int>(tokens_.size());
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
-  Model model(weights_, table, pool_, {.numerics = Numerics::kClean, .max_step_rows = rows});
+  // DSpark's anchors lie anywhere in the prompt: the sequence is cut back to each of them.
+  Model model(weights_, table, pool_,
+              {.numerics = Numerics::kClean,
+               .max_step_rows = std::max(rows, draft_ ? draft_->block : 0),
+               .rollback_tokens = draft_ ? rows : 0});
   ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, MakeCache(model, rows));
   ASSIGN_OR_RETURN(SequenceState sequence, cache->NewSequence());
 
@@ -197,7 +215,8 @@ Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* f
                 .logits = {out.logits.begin(), out.logits.end()},
                 .mtp_logits = {},
                 .streams = {},
-                .compressed = {}};
+                .compressed = {},
+                .rounds = {}};
 
   run.compressed.resize(weights_.layers.size());
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
@@ -219,6 +238,9 @@ Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* f
                                                            .observer = &recorder},
                                                           stream_rows));
     run.mtp_logits.assign(mtp.logits.begin(), mtp.logits.end());
+  }
+  if (draft_) {
+    ASSIGN_OR_RETURN(run.rounds, RunDraftRounds(model, sequence, tokens_, *draft_, forced_rounds));
   }
   run.chosen = std::move(recorder.chosen);
   run.streams = std::move(recorder.streams);
@@ -253,30 +275,61 @@ Result<std::vector<TokenId>> Verifier::RunGreedy() {
   return generated;
 }
 
+Status Verifier::CompareTensor(const std::string& name, size_t rank, const std::vector<float>& got,
+                               bool judged, bool is_ref, VerifyReport& report) {
+  if (!golden_.Contains(name)) return Status();
+  ASSIGN_OR_RETURN(const std::vector<float> want, golden_.Floats(name, rank));
+  if (want.size() != got.size()) {
+    return InvalidArgument("golden {}: {} has {} values, the model computes {}", name,
+                           ShapeToString(golden_.Shape(name)), want.size(), got.size());
+  }
+  TensorComparison c = Compare(name, got, want, golden_.Shape(name).back());
+  if (judged) {
+    c.relative = !is_ref;
+    c.tolerance = is_ref ? kRefLogitTolerance : kTableLogitTolerance;
+    c.passed = (c.relative ? c.row_l2_max : c.max_abs) <= c.tolerance;
+  }
+  report.passed &= c.passed;
+  report.tensors.push_back(std::move(c));
+  return Status();
+}
+
+Status Verifier::CompareRounds(const DraftRounds& rounds, bool is_ref, VerifyReport& report) {
+  RETURN_IF_ERROR(CompareTensor("dspark.hidden", 3, rounds.hidden, true, is_ref, report));
+  RETURN_IF_ERROR(CompareTensor("dspark.base_logits", 3, rounds.base_logits, true, is_ref, report));
+  RETURN_IF_ERROR(
+      CompareTensor("dspark.confidence_logits", 2, rounds.confidence_logits, true, is_ref, report));
+  RETURN_IF_ERROR(CompareTensor("dspark.corrected_logits", 3, rounds.corrected_logits, true, is_ref, report));
+  if (!golden_.Contains("dspark.corrected_logits")) return Status();
+  // A choice closer than the error may go either way.
+  ASSIGN_OR_RETURN(const std::vector<float> want, golden_.Floats("dspark.corrected_logits", 3));
+  const double error = report.tensors.back().max_abs;
+  const int64_t v = config().vocab_size;
+  report.draft_total = static_cast<int>(draft_->greedy_tokens.size());
+  for (size_t i = 0; i < draft_->greedy_tokens.size(); ++i) {
+    const int64_t token = draft_->greedy_tokens[i];
+    double margin = INFINITY;
+    for (int64_t id = 0; id < v; ++id) {
+      if (id != token) margin = std::min<double>(margin, want[i * v + token] - want[i * v + id]);
+    }
+    if (margin < 2 * error) continue;
+    ++report.draft_tokens;
+    report.draft_equal += rounds.greedy_tokens[i] == token;
+  }
+  if (is_ref) report.passed &= report.draft_equal == report.draft_tokens;
+  return Status();
+}
+
 Status Verifier::CompareRun(const PromptRun& run, bool is_ref, VerifyReport& report) {
-  auto compare = [&](const std::string& name, size_t rank, const std::vector<float>& got,
-                     bool judged) -> Status {
-    if (!golden_.Contains(name)) return Status();
-    ASSIGN_OR_RETURN(const std::vector<float> want, golden_.Floats(name, rank));
-    if (want.size() != got.size()) {
-      return InvalidArgument("golden {}: {} has {} values, the model computes {}", name,
-                             ShapeToString(golden_.Shape(name)), want.size(), got.size());
-    }
-    TensorComparison c = Compare(name, got, want, golden_.Shape(name).back());
-    if (judged) {
-      c.relative = !is_ref;
-      c.tolerance = is_ref ? kRefLogitTolerance : kTableLogitTolerance;
-      c.passed = (c.relative ? c.row_l2_max : c.max_abs) <= c.tolerance;
-    }
-    report.passed &= c.passed;
-    report.tensors.push_back(std::move(c));
-    return Status();
+  auto compare = [&](const std::string& name, size_t rank, const std::vector<float>& got, bool judged) {
+    return CompareTensor(name, rank, got, judged, is_ref, report);
   };
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     RETURN_IF_ERROR(compare(fmt::format("layers.{}.streams", l), 3, run.streams[l], false));
     RETURN_IF_ERROR(compare(fmt::format("layers.{}.compressed", l), 2, run.compressed[l], false));
   }
   RETURN_IF_ERROR(compare("logits", 2, run.logits, true));
+  if (draft_) RETURN_IF_ERROR(CompareRounds(run.rounds, is_ref, report));
   return compare("mtp_logits", 2, run.mtp_logits, true);
 }
 
@@ -298,6 +351,17 @@ Status Verifier::CompareGreedy(double logit_error, bool is_ref, VerifyReport& re
   return Status();
 }
 
+SetComparison Verifier::CompareStageExperts(size_t stage, const DraftRounds& got,
+                                            const DraftRounds& want) const {
+  const size_t stages = weights_.dspark->stages.size();
+  std::vector<int32_t> got_rows, want_rows;
+  for (size_t i = stage; i < want.experts.size(); i += stages) {
+    got_rows.insert(got_rows.end(), got.experts[i].begin(), got.experts[i].end());
+    want_rows.insert(want_rows.end(), want.experts[i].begin(), want.experts[i].end());
+  }
+  return CompareSets(fmt::format("mtp.{}.experts", stage), got_rows, want_rows, config().num_experts_per_tok);
+}
+
 Result<VerifyReport> Verifier::Run() {
   RETURN_IF_ERROR(ReadGolden());
   const bool is_ref = &table_ == &RefKernels();
@@ -313,12 +377,15 @@ Result<VerifyReport> Verifier::Run() {
     ASSIGN_OR_RETURN(const PromptRun ref, RunPrompt(RefKernels(), &oracle_));
     Choices forced = oracle_;
     forced.experts = ref.chosen.experts;
-    ASSIGN_OR_RETURN(const PromptRun injected, RunPrompt(table_, &forced));
+    ASSIGN_OR_RETURN(const PromptRun injected, RunPrompt(table_, &forced, &ref.rounds));
     RETURN_IF_ERROR(CompareRun(injected, is_ref, report));
     for (size_t l = 0; l < forced.experts.size(); ++l) {
       if (forced.experts[l].empty()) continue;
       report.sets.push_back(CompareSets(fmt::format("layers.{}.experts", l), own.chosen.experts[l],
                                         forced.experts[l], config().num_experts_per_tok));
+    }
+    for (size_t i = 0; draft_ && i < weights_.dspark->stages.size(); ++i) {
+      report.sets.push_back(CompareStageExperts(i, own.rounds, ref.rounds));
     }
   }
   for (size_t l = 0; l < oracle_.picks.size(); ++l) {
@@ -337,6 +404,7 @@ Result<VerifyReport> Verifier::Run() {
 
   for (const std::string& name : golden_.Names()) {
     const bool known = name == "input_ids" || name == "positions" || name.starts_with("greedy_") ||
+                       (draft_ && (name == "dspark.anchor_positions" || name == "dspark.greedy_tokens")) ||
                        name.ends_with(".topk") ||
                        std::any_of(report.tensors.begin(), report.tensors.end(),
                                    [&](const TensorComparison& c) { return c.name == name; });

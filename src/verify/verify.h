@@ -2,9 +2,10 @@
 // teacher-forced sets).
 //
 // The ref table runs as it is: its logits must be the oracle's within kRefLogitTolerance, its index picks and
-// greedy tokens equal. Any other table runs once with the oracle's index picks and the ref table's expert
-// sets injected, where each position's logits must agree within kTableLogitTolerance, and once on its own,
-// where set differences are counted.
+// greedy tokens equal; so must what a DSpark head drafts at the golden's anchors (hidden, base, corrected and
+// confidence logits; greedy tokens). Any other table runs once with the oracle's index picks and the ref
+// table's expert sets injected, where each position's logits must agree within kTableLogitTolerance, and once
+// on its own, where set differences are counted.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +51,9 @@ struct VerifyReport {
   int greedy_equal = 0;   // of these
   int greedy_total = 0;   // in the golden
   bool greedy_judged = false;
+  int draft_tokens = 0;  // DSpark's, compared: those whose margin is at least twice the largest logit error
+  int draft_equal = 0;   // of these; judged as greedy tokens are
+  int draft_total = 0;   // in the golden
   std::vector<std::string> not_compared;  // golden tensors that this program doesn't know
   bool passed = true;
 };

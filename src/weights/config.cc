@@ -310,8 +310,19 @@ class ConfigParser {
     DSparkConfig& d = c_.dspark;
     read_.Required("dspark_block_size", 1, 64, &d.block_size);
     read_.Required("dspark_noise_token_id", 0, std::numeric_limits<TokenId>::max(), &d.noise_token_id);
-    read_.Required("dspark_markov_rank", 1, 1 << 16, &d.markov_rank);
+    d.markov_rank = DSparkConfig::kRankOfTensors;
+    read_.Optional("dspark_markov_rank", 0, 1 << 16, &d.markov_rank);
     d.target_layer_ids = read_.RequiredInts<int>("dspark_target_layer_ids", 64, 0, 1023);
+    const json::value* type = read_.Find("dspark_markov_head_type");
+    if (type == nullptr) return;
+    for (const MarkovHeadType known :
+         {MarkovHeadType::kVanilla, MarkovHeadType::kGated, MarkovHeadType::kRnn}) {
+      const json::string* text = type->if_string();
+      if (text == nullptr || View(*text) != MarkovHeadTypeName(known)) continue;
+      d.markov_head_type = known;
+      return;
+    }
+    read_.Differs("dspark_markov_head_type", "\"vanilla\", \"gated\" and \"rnn\"", *type);
   }
 
   void MultipleOf(std::string_view name, int64_t value, int64_t unit, std::string_view why) {
@@ -366,6 +377,10 @@ class ConfigParser {
     TokenInVocabulary("eos_token_id", c_.eos_token_id);
     if (!c_.has_dspark()) return;
     TokenInVocabulary("dspark_noise_token_id", c_.dspark.noise_token_id);
+    if (c_.dspark.markov_rank == 0 && c_.dspark.markov_head_type != MarkovHeadType::kVanilla) {
+      problems_.Add("dspark_markov_head_type: {} needs a dspark_markov_rank above 0",
+                    MarkovHeadTypeName(c_.dspark.markov_head_type));
+    }
     const std::vector<int>& taps = c_.dspark.target_layer_ids;
     if (taps.empty()) problems_.Add("dspark_target_layer_ids: want at least one layer");
     for (size_t i = 0; i < taps.size(); ++i) {
@@ -391,6 +406,18 @@ std::string_view LayerKindName(LayerKind kind) {
       return "CSA";
     case LayerKind::kHca:
       return "HCA";
+  }
+  return "?";
+}
+
+std::string_view MarkovHeadTypeName(MarkovHeadType type) {
+  switch (type) {
+    case MarkovHeadType::kVanilla:
+      return "vanilla";
+    case MarkovHeadType::kGated:
+      return "gated";
+    case MarkovHeadType::kRnn:
+      return "rnn";
   }
   return "?";
 }

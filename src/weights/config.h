@@ -9,6 +9,7 @@
 
 #include "base/ids.h"
 #include "base/status.h"
+#include "kernels/sequential_head/sequential_head.h"
 
 namespace foresight {
 
@@ -26,13 +27,6 @@ struct RopeScaling {  // YaRN, for CSA and HCA layers only (model spec 1.3)
   int64_t original_max_position_embeddings = 65536;
   double beta_fast = 32;
   double beta_slow = 1;
-};
-
-// How the bias of a drafted position follows from the token before it (dspark.md 1.5).
-enum class MarkovHeadType : uint8_t {
-  kVanilla,  // the previous token's embedding: every released head
-  kGated,    // the embedding times a gate of hidden state and embedding
-  kRnn,      // a recurrent state over the drafted tokens
 };
 
 std::string_view MarkovHeadTypeName(MarkovHeadType type);  // "vanilla", "gated", "rnn"

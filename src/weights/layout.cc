@@ -64,14 +64,26 @@ class LayoutBuilder {
     const std::string last = fmt::format("mtp.{}.", num_stages - 1);
     HyperHead(last, &w->hc_head);
     Norm(last + "norm.weight", d, &w->norm);
-    Bf16Matrix(WeightRole::kLinear, last + "markov_head.markov_w1.weight", c_.vocab_size, rank,
-               &w->markov_w1);
-    Bf16Matrix(WeightRole::kLinear, last + "markov_head.markov_w2.weight", c_.vocab_size, rank,
-               &w->markov_w2);
-    Bf16Matrix(WeightRole::kLinear, last + "confidence_head.proj.weight", 1, d + rank, &w->confidence_proj);
+    w->head.type = c_.dspark.markov_head_type;
+    if (rank > 0) MarkovHead(last + "markov_head.", rank, &w->head);
+    if (options.has_confidence) {
+      Bf16Matrix(WeightRole::kLinear, last + "confidence_head.proj.weight", 1, d + rank, &w->head.confidence);
+    }
   }
 
  private:
+  void MarkovHead(const std::string& prefix, int rank, SequentialHeadWeights* w) {
+    Bf16Matrix(WeightRole::kLinear, prefix + "markov_w1.weight", c_.vocab_size, rank, &w->w1);
+    Bf16Matrix(WeightRole::kLinear, prefix + "markov_w2.weight", c_.vocab_size, rank, &w->w2);
+    if (w->type == MarkovHeadType::kVanilla) return;
+    const bool is_gated = w->type == MarkovHeadType::kGated;
+    const std::string name = prefix + (is_gated ? "gate_proj" : "joint_proj");
+    const int64_t out = is_gated ? rank : 3 * rank;
+    const int64_t in = c_.hidden_size + (is_gated ? rank : 2 * rank);
+    Bf16Matrix(WeightRole::kLinear, name + ".weight", out, in, &w->proj);
+    Add(WeightRole::kLinear, {name + ".bias", DType::kBF16, {out}}, {}, &w->bias);
+  }
+
   void Attention(const std::string& prefix, LayerKind kind, AttentionWeights* w) {
     const int64_t d = c_.hidden_size;
     const int64_t heads_dim = static_cast<int64_t>(c_.num_attention_heads) * c_.head_dim;
@@ -193,6 +205,7 @@ LayoutOptions LayoutFromConfig(const ModelConfig& config, DType expert_dtype) {
   options.num_draft_blocks = config.num_draft_layers;
   if (config.has_dspark() && config.num_draft_layers > 0) {
     options.draft = DraftHead::kDSpark;
+    options.has_confidence = config.dspark.markov_rank > 0;
   } else if (config.num_draft_layers == 1) {
     options.draft = DraftHead::kMtp1;
   } else {
@@ -253,10 +266,13 @@ std::vector<WeightSlot> LayOutWeights(const ModelConfig& config, const LayoutOpt
 std::vector<WeightSlot> ListWeights(ModelWeights* weights) {
   LayoutOptions options;
   const std::vector<BlockWeights>* draft = nullptr;
-  if (weights->mtp) options = {DraftHead::kMtp1, 1, {}};
+  if (weights->mtp) options = {.draft = DraftHead::kMtp1, .num_draft_blocks = 1, .expert_dtypes = {}};
   if (weights->dspark) {
     draft = &weights->dspark->stages;
-    options = {DraftHead::kDSpark, static_cast<int>(draft->size()), {}};
+    options = {.draft = DraftHead::kDSpark,
+               .num_draft_blocks = static_cast<int>(draft->size()),
+               .has_confidence = static_cast<bool>(weights->dspark->head.confidence),
+               .expert_dtypes = {}};
   }
   const auto add = [&](const BlockWeights& block) {
     options.expert_dtypes.push_back(block.ffn.experts[0].w1.dtype);

@@ -21,6 +21,8 @@ std::string_view DraftHeadName(DraftHead head);  // "none", "MTP-1", "DSpark"
 struct LayoutOptions {
   DraftHead draft = DraftHead::kNone;
   int num_draft_blocks = 0;  // 1 for MTP-1; DSpark's stages
+  // Of DSpark. A head without Markov part may lack it; with one, every release has it.
+  bool has_confidence = true;
   // kI8 (MXFP4) or kF8E4M3, of the routed experts of each block: main layers, then draft blocks.
   std::vector<DType> expert_dtypes;
 };

@@ -10,11 +10,14 @@
 
 #include "base/units.h"
 #include "weights/checkpoint.h"
+#include "weights/compare_shapes.h"
 #include "weights/layout.h"
 #include "weights/value_checks.h"
 
 namespace foresight {
 namespace {
+
+constexpr int kDraftBlocksMax = 16;  // as many as a config may have entries for
 
 // "mtp.12.attn_norm.weight" -> 12.
 std::optional<int> DraftBlockIndex(std::string_view name) {
@@ -49,6 +52,8 @@ class Loader {
     Result<ModelConfig> config = ParseModelConfig(text);
     if (!config.ok()) return config.error().WithContext(origin);
     ASSIGN_OR_RETURN(checkpoint_, ReadCheckpoint(model_.files, &problems_));
+    if (!options_.own_draft || !options_.draft.empty()) LeaveOwnDraft();
+    if (!options_.draft.empty()) RETURN_IF_ERROR(AddDraft(&*config));
     // A shard that can't be read makes hundreds of tensors seem to be missing: say only why.
     RETURN_IF_ERROR(problems_.ToStatus(origin));
 
@@ -68,6 +73,43 @@ class Loader {
   const CheckpointTensor* Find(const std::string& name) const {
     const auto it = checkpoint_.tensors.find(name);
     return it == checkpoint_.tensors.end() ? nullptr : &it->second;
+  }
+
+  void LeaveOwnDraft() {
+    const size_t count =
+        std::erase_if(checkpoint_.tensors, [](const auto& item) { return item.first.starts_with("mtp."); });
+    if (count > 0) {
+      model_.report.ignored.push_back(fmt::format("mtp.* (the model's own draft head, {} tensors)", count));
+    }
+  }
+
+  // Takes tensors and draft fields from `options_.draft`.
+  Status AddDraft(ModelConfig* config) {
+    model_.draft_files = options_.draft;
+    const std::string& origin = model_.draft_files.origin();
+    ASSIGN_OR_RETURN(const std::string_view text, model_.draft_files.FindText("config.json"));
+    Result<ModelConfig> draft_config = ParseModelConfig(text);
+    if (!draft_config.ok()) return draft_config.error().WithContext(origin);
+    ProblemList problems;
+    CompareShapes(*config, *draft_config, &problems);
+    RETURN_IF_ERROR(
+        problems.ToStatus(fmt::format("{} is of another model than {}", origin, model_.files.origin())));
+    config->dspark = draft_config->dspark;
+    config->num_draft_layers = draft_config->num_draft_layers;
+    config->num_nextn_predict_layers = draft_config->num_nextn_predict_layers;
+
+    ASSIGN_OR_RETURN(Checkpoint draft, ReadCheckpoint(model_.draft_files, &problems));
+    for (auto& [name, tensor] : draft.tensors) {
+      if (!name.starts_with("mtp.")) {
+        problems.Add("tensor {}: a draft head has tensors mtp.* alone", name);
+        continue;
+      }
+      tensor.file = fmt::format("{}/{}", origin, tensor.file);
+      checkpoint_.tensors.emplace(name, std::move(tensor));
+    }
+    checkpoint_.num_files += draft.num_files;
+    if (draft.tensors.empty()) problems.Add("there are no tensors");
+    return problems.ToStatus(origin);
   }
 
   // Decides by the tensors (model spec 1.6, dspark.md 6.1) and makes the config say what is there.
@@ -104,12 +146,14 @@ class Loader {
       problems_.Add("compress_ratios has {} entries for draft blocks, but the {} head has {}",
                     config->num_draft_layers, DraftHeadName(layout.draft), layout.num_draft_blocks);
     }
-    if (layout.num_draft_blocks > 64) {  // a stray name must not make a thousand blocks be looked for
+    if (layout.num_draft_blocks >
+        kDraftBlocksMax) {  // a stray name must not make a thousand blocks be looked for
       problems_.Add("mtp.{}: more draft blocks than any release has", layout.num_draft_blocks - 1);
       layout.num_draft_blocks = 1;
     }
     config->num_draft_layers = layout.num_draft_blocks;
     if (layout.draft != DraftHead::kDSpark) config->dspark = DSparkConfig();
+    if (config->has_dspark()) RecogniseSequentialHead(&config->dspark, &layout);
 
     const auto expert_dtype = [&](const std::string& block) {
       const CheckpointTensor* tensor = Find(block + "ffn.experts.0.w1.weight");
@@ -122,6 +166,18 @@ class Loader {
       layout.expert_dtypes.push_back(expert_dtype(fmt::format("mtp.{}.", i)));
     }
     return layout;
+  }
+
+  void RecogniseSequentialHead(DSparkConfig* dspark, LayoutOptions* layout) {
+    const std::string last = fmt::format("mtp.{}.", layout->num_draft_blocks - 1);
+    if (dspark->markov_rank == DSparkConfig::kRankOfTensors) {
+      const CheckpointTensor* w1 = Find(last + "markov_head.markov_w1.weight");
+      const bool has_rank = w1 != nullptr && w1->stored.shape.size() == 2;
+      // A shape that is no rank at all gets its message from the table.
+      dspark->markov_rank =
+          has_rank ? static_cast<int>(std::clamp<int64_t>(w1->stored.shape[1], 0, 1 << 16)) : 0;
+    }
+    layout->has_confidence = dspark->markov_rank > 0 || Find(last + "confidence_head.proj.weight") != nullptr;
   }
 
   // The bytes of a tensor as the table wants it, aligned; empty after a problem.

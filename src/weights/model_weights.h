@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/moe/moe.h"
+#include "kernels/sequential_head/sequential_head.h"
 #include "tensor/tensor.h"
 #include "weights/config.h"
 
@@ -85,14 +86,9 @@ struct DSparkWeights {   // the refresh releases' draft head, mtp.0 .. mtp.S-1 (
   MatrixView main_proj;  // mtp.0.main_proj FP8 [D, num_taps*D]
   VectorView main_norm;  // mtp.0.main_norm.weight BF16 [D]
   std::vector<BlockWeights> stages;
-  HyperHeadWeights hc_head;    // of the last stage, like all below
-  VectorView norm;             // BF16 [D]
-  MatrixView markov_w1;        // markov_head.markov_w1.weight BF16 [V, rank]; empty when the rank is 0
-  MatrixView markov_w2;        // markov_head.markov_w2.weight BF16 [V, rank]; empty when the rank is 0
-  MatrixView markov_proj;      // gated: markov_head.gate_proj.weight BF16 [rank, D+rank]
-                               // rnn: markov_head.joint_proj.weight BF16 [3*rank, 2*rank+D]
-  VectorView markov_bias;      // gate_proj.bias BF16 [rank] or joint_proj.bias BF16 [3*rank]
-  MatrixView confidence_proj;  // confidence_head.proj.weight BF16 [1, D+rank]; may be empty when rank is 0
+  HyperHeadWeights hc_head;  // of the last stage, like all below
+  VectorView norm;           // BF16 [D]
+  SequentialHeadWeights head;
 };
 
 struct ModelWeights {

@@ -34,8 +34,13 @@ ModelConfig ProConfig(int num_layers = 61, int num_experts = 0);
 ModelConfig TinyAConfig();
 ModelConfig TinyBConfig();
 
-// The config for "flash:6", "pro:4", "tiny-a", "tiny-b" (the argument of --synthetic). num_experts 0 keeps
-// all. Errors: kInvalidArgument, with what is allowed.
+// Gives a config a DSpark head in place of the draft head that it has: the released numbers (block of 5, taps
+// on the last three layers), as far as the model has them.
+void AddDSparkHead(ModelConfig* config, int num_stages = 3);
+
+// The config for "flash:6", "pro:4", "tiny-a", "tiny-b" (the argument of --synthetic), with "+dspark" or
+// "+dspark:STAGES" behind it for a DSpark head, "+mtp" for MTP-1. num_experts 0 keeps all. Errors:
+// kInvalidArgument, with what is allowed.
 Result<ModelConfig> ParseSyntheticSpec(std::string_view spec, int num_experts = 0);
 
 }  // namespace foresight

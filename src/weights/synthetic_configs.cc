@@ -114,12 +114,39 @@ ModelConfig TinyBConfig() {
   return c;
 }
 
-Result<ModelConfig> ParseSyntheticSpec(std::string_view spec, int num_experts) {
-  const size_t colon = spec.find(':');
-  const std::string_view name = spec.substr(0, colon);
+void AddDSparkHead(ModelConfig* config, int num_stages) {
+  constexpr int kTaps = 3;
+  config->num_draft_layers = num_stages;
+  config->num_nextn_predict_layers = 1;  // as the releases have it, whatever the number of stages
+  config->dspark = {};
+  config->dspark.block_size = 5;
+  config->dspark.noise_token_id = std::min(128799, config->vocab_size - 1);
+  // Flash 256, Pro 512; small models in proportion.
+  config->dspark.markov_rank = config->hidden_size > 4096 ? 512 : config->hidden_size / 16;
+  const int first = std::max(0, config->num_hidden_layers - kTaps);
+  for (int i = first; i < config->num_hidden_layers; ++i) config->dspark.target_layer_ids.push_back(i);
+}
+
+namespace {
+
+// The number behind a colon, 1 to `max`; `otherwise` when there is no colon.
+Result<int> NumberAfterColon(std::string_view spec, std::string_view part, int max, int otherwise) {
+  const size_t colon = part.find(':');
+  if (colon == std::string_view::npos) return otherwise;
+  const std::string_view digits = part.substr(colon + 1);
+  int number = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (error != std::errc() || end != digits.data() + digits.size() || number < 1 || number > max) {
+    return InvalidArgument("synthetic model {}: want 1 to {} behind {}:, got \"{}\"", spec, max,
+                           part.substr(0, colon), digits);
+  }
+  return number;
+}
+
+Result<ModelConfig> ParseTarget(std::string_view spec, std::string_view target, int num_experts) {
+  const std::string_view name = target.substr(0, target.find(':'));
   if (name == "tiny-a" || name == "tiny-b") {
-    if (colon != std::string_view::npos)
-      return InvalidArgument("synthetic model {}: {} has one size", spec, name);
+    if (name != target) return InvalidArgument("synthetic model {}: {} has one size", spec, name);
     if (num_experts != 0) return InvalidArgument("synthetic model {}: the number of experts is fixed", spec);
     return name == "tiny-a" ? TinyAConfig() : TinyBConfig();
   }
@@ -127,21 +154,32 @@ Result<ModelConfig> ParseSyntheticSpec(std::string_view spec, int num_experts) {
     return InvalidArgument("synthetic model {}: want flash:LAYERS, pro:LAYERS, tiny-a or tiny-b", spec);
   }
   const ModelConfig whole = name == "flash" ? FlashConfig() : ProConfig();
-  int num_layers = whole.num_hidden_layers;
-  if (colon != std::string_view::npos) {
-    const std::string_view digits = spec.substr(colon + 1);
-    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), num_layers);
-    if (error != std::errc() || end != digits.data() + digits.size() || num_layers < 1 ||
-        num_layers > whole.num_hidden_layers) {
-      return InvalidArgument("synthetic model {}: want 1 to {} layers, got {}", spec, whole.num_hidden_layers,
-                             digits);
-    }
-  }
+  ASSIGN_OR_RETURN(const int num_layers,
+                   NumberAfterColon(spec, target, whole.num_hidden_layers, whole.num_hidden_layers));
   if (num_experts < 0 || num_experts > whole.n_routed_experts) {
     return InvalidArgument("synthetic model {}: want at most {} experts, got {}", spec,
                            whole.n_routed_experts, num_experts);
   }
   return name == "flash" ? FlashConfig(num_layers, num_experts) : ProConfig(num_layers, num_experts);
+}
+
+}  // namespace
+
+Result<ModelConfig> ParseSyntheticSpec(std::string_view spec, int num_experts) {
+  const size_t plus = spec.find('+');
+  ASSIGN_OR_RETURN(ModelConfig config, ParseTarget(spec, spec.substr(0, plus), num_experts));
+  if (plus == std::string_view::npos) return config;
+  const std::string_view head = spec.substr(plus + 1);
+  if (head.substr(0, head.find(':')) == "dspark") {
+    ASSIGN_OR_RETURN(const int num_stages, NumberAfterColon(spec, head, /*max=*/16, /*otherwise=*/3));
+    AddDSparkHead(&config, num_stages);
+  } else if (head == "mtp") {
+    config.num_draft_layers = 1;
+    config.num_nextn_predict_layers = 1;
+  } else {
+    return InvalidArgument("synthetic model {}: want +dspark, +dspark:STAGES or +mtp, got +{}", spec, head);
+  }
+  return config;
 }
 
 }  // namespace foresight

@@ -8,7 +8,14 @@
 
 namespace foresight {
 
-// Which compressed entries a row attends to, besides the raw keys of positions max(0, p-window+1) .. p.
+// Which raw keys a row at position p attends to.
+enum class RawKeys : uint8_t {
+  kWindow,  // positions max(0, p-window+1) .. p: causal, self included
+  kBlock,   // with s = first_position: the window's rows before the step, max(0, s-window) .. s-1, and all
+           // rows of its own sequence in the step. The same set for each of them (dspark.md 1.4).
+};
+
+// Which compressed entries a row attends to, besides its raw keys.
 enum class CompressedKeys : uint8_t {
   kNone,    // SWA
   kPicked,  // CSA: picks[t]
@@ -24,7 +31,7 @@ enum class CompressedKeys : uint8_t {
 // State    cache.window holds the raw keys of positions before the step; cache.compressed every visible
 // entry. Order    keys are visited in one order: raw by position, then compressed by index; what is visible
 // depends on the
-//          row's position alone (row purity).
+//          row's position alone, in a block also on the block's length (row purity).
 // Numerics float32 logits and softmax, the sink takes part in the maximum; faithful: bf16 probabilities in
 // the value
 //          product (the denominator keeps float32), bf16 output of the core and after the inverse RoPE.
@@ -33,6 +40,7 @@ struct AttentionArgs {
   int heads = 0;
   int window = 0;
   EntryLayout layout;
+  RawKeys raw = RawKeys::kWindow;
   CompressedKeys compressed = CompressedKeys::kNone;
   int ratio = 0;  // of the compressed entries
   int topk = 0;   // row length of picks
@@ -44,6 +52,17 @@ struct AttentionArgs {
   const float* sin = nullptr;
   float* out = nullptr;
 };
+
+// The raw keys [first, end) of a row, as positions.
+struct RawRange {
+  int64_t first = 0;
+  int64_t end = 0;
+};
+inline RawRange VisibleRaw(const AttentionArgs& args, const SequenceRows& sequence, int64_t position) {
+  const bool block = args.raw == RawKeys::kBlock;
+  const int64_t first = (block ? sequence.first_position : position + 1) - args.window;
+  return {first > 0 ? first : 0, block ? sequence.first_position + sequence.num_rows : position + 1};
+}
 
 void AttentionRef(const KernelContext& ctx, const AttentionArgs& args);
 

@@ -25,10 +25,13 @@ int64_t RoundUp(int64_t x, int64_t to) {
 
 int64_t MaxKeys(const AttentionArgs& args) {
   int64_t end = 0;
+  int64_t rows = 0;
   for (const SequenceRows& s : args.sequences) {
     if (s.first_position + s.num_rows > end) end = s.first_position + s.num_rows;
+    if (s.num_rows > rows) rows = s.num_rows;
   }
-  int64_t keys = args.window < end ? args.window : end;
+  const int64_t raw = args.raw == RawKeys::kBlock ? args.window + rows : args.window;
+  int64_t keys = raw < end ? raw : end;
   if (args.compressed == CompressedKeys::kAll) keys += end / args.ratio;
   if (args.compressed == CompressedKeys::kPicked)
     keys += args.topk < end / args.ratio ? args.topk : end / args.ratio;
@@ -75,10 +78,10 @@ class RowAttention {
   void Begin(const SequenceRows& sequence, int64_t position, Row* row) const {
     const int64_t t = sequence.first_row + position - sequence.first_position;
     const std::byte** key = row->keys;
-    const int64_t oldest = position - args_.window + 1;
-    int64_t p = oldest > 0 ? oldest : 0;
+    const RawRange raw = VisibleRaw(args_, sequence, position);
+    int64_t p = raw.first;
     for (; p < sequence.first_position; ++p) *key++ = sequence.cache.window[p];
-    for (; p <= position; ++p) {
+    for (; p < raw.end; ++p) {
       *key++ = args_.entries + (sequence.first_row + p - sequence.first_position) * args_.layout.bytes();
     }
     const PagedView& compressed = sequence.cache.compressed;

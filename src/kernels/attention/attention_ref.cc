@@ -11,7 +11,8 @@ namespace {
 int64_t GatherKeys(const AttentionArgs& args, const SequenceRows& sequence, int64_t position, float* keys) {
   const int dim = args.layout.dim;
   int64_t count = 0;
-  for (int64_t p = std::max<int64_t>(0, position - args.window + 1); p <= position; ++p) {
+  const RawRange raw = VisibleRaw(args, sequence, position);
+  for (int64_t p = raw.first; p < raw.end; ++p) {
     const int64_t row = sequence.first_row + p - sequence.first_position;
     const std::byte* entry =
         p >= sequence.first_position ? args.entries + row * args.layout.bytes() : sequence.cache.window[p];
@@ -34,14 +35,18 @@ int64_t GatherKeys(const AttentionArgs& args, const SequenceRows& sequence, int6
 
 int64_t MaxKeys(const AttentionArgs& args) {
   int64_t end = 0;
-  for (const SequenceRows& s : args.sequences) end = std::max(end, s.first_position + s.num_rows);
+  int64_t raw = args.window;
+  for (const SequenceRows& s : args.sequences) {
+    end = std::max(end, s.first_position + s.num_rows);
+    if (args.raw == RawKeys::kBlock) raw = std::max(raw, int64_t{args.window} + s.num_rows);
+  }
   switch (args.compressed) {
     case CompressedKeys::kNone:
-      return args.window;
+      return raw;
     case CompressedKeys::kPicked:
-      return args.window + args.topk;
+      return raw + args.topk;
     case CompressedKeys::kAll:
-      return args.window + end / args.ratio;
+      return raw + end / args.ratio;
   }
   return 0;
 }

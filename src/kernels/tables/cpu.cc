@@ -14,6 +14,7 @@ namespace {
       .hyper_connection_pre = isa::HyperConnectionPre,   \
       .hyper_connection_post = isa::HyperConnectionPost, \
       .hyper_head = isa::HyperHead,                      \
+      .stream_mean = isa::StreamMean,                    \
       .linear = isa::Linear,                             \
       .grouped_linear = isa::GroupedLinear,              \
       .rms_norm = isa::RmsNorm,                          \
@@ -26,6 +27,7 @@ namespace {
       .attention = isa::Attention,                       \
       .router = isa::Router,                             \
       .moe = isa::Moe,                                   \
+      .sequential_head = isa::SequentialHead,            \
   };
 
 FORESIGHT_CPU_TABLE(avx2, kAvx2, "AVX2 and FMA: float32 products")

@@ -10,6 +10,7 @@ const KernelTable& RefKernels() {
       .hyper_connection_pre = HyperConnectionPreRef,
       .hyper_connection_post = HyperConnectionPostRef,
       .hyper_head = HyperHeadRef,
+      .stream_mean = StreamMeanRef,
       .linear = LinearRef,
       .grouped_linear = GroupedLinearRef,
       .rms_norm = RmsNormRef,
@@ -22,6 +23,7 @@ const KernelTable& RefKernels() {
       .attention = AttentionRef,
       .router = RouterRef,
       .moe = MoeRef,
+      .sequential_head = SequentialHeadRef,
   };
   return kTable;
 }

@@ -1,0 +1,284 @@
+// The draft heads: MTP-1 (model spec 2.11) and DSpark (dspark.md 1 and 2).
+#include <algorithm>
+#include <numeric>
+
+#include "model/model.h"
+#include "model/step_state.h"
+
+namespace foresight {
+
+Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows,
+                                   StreamSource source) {
+  if (!weights_.mtp.has_value()) return Unimplemented("this checkpoint has no MTP-1 block");
+  const MtpWeights& mtp = *weights_.mtp;
+  RETURN_IF_ERROR(CheckInputs(inputs));
+  if (stream_rows.size() != inputs.tokens.size()) {
+    return InvalidArgument("{} stream rows for {} tokens", stream_rows.size(), inputs.tokens.size());
+  }
+  const bool chained = source == StreamSource::kMtpStep;
+  const float* source_streams = chained ? last_mtp_streams_ : last_streams_;
+  const int source_rows = chained ? last_mtp_rows_ : last_rows_;
+  for (int32_t row : stream_rows) {
+    if (row < 0 || row >= source_rows)
+      return InvalidArgument("stream row {} of {} step of {}", row, chained ? "an MTP-1" : "a", source_rows);
+  }
+  // A chain keeps what it is made of.
+  arena_.Rewind(chained ? last_mtp_used_ : last_used_);
+  if (!chained) draft_arena_.Rewind(0);
+  block_rows_ = 0;
+  StepState step;
+  step.kind = StepKind::kMtp;
+  const int m = config().hc_mult;
+  const int64_t dim = config().hidden_size;
+  const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
+  step.streams = arena_.Allocate<float>(rows * m * dim);
+  const size_t used = arena_.used();
+  Begin(inputs, step);
+  {
+    // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
+    ArenaScope scope(arena_);
+    const float eps = static_cast<float>(config().rms_norm_eps);
+    float* embedded = arena_.Allocate<float>(rows * dim);
+    float* e = arena_.Allocate<float>(rows * dim);
+    float* h = arena_.Allocate<float>(rows * m * dim);
+    table_.embed(ctx_, {.rows = step.rows,
+                        .m = 1,
+                        .tokens = inputs.tokens.data(),
+                        .embed = weights_.embed,
+                        .streams = embedded});
+    table_.rms_norm(ctx_, {.rows = step.rows,
+                           .dim = static_cast<int>(dim),
+                           .x = embedded,
+                           .weight = mtp.enorm,
+                           .eps = eps,
+                           .out = embedded});
+    for (int64_t t = 0; t < rows; ++t) {
+      const float* from = source_streams + stream_rows[t] * m * dim;
+      std::copy(from, from + m * dim, h + t * m * dim);
+    }
+    table_.rms_norm(ctx_, {.rows = step.rows * m,
+                           .dim = static_cast<int>(dim),
+                           .x = h,
+                           .weight = mtp.hnorm,
+                           .eps = eps,
+                           .out = h});
+    const LinearTarget e_target[] = {{.w = mtp.e_proj, .out = e}};
+    const LinearTarget h_target[] = {{.w = mtp.h_proj, .out = step.streams}};
+    table_.linear(ctx_, {.rows = step.rows, .x = embedded, .targets = e_target});
+    table_.linear(ctx_, {.rows = step.rows * m, .x = h, .targets = h_target});
+    float* post = arena_.Allocate<float>(rows * m);
+    float* comb = arena_.Allocate<float>(rows * m * m);
+    std::fill(post, post + rows * m, 1.0f);
+    for (int64_t i = 0; i < rows * m * m; ++i)
+      comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
+    table_.hyper_connection_post(ctx_, {.rows = step.rows,
+                                        .m = m,
+                                        .dim = static_cast<int>(dim),
+                                        .x = e,
+                                        .post = post,
+                                        .comb = comb,
+                                        .streams = step.streams});
+  }
+  RunBlock(mtp.block, config().num_hidden_layers, step);
+  float* logits = draft_arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
+  Head(mtp.hc_head, mtp.norm, step, /*hidden=*/nullptr, logits);
+  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->AdvanceDraft(chunk.num_rows);
+  last_mtp_streams_ = step.streams;
+  last_mtp_rows_ = step.rows;
+  last_mtp_used_ = used;
+  return StepOutputs{.logits = {logits, inputs.logit_rows.size() * config().vocab_size},
+                     .streams = {step.streams, static_cast<size_t>(rows * m * dim)}};
+}
+
+// Rows behind the last `slots` of a chunk would only be overwritten: a long prefill chunk taps its end alone.
+void Model::BeginContext(const StepState& step, ContextRows& context) {
+  const int64_t slots = cache_layout_.layers.back().window.slots;
+  const size_t num_sequences = step.sequences.size();
+  SequenceRows* sequences = arena_.Allocate<SequenceRows>(static_cast<int64_t>(num_sequences));
+  int32_t* step_rows = arena_.Allocate<int32_t>(step.rows);
+  int64_t* positions = arena_.Allocate<int64_t>(step.rows);
+  for (size_t i = 0; i < num_sequences; ++i) {
+    const SequenceRows& s = step.sequences[i];
+    const int kept = static_cast<int>(std::min<int64_t>(s.num_rows, slots));
+    const int skipped = s.num_rows - kept;
+    sequences[i] = {.first_row = context.rows,
+                    .num_rows = kept,
+                    .first_position = s.first_position + skipped,
+                    .cache = {}};
+    std::iota(step_rows + context.rows, step_rows + context.rows + kept, s.first_row + skipped);
+    std::iota(positions + context.rows, positions + context.rows + kept, s.first_position + skipped);
+    context.rows += kept;
+  }
+  context.sequences = {sequences, num_sequences};
+  context.step_rows = step_rows;
+  context.positions = positions;
+  context.taps = arena_.Allocate<float>(context.rows * weights_.dspark->main_proj.cols);
+}
+
+void Model::TapLayer(int layer, const StepState& step, const ContextRows& context) {
+  const std::vector<int>& taps = config().dspark.target_layer_ids;
+  const auto tap = std::find(taps.begin(), taps.end(), layer);
+  if (tap == taps.end()) return;
+  const int64_t dim = config().hidden_size;
+  table_.stream_mean(ctx_, {.rows = context.rows,
+                            .m = config().hc_mult,
+                            .dim = config().hidden_size,
+                            .streams = step.streams,
+                            .row_ids = context.step_rows,
+                            .out = context.taps + (tap - taps.begin()) * dim,
+                            .out_stride = std::ssize(taps) * dim});
+}
+
+// dspark.md 1.4 (main_x, kvc), 2.1: one key per position and stage, in the stage's ring.
+void Model::StoreContext(const StepState& step, const ContextRows& context) {
+  ArenaScope scope(arena_);
+  const ModelConfig& c = config();
+  const DSparkWeights& w = *weights_.dspark;
+  const int64_t rows = context.rows;
+  const float eps = static_cast<float>(c.rms_norm_eps);
+  float* main_x = arena_.Allocate<float>(rows * c.hidden_size);
+  const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
+  table_.linear(ctx_, {.rows = context.rows, .x = context.taps, .targets = main});
+  table_.rms_norm(ctx_, {.rows = context.rows,
+                         .dim = c.hidden_size,
+                         .x = main_x,
+                         .weight = w.main_norm,
+                         .eps = eps,
+                         .out = main_x});
+
+  const int64_t num_stages = std::ssize(w.stages);
+  LinearTarget* keys = arena_.Allocate<LinearTarget>(num_stages);
+  for (int64_t i = 0; i < num_stages; ++i) {
+    keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(rows * c.head_dim)};
+  }
+  table_.linear(ctx_,
+                {.rows = context.rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
+  const RopeAngles angles = Angles(context.rows, context.positions, window_frequencies_);
+  const EntryLayout& layout = cache_layout_.entry;
+  std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
+  for (int64_t i = 0; i < num_stages; ++i) {
+    table_.key(ctx_, {.rows = context.rows,
+                      .layout = layout,
+                      .kv = keys[i].out,
+                      .norm = w.stages[i].attn.kv_norm,
+                      .eps = eps,
+                      .cos = angles.cos,
+                      .sin = angles.sin,
+                      .entries = entries});
+    for (size_t s = 0; s < context.sequences.size(); ++s) {
+      context.sequences[s].cache =
+          step.inputs->chunks[s].sequence->View(c.num_hidden_layers + static_cast<int>(i));
+    }
+    table_.store_keys(ctx_, {.sequences = context.sequences, .entries = entries});
+  }
+}
+
+Status Model::CheckBlock(const DraftBlockInputs& inputs) const {
+  const int64_t count = std::ssize(inputs.sequences);
+  if (inputs.block < 1 || inputs.block > config().dspark.block_size) {
+    return InvalidArgument("a draft block has 1 to {} tokens, got {}", config().dspark.block_size,
+                           inputs.block);
+  }
+  if (std::ssize(inputs.anchors) != count) {
+    return InvalidArgument("{} anchors for {} sequences", inputs.anchors.size(), count);
+  }
+  for (int64_t r = 0; r < count; ++r) {
+    const SequenceState* sequence = inputs.sequences[r];
+    if (sequence == nullptr) return InvalidArgument("sequence {} of a draft block is null", r);
+    if (sequence->draft_length() != sequence->length()) {
+      return InvalidArgument("sequence {} of a draft block has {} tokens and {} context rows", r,
+                             sequence->length(), sequence->draft_length());
+    }
+  }
+  return Status();
+}
+
+Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
+  if (!weights_.dspark) return Unimplemented("this model has no DSpark head");
+  RETURN_IF_ERROR(CheckBlock(inputs));
+  const DSparkWeights& w = *weights_.dspark;
+  const ModelConfig& c = config();
+  const int block = inputs.block;
+  const int count = static_cast<int>(inputs.sequences.size());
+  const int64_t rows = int64_t{count} * block;
+
+  // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
+  arena_.Rewind(last_used_);
+  last_mtp_rows_ = 0;
+  TokenId* tokens = arena_.Allocate<TokenId>(rows);
+  SequenceChunk* chunks = arena_.Allocate<SequenceChunk>(count);
+  int32_t* head_rows = arena_.Allocate<int32_t>(rows);
+  std::fill(tokens, tokens + rows, c.dspark.noise_token_id);
+  for (int r = 0; r < count; ++r) {
+    tokens[r * block] = inputs.anchors[r];
+    chunks[r] = {.sequence = inputs.sequences[r], .num_rows = block};
+    for (int k = 0; k < block; ++k) head_rows[k * count + r] = r * block + k;
+  }
+  const StepInputs rows_inputs{.tokens = {tokens, static_cast<size_t>(rows)},
+                               .chunks = {chunks, static_cast<size_t>(count)},
+                               .logit_rows = {head_rows, static_cast<size_t>(rows)},
+                               .observer = inputs.observer};
+  RETURN_IF_ERROR(CheckInputs(rows_inputs));
+  StepState step;
+  step.kind = StepKind::kDraftBlock;
+  step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
+  Begin(rows_inputs, step);
+  table_.embed(ctx_, {.rows = step.rows,
+                      .m = c.hc_mult,
+                      .tokens = tokens,
+                      .embed = weights_.embed,
+                      .streams = step.streams});
+  for (size_t i = 0; i < w.stages.size(); ++i) {
+    RunBlock(w.stages[i], c.num_hidden_layers + static_cast<int>(i), step);
+  }
+
+  draft_arena_.Rewind(0);
+  block_rows_ = count;
+  block_size_ = block;
+  next_position_ = 0;
+  block_hidden_ = draft_arena_.Allocate<float>(rows * c.hidden_size);
+  block_logits_ = draft_arena_.Allocate<float>(rows * c.vocab_size);
+  block_confidence_ = draft_arena_.Allocate<float>(rows);
+  block_state_ = nullptr;
+  if (w.head.type == MarkovHeadType::kRnn) {
+    block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
+    std::fill(block_state_, block_state_ + count * w.head.rank(), 0.0f);
+  }
+  Head(w.hc_head, w.norm, step, block_hidden_, block_logits_);
+  return DraftBlockOutputs{.hidden = {block_hidden_, static_cast<size_t>(rows) * c.hidden_size},
+                           .base_logits = {block_logits_, static_cast<size_t>(rows) * c.vocab_size}};
+}
+
+Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previous) {
+  if (block_rows_ == 0) return InvalidArgument("there is no draft block");
+  if (k != next_position_ || k >= block_size_) {
+    return InvalidArgument("position {} of a draft block of {}, expected {}", k, block_size_, next_position_);
+  }
+  if (std::ssize(previous) != block_rows_) {
+    return InvalidArgument("{} tokens for {} draft blocks", previous.size(), block_rows_);
+  }
+  const ModelConfig& c = config();
+  for (TokenId token : previous) {
+    if (token < 0 || token >= c.vocab_size) {
+      return InvalidArgument("token id {} is outside the vocabulary of {}", token, c.vocab_size);
+    }
+  }
+  const SequentialHeadWeights& w = weights_.dspark->head;
+  const int64_t first = int64_t{k} * block_rows_;
+  float* logits = block_logits_ + first * c.vocab_size;
+  float* confidence = block_confidence_ + first;
+  table_.sequential_head(ctx_, {.rows = block_rows_,
+                                .dim = c.hidden_size,
+                                .weights = &w,
+                                .previous = previous.data(),
+                                .hidden = block_hidden_ + first * c.hidden_size,
+                                .state = block_state_,
+                                .logits = logits,
+                                .confidence = confidence});
+  ++next_position_;
+  const size_t count = static_cast<size_t>(block_rows_);
+  return DraftHeadOutputs{.logits = {logits, count * c.vocab_size},
+                          .confidence_logits = {confidence, w.confidence ? count : 0}};
+}
+
+}  // namespace foresight

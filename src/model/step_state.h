@@ -1,0 +1,39 @@
+// What every layer of one step shares. Internal to the model.
+#pragma once
+
+#include "model/model.h"
+
+namespace foresight {
+
+// Which layers a step runs through, and how its rows see each other.
+enum class StepKind : uint8_t {
+  kMain,        // the main layers
+  kMtp,         // the MTP-1 block, one position after the other
+  kDraftBlock,  // DSpark's stages: rows of a block see all of it, and are not stored
+};
+
+struct Model::StepState {
+  int rows = 0;
+  StepKind kind = StepKind::kMain;
+  const StepInputs* inputs = nullptr;
+  std::span<SequenceRows> sequences;
+  float* streams = nullptr;  // [T, m, D]
+  // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
+  RopeAngles window;
+  RopeAngles compressed;
+
+  const RopeAngles& angles(LayerKind layer_kind) const {
+    return layer_kind == LayerKind::kSwa ? window : compressed;
+  }
+};
+
+// The rows of a step that leave context rows for the DSpark stages, and what they tap (dspark.md 1.2).
+struct Model::ContextRows {
+  int rows = 0;
+  std::span<SequenceRows> sequences;   // as in the step, cut to the rows that the rings can hold
+  const int32_t* step_rows = nullptr;  // [rows]: which rows of the step
+  const int64_t* positions = nullptr;  // [rows]
+  float* taps = nullptr;               // [rows, num_taps * D]
+};
+
+}  // namespace foresight
