@@ -23,7 +23,8 @@ namespace foresight {
 // Largest |logit difference| of the ref table; logits have a standard deviation of about 3, and the smallest
 // broken rule of the model shows as 3.5e-4.
 inline constexpr double kRefLogitTolerance = 2e-4;
-// Largest relative L2 error of one position's logits of any other table: what bf16 activations cost.
+// Largest relative L2 error of one position's logits of any other table (of the confidence logits: of all
+// together): what bf16 activations cost.
 inline constexpr double kTableLogitTolerance = 1e-2;
 
 struct TensorComparison {
