@@ -64,10 +64,10 @@ def repeat_turn(text, rng):
     return turn(rng.choice(["Repeat this text exactly:\n\n", "Copy:\n\n", "Say this again:\n\n"]) + part, part)
 
 
-def conversations(documents, rng, count):
-    """documents: (split, domain) -> [(path, text)]; returns `count` (path, text) pairs made from the train split."""
+def conversations(documents, rng, count, split="train"):
+    """documents: (split, domain) -> [(path, text)]; returns `count` (path, text) pairs made from that split."""
     makers = [(function_turn, "code", 0.3), (section_turn, "prose", 0.3), (continue_turns, None, 0.28), (repeat_turn, None, 0.12)]
-    pools = {domain: items for (split, domain), items in documents.items() if split == "train" and items}
+    pools = {domain: items for (part, domain), items in documents.items() if part == split and items}
     if "code" in pools:
         pools["code"] = [item for item in pools["code"] if os.path.splitext(item[0])[1] == ".py"] or pools["code"]
     out = []

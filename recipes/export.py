@@ -71,42 +71,58 @@ def write_safetensors(path, items):
     return offset
 
 
-def read_exported(folder):
-    """The Config and the float32 tensors of a model directory, dequantised, under this program's names."""
-    with open(os.path.join(folder, "model.safetensors"), "rb") as f:
+def read_header(path):
+    """The header of a safetensors file and its data."""
+    with open(path, "rb") as f:
         header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        data = f.read()
+        return {name: item for name, item in header.items() if name != "__metadata__"}, f.read()
 
+
+def stored_value(name, header, data):
+    """One tensor, dequantised: float32, BF16 or I64."""
     def raw(name, dtype):
         start, end = header[name]["data_offsets"]
         return torch.frombuffer(bytearray(data[start:end]), dtype=dtype)
 
-    def scales(name, shape):
-        return torch.ldexp(torch.ones(()), raw(name, torch.uint8).int() - 127).view(shape)
+    def scales(name):
+        return torch.ldexp(torch.ones(()), raw(name, torch.uint8).int() - 127).view(header[name]["shape"])
+
+    form, shape = header[name]["dtype"], header[name]["shape"]
+    scale = name.replace(".weight", ".scale")
+    if form == "F8_E4M3":
+        code = raw(name, torch.uint8).int()
+        mantissa, exponent = code & 7, (code >> 3) & 15
+        magnitude = torch.where(exponent == 0, mantissa * 2.0 ** -9, torch.ldexp((8 + mantissa).float(), exponent - 10))
+        grid = scales(scale).repeat_interleave(128, 0).repeat_interleave(128, 1)
+        return torch.where(code >= 128, -magnitude, magnitude).view(shape) * grid[:shape[0], :shape[1]]
+    if form == "I8":
+        code = raw(name, torch.uint8).view(shape)
+        code = torch.stack((code & 15, code >> 4), -1).flatten(-2).long()
+        levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+        return torch.cat((levels, -levels))[code] * scales(scale).repeat_interleave(32, -1)
+    return raw(name, {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}[form]).view(shape)
+
+
+def read_exported(folder):
+    """The Config and the float32 tensors of a model directory, dequantised, under this program's names.
+
+    The weights may be in several files (model-*.safetensors); draft heads (mtp.*) are left out.
+    """
+    found = {}
+    for file in sorted(os.listdir(folder)):
+        if file.startswith("model") and file.endswith(".safetensors"):
+            header, data = read_header(os.path.join(folder, file))
+            found.update({name: (header, data) for name in header if not name.startswith("mtp.")})
 
     def value(name):
-        form, shape = header[name]["dtype"], header[name]["shape"]
-        scale = name.replace(".weight", ".scale")
-        if form == "F8_E4M3":
-            code = raw(name, torch.uint8).int()
-            mantissa, exponent = code & 7, (code >> 3) & 15
-            magnitude = torch.where(exponent == 0, mantissa * 2.0 ** -9, torch.ldexp((8 + mantissa).float(), exponent - 10))
-            grid = scales(scale, header[scale]["shape"]).repeat_interleave(128, 0).repeat_interleave(128, 1)
-            return torch.where(code >= 128, -magnitude, magnitude).view(shape) * grid[:shape[0], :shape[1]]
-        if form == "I8":
-            code = raw(name, torch.uint8).view(shape)
-            code = torch.stack((code & 15, code >> 4), -1).flatten(-2).long()
-            levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-            return torch.cat((levels, -levels))[code] * scales(scale, header[scale]["shape"]).repeat_interleave(32, -1)
-        return raw(name, {"BF16": torch.bfloat16, "F32": torch.float32, "I64": torch.int64}[form]).view(shape)
-
+        return stored_value(name, *found[name])
     config, out = Config.load(os.path.join(folder, "config.json")), {}
     for name in shapes(config):
         if ".experts." in name:
             out[name] = torch.stack([value(name.replace(".experts.", f".experts.{e}.")) for e in range(config.n_routed_experts)])
         else:
             out[name] = value(name).float()
-    out.update({name: value(name) for name in header if "gate.bias" in name or "tid2eid" in name})
+    out.update({name: value(name) for name in found if "gate.bias" in name or "tid2eid" in name})
     return config, out
 
 

@@ -78,61 +78,68 @@ def compiled(function):
 
 # ---------------------------------------------------------------------------------------------------- parameters
 
+def block_shapes(c, pre, ratio):
+    """What `shapes` returns, for one block under the prefix `pre` ("layers.3."); draft blocks have ratio 0."""
+    D, d, m, I, E = c.hidden_size, c.head_dim, c.hc_mult, c.moe_intermediate_size, c.n_routed_experts
+    out = {}
+    for part in ("attn", "ffn"):
+        out[f"{pre}{part}_norm.weight"] = ((D,), "bf16", "one")
+        out[f"{pre}hc_{part}_fn"] = ((m * (m + 2), m * D), "f32", "hc_fn")
+        out[f"{pre}hc_{part}_base"] = ((m * (m + 2),), "f32", "hc_base")
+        out[f"{pre}hc_{part}_scale"] = ((3,), "f32", "hc_scale")
+    a = pre + "attn."
+    out[a + "attn_sink"] = ((c.num_attention_heads,), "f32", "zero")
+    out[a + "wq_a.weight"] = ((c.q_lora_rank, D), "fp8", "matrix")
+    out[a + "q_norm.weight"] = ((c.q_lora_rank,), "bf16", "one")
+    out[a + "wq_b.weight"] = ((c.num_attention_heads * d, c.q_lora_rank), "fp8", "matrix")
+    out[a + "wkv.weight"] = ((d, D), "fp8", "matrix")
+    out[a + "kv_norm.weight"] = ((d,), "bf16", "one")
+    out[a + "wo_a.weight"] = ((c.o_groups * c.o_lora_rank, c.num_attention_heads * d // c.o_groups), "fp8", "matrix")
+    out[a + "wo_b.weight"] = ((D, c.o_groups * c.o_lora_rank), "fp8", "last")
+
+    def compressor(name, n):
+        width = n * (2 if ratio == 4 else 1)
+        out[name + "ape"] = ((ratio, width), "f32", "ape")
+        out[name + "wkv.weight"] = ((width, D), "bf16", "matrix")
+        out[name + "wgate.weight"] = ((width, D), "bf16", "matrix")
+        out[name + "norm.weight"] = ((n,), "bf16", "one")
+    if ratio:
+        compressor(a + "compressor.", d)
+    if ratio == 4:
+        out[a + "indexer.wq_b.weight"] = ((c.index_n_heads * c.index_head_dim, c.q_lora_rank), "fp8", "matrix")
+        out[a + "indexer.weights_proj.weight"] = ((c.index_n_heads, D), "bf16", "small")
+        compressor(a + "indexer.compressor.", c.index_head_dim)
+    f = pre + "ffn."
+    out[f + "gate.weight"] = ((E, D), "bf16", "small")
+    out[f + "experts.w1.weight"] = ((E, I, D), "fp4", "matrix")
+    out[f + "experts.w3.weight"] = ((E, I, D), "fp4", "matrix")
+    out[f + "experts.w2.weight"] = ((E, D, I), "fp4", "last")
+    out[f + "shared_experts.w1.weight"] = ((I, D), "fp8", "matrix")
+    out[f + "shared_experts.w3.weight"] = ((I, D), "fp8", "matrix")
+    out[f + "shared_experts.w2.weight"] = ((D, I), "fp8", "last")
+    return out
+
+
 def shapes(c):
     """name -> (shape, storage, kind); storage: fp8, fp4, bf16 or f32; kind: how it is initialised and optimised."""
-    D, d, m, I, E = c.hidden_size, c.head_dim, c.hc_mult, c.moe_intermediate_size, c.n_routed_experts
+    D, m = c.hidden_size, c.hc_mult
     out = {"embed.weight": ((c.vocab_size, D), "bf16", "embed"), "head.weight": ((c.vocab_size, D), "bf16", "head"),
            "norm.weight": ((D,), "bf16", "one"), "hc_head_fn": ((m, m * D), "f32", "hc_fn"),
            "hc_head_base": ((m,), "f32", "hc_base"), "hc_head_scale": ((1,), "f32", "hc_scale")}
     for layer, ratio in enumerate(c.compress_ratios[:c.num_hidden_layers]):
-        pre = f"layers.{layer}."
-        for part in ("attn", "ffn"):
-            out[f"{pre}{part}_norm.weight"] = ((D,), "bf16", "one")
-            out[f"{pre}hc_{part}_fn"] = ((m * (m + 2), m * D), "f32", "hc_fn")
-            out[f"{pre}hc_{part}_base"] = ((m * (m + 2),), "f32", "hc_base")
-            out[f"{pre}hc_{part}_scale"] = ((3,), "f32", "hc_scale")
-        a = pre + "attn."
-        out[a + "attn_sink"] = ((c.num_attention_heads,), "f32", "zero")
-        out[a + "wq_a.weight"] = ((c.q_lora_rank, D), "fp8", "matrix")
-        out[a + "q_norm.weight"] = ((c.q_lora_rank,), "bf16", "one")
-        out[a + "wq_b.weight"] = ((c.num_attention_heads * d, c.q_lora_rank), "fp8", "matrix")
-        out[a + "wkv.weight"] = ((d, D), "fp8", "matrix")
-        out[a + "kv_norm.weight"] = ((d,), "bf16", "one")
-        out[a + "wo_a.weight"] = ((c.o_groups * c.o_lora_rank, c.num_attention_heads * d // c.o_groups), "fp8", "matrix")
-        out[a + "wo_b.weight"] = ((D, c.o_groups * c.o_lora_rank), "fp8", "last")
-
-        def compressor(name, n):
-            width = n * (2 if ratio == 4 else 1)
-            out[name + "ape"] = ((ratio, width), "f32", "ape")
-            out[name + "wkv.weight"] = ((width, D), "bf16", "matrix")
-            out[name + "wgate.weight"] = ((width, D), "bf16", "matrix")
-            out[name + "norm.weight"] = ((n,), "bf16", "one")
-        if ratio:
-            compressor(a + "compressor.", d)
-        if ratio == 4:
-            out[a + "indexer.wq_b.weight"] = ((c.index_n_heads * c.index_head_dim, c.q_lora_rank), "fp8", "matrix")
-            out[a + "indexer.weights_proj.weight"] = ((c.index_n_heads, D), "bf16", "small")
-            compressor(a + "indexer.compressor.", c.index_head_dim)
-        f = pre + "ffn."
-        out[f + "gate.weight"] = ((E, D), "bf16", "small")
-        out[f + "experts.w1.weight"] = ((E, I, D), "fp4", "matrix")
-        out[f + "experts.w3.weight"] = ((E, I, D), "fp4", "matrix")
-        out[f + "experts.w2.weight"] = ((E, D, I), "fp4", "last")
-        out[f + "shared_experts.w1.weight"] = ((I, D), "fp8", "matrix")
-        out[f + "shared_experts.w3.weight"] = ((I, D), "fp8", "matrix")
-        out[f + "shared_experts.w2.weight"] = ((D, I), "fp8", "last")
+        out.update(block_shapes(c, f"layers.{layer}.", ratio))
     return out
 
 
-def initial_parameters(c, generator):
-    """Float32 values for every trained tensor, on the generator's device."""
+def initial_parameters(c, generator, names=None):
+    """Float32 values for every trained tensor of `names` (`shapes(c)`), on the generator's device."""
     def normal(shape, std):
         return torch.randn(shape, generator=generator, device=generator.device) * std
     out = {}
-    for name, (shape, _, kind) in shapes(c).items():
+    for name, (shape, _, kind) in (names or shapes(c)).items():
         if kind == "one":
             value = normal(shape, 0.0) + 1
-        elif kind == "zero":
+        elif kind in ("zero", "bias", "markov"):
             value = normal(shape, 0.0)
         elif kind == "matrix":
             value = normal(shape, shape[-1] ** -0.5)
@@ -253,13 +260,13 @@ def hc_post(x, residual, post, comb, m):
 # -------------------------------------------------------------------------------------------------------- attention
 
 def project(x, wq_a, q_norm, wq_b, wkv, kv_norm, cos, sin, heads, eps, simulate):
-    """-> qr [B,T,R], q [B,T,H,d] and kv [B,T,d], both rotated."""
+    """-> qr [B,T,R], q [B,T,H,d] and kv [B,T,d], both rotated; cos, sin are [T,32] or [B,T,32]."""
     qr = rms_norm(linear(x, wq_a, simulate), q_norm, eps)
     q = rms_norm(linear(qr, wq_b, simulate).unflatten(-1, (heads, -1)), None, eps)
     kv = rotate(rms_norm(linear(x, wkv, simulate), kv_norm, eps), cos, sin)
     if simulate:
         kv = quantise_entry(kv, 2 * cos.shape[-1])
-    return qr, rotate(q, cos[:, None], sin[:, None]), kv
+    return qr, rotate(q, cos[..., None, :], sin[..., None, :]), kv
 
 
 def quantise_entry(kv, rotary):
@@ -333,7 +340,7 @@ def core_compressed(q, kv, entries, visible, sink, window):
 def output(o, wo_a, wo_b, cos, sin, groups, simulate):
     """o [B,T,H,d] -> [B,T,D]: inverse rotation, grouped low-rank projection."""
     B, T, H, d = o.shape
-    u = rotate(o, cos[:, None], -sin[:, None]).reshape(B, T, groups, -1)
+    u = rotate(o, cos[..., None, :], -sin[..., None, :]).reshape(B, T, groups, -1)
     y = torch.einsum("btgi,goi->btgo", u, wo_a.view(groups, -1, u.shape[-1]))
     return linear(y.flatten(-2), wo_b, simulate)
 
@@ -524,12 +531,13 @@ class Model:
             self.loads[layer] = load.detach()
         return y
 
-    def states(self, ids):
-        """ids [B,T] -> the normalised final state [B,T,D] and the mean of the indexers' losses.
+    def streams(self, ids, taps=()):
+        """ids [B,T] -> the residual streams after the last layer [B,T,m,D], the means [B,T,D] over the streams after
+        each layer of `taps` (what a draft head reads), and the indexers' losses.
 
         T must be a multiple of 128 (the window's block); pad on the right: later tokens never change earlier ones.
         """
-        c, p, index_losses = self.c, self.p, []
+        c, p, index_losses, tapped = self.c, self.p, [], {}
         h = F.embedding(ids, p["embed.weight"])[:, :, None].expand(-1, -1, c.hc_mult, -1).contiguous()
         for layer in range(c.num_hidden_layers):
             pre = f"layers.{layer}."
@@ -537,8 +545,19 @@ class Model:
             h = _hc_post(self.attention(x, layer, index_losses), h, post, comb, c.hc_mult)
             x, post, comb = self.hc(h, pre + "hc_ffn", pre + "ffn_norm.weight")
             h = _hc_post(self.mixture(x, layer, ids), h, post, comb, c.hc_mult)
-        y = _final_state(h, p["hc_head_fn"], p["hc_head_base"], p["hc_head_scale"], p["norm.weight"], c.rms_norm_eps, c.hc_eps)
-        return y, sum(index_losses) / len(index_losses) if index_losses else 0.0
+            if layer in taps:
+                tapped[layer] = h.float().mean(-2).to(h.dtype)
+        return h, [tapped[layer] for layer in taps], index_losses
+
+    def final(self, h):
+        """The normalised final state [B,T,D] of streams h."""
+        c, p = self.c, self.p
+        return _final_state(h, p["hc_head_fn"], p["hc_head_base"], p["hc_head_scale"], p["norm.weight"], c.rms_norm_eps, c.hc_eps)
+
+    def states(self, ids):
+        """ids [B,T], T as in `streams` -> the normalised final state [B,T,D] and the mean of the indexers' losses."""
+        h, _, index_losses = self.streams(ids)
+        return self.final(h), sum(index_losses) / len(index_losses) if index_losses else 0.0
 
     def losses(self, ids, targets):
         """-> negative log-likelihoods [B,T] and the indexers' loss."""

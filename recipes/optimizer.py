@@ -6,11 +6,10 @@ will have (the gradient goes to the master unchanged: a straight-through estimat
 import torch
 
 import quant
-from model import shapes
 
 MUON_KINDS = ("matrix", "last")
 ADAM_RATE = {"embed": 3e-3, "head": 2e-3, "one": 2e-3, "zero": 1e-2, "ape": 1e-2, "hc_fn": 1e-3, "hc_base": 5e-3,
-             "hc_scale": 5e-3, "small": 2e-3}
+             "hc_scale": 5e-3, "small": 2e-3, "bias": 2e-3, "markov": 2e-3}
 MUON_RATE, MUON_MOMENTUM, MUON_DECAY = 6e-3, 0.95, 0.05
 
 
@@ -28,9 +27,9 @@ def orthogonalise(g):
 
 
 class Optimizer:
-    def __init__(self, config, masters, dtype, device):
-        """masters: name -> float32. self.tensors holds the model's copies, by name."""
-        self.names, self.tensors, self.quantise = shapes(config), {}, False
+    def __init__(self, names, masters, dtype, device):
+        """names: what model.shapes returns; masters: name -> float32. self.tensors holds the model's copies, by name."""
+        self.names, self.tensors, self.quantise = names, {}, False
         groups = {}
         for name, (shape, storage, kind) in self.names.items():
             if kind in MUON_KINDS:

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Builds the tokenizer and the token files from the gathered corpus and the Python packages of this machine.
 
-usage: prepare.py CORPUS.jsonl.xz DATA_DIR [--python-megabytes N] [--tokenizer FILE]
+usage: prepare.py CORPUS.jsonl.xz DATA_DIR [--python-megabytes N] [--tokenizer FILE] [--conversations N]
 
 Writes to DATA_DIR: tokenizer.json; SPLIT_DOMAIN.bin (uint16 tokens, documents as BOS text EOS one after another) with
 SPLIT_DOMAIN.starts (int64, where documents begin) for the splits train and heldout and the domains code, prose and
-structured, and for train_chat; summary.json (sizes, licences of the Python packages).
+structured, and for chat; summary.json (sizes, licences of the Python packages).
 A file belongs to the held-out split when the hash of its path says so, about one in fifty. Needs tokenizers and numpy.
 """
 import argparse
@@ -157,6 +157,7 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--python-megabytes", type=float, default=240)
     parser.add_argument("--tokenizer", help="use this tokenizer.json instead of training one")
+    parser.add_argument("--conversations", type=int, default=45_000)
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
     began = time.time()
@@ -186,8 +187,9 @@ def main():
     print(f"{time.time() - began:.0f} s: tokenizer trained")
 
     summary, counts = {"python_packages": licences}, np.zeros(VOCABULARY, np.int64)
-    chat = conversations(documents, rng, 45_000)
-    for (split, domain), items in list(documents.items()) + [(("train", "chat"), chat)]:
+    chat = {("train", "chat"): conversations(documents, rng, args.conversations),
+            ("heldout", "chat"): conversations(documents, rng, 2_000, "heldout")}
+    for (split, domain), items in list(documents.items()) + list(chat.items()):
         tokens, size, ids = write_tokens(tokenizer, [text for _, text in items], os.path.join(args.out, f"{split}_{domain}"),
                                          wrap=domain != "chat")
         if split == "train":

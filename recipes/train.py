@@ -20,7 +20,7 @@ import torch
 
 import model as model_module
 from batches import KINDS, Batches
-from model import Config, Model, initial_parameters, routing_buffers
+from model import Config, Model, initial_parameters, routing_buffers, shapes
 from optimizer import Optimizer
 
 QUANTISE_FROM, SPARSE_FROM = 0.35, 0.45
@@ -96,7 +96,7 @@ def main():
         parameters = initial_parameters(config, generator)
         counts = torch.from_numpy(np.fromfile(os.path.join(args.data, "counts.i64"), np.int64)).float()
         buffers = routing_buffers(config, counts, generator)
-    optimizer = Optimizer(config, parameters, torch.bfloat16 if cuda else torch.float32, args.device)
+    optimizer = Optimizer(shapes(config), parameters, torch.bfloat16 if cuda else torch.float32, args.device)
     if state and state.get("optimizer"):
         optimizer.load_state(state["optimizer"])
     buffers = {k: v.to(args.device) for k, v in buffers.items()}
