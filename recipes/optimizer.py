@@ -37,7 +37,7 @@ class Optimizer:
         self.groups = []
         for (shape, storage), names in groups.items():
             stack = torch.stack([masters[n] for n in names]).to(device)
-            copy = stack.to(dtype)
+            copy = stack.to(dtype, copy=True)
             for n, c in zip(names, copy):
                 self.tensors[n] = c.requires_grad_()          # a view that is a leaf: shares the stack's memory
             self.groups.append((names, storage, stack, copy.detach(), torch.zeros_like(stack)))
