@@ -212,10 +212,11 @@ def bars(results):
             out[f"accepted length over {name}'s best k"] = at("dspark")["accepted_length"] / max(at(name)["accepted_length_by_slots"])
     if "dspark" in results:
         conditional = at("dspark")["conditional_acceptance"]
-        out["conditional acceptance, position 5 minus position 2"] = conditional[4] - conditional[1]
         after = results["dspark"]["T=1 rejection, gamma 5"]["calibration"]["after"]
         out["mean ECE after STS"] = float(np.mean(after["ece"]))
-        out["smallest AUROC"] = min(after["auroc"])
+        if None not in conditional + after["auroc"]:             # too few rounds to reach the last position
+            out["conditional acceptance, position 5 minus position 2"] = conditional[4] - conditional[1]
+            out["smallest AUROC"] = min(after["auroc"])
     return out
 
 
@@ -277,10 +278,11 @@ def main():
             print(f"    ECE {shown(cal['before']['ece'])} -> {shown(cal['after']['ece'])}, AUROC {shown(cal['after']['auroc'])}, "
                   f"if reached {shown(cal['after']['auroc_if_reached'])}, temperatures {shown(cal['temperatures'])}", flush=True)
         with open(args.out, "w", encoding="utf-8") as f:
-            json.dump({"heads": results}, f, indent=1)
+            json.dump({"sequences_per_domain": args.sequences, "length": args.length, "heads": results}, f, indent=1)
+    found = bars(results)
     with open(args.out, "w", encoding="utf-8") as f:
-        json.dump({"bars": bars(results), "sequences_per_domain": args.sequences, "length": args.length, "heads": results}, f, indent=1)
-    for name, value in bars(results).items():
+        json.dump({"bars": found, "sequences_per_domain": args.sequences, "length": args.length, "heads": results}, f, indent=1)
+    for name, value in found.items():
         print(f"{name}: {value:.4f}")
     print(f"{time.time() - began:.0f} s")
 

@@ -87,8 +87,7 @@ def main():
     out = [draft_round(net, module, ids) for ids in prompts]
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w", encoding="utf-8") as f:
-        json.dump(out, f, indent=1)
-        f.write("\n")
+        f.write("[\n" + ",\n".join(json.dumps(item) for item in out) + "\n]\n")
 
 
 if __name__ == "__main__":
