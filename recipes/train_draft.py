@@ -79,11 +79,14 @@ class Head:
         self.name, self.c, self.d, self.net, self.failed = name, config, draft, net, None
         self.ce, self.tv, self.depth = losses.get("ce", CE), losses.get("tv", TV), losses.get("depth", draft.block_size)
         names = draft_shapes(config, draft)
-        state = torch.load(os.path.join(resume, name + ".ck"), map_location="cpu") if resume else None
-        masters = {k: v.float() for k, v in state["parameters"].items()} if state else \
-            initial_parameters(config, torch.Generator().manual_seed(seed), names)
-        self.done = state["done"] if state else {"step": 0, "seconds": 0.0}
-        self.biases = {k: v.to(device) for k, v in (state["buffers"] if state else routing_biases(config, draft)).items()}
+        masters = initial_parameters(config, torch.Generator().manual_seed(seed), names)
+        self.done, biases = {"step": 0, "seconds": 0.0}, routing_biases(config, draft)
+        if resume:
+            own = os.path.join(resume, name + ".ck")
+            state = torch.load(own if os.path.exists(own) else os.path.join(resume, draft.kind + ".ck"), map_location="cpu")
+            masters.update({k: v.float() for k, v in state["parameters"].items() if k in names})
+            biases, self.done = state["buffers"], state["done"]
+        self.biases = {k: v.to(device) for k, v in biases.items()}
         self.optimizer = Optimizer(names, masters, net.p["embed.weight"].dtype, device)
         self.module = draft_module(config, draft, {**self.optimizer.tensors, **self.biases}, net.p["embed.weight"], net.p["head.weight"])
         self.module.simulate = True
@@ -203,7 +206,8 @@ def main():
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--block", type=int, default=5)
     parser.add_argument("--noise", default="<｜place▁holder▁no▁7｜>", help="token that stands for what isn't known yet")
-    parser.add_argument("--resume", help="directory with HEAD.ck files")
+    parser.add_argument("--resume", help="directory with HEAD.ck files; a head without one starts from the "
+                        "parameters that it shares with dspark.ck or mtp.ck")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
