@@ -40,7 +40,9 @@ class BlockPool {
   std::byte* Allocate();
   void AddReference(std::byte* block) { ++references_[Index(block)]; }
   void Release(std::byte* block);
-  bool IsShared(const std::byte* block) const { return references_[Index(block)] > 1; }
+  bool IsShared(const std::byte* block) const { return references(block) > 1; }
+  int32_t references(const std::byte* block) const { return references_[Index(block)]; }
+  int64_t Index(const std::byte* block) const { return (block - memory_.data()) / block_bytes_; }
 
   int64_t block_bytes() const { return block_bytes_; }
   int64_t capacity() const { return capacity_; }
@@ -51,7 +53,6 @@ class BlockPool {
 
  private:
   BlockPool() = default;
-  int64_t Index(const std::byte* block) const { return (block - memory_.data()) / block_bytes_; }
 
   ReservedMemory memory_;
   int64_t block_bytes_ = 0;

@@ -35,12 +35,11 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const CacheLayout& layout, cons
                            options.max_sequence_tokens);
   }
   const int64_t slots_bytes = SlotBytes(layout, options.max_sequence_tokens) * options.max_sequences;
-  const int64_t budget_bytes_min = slots_bytes + layout.block_bytes * options.max_sequences;
+  const int64_t budget_bytes_min = slots_bytes + layout.block_bytes;
   if (options.budget_bytes < budget_bytes_min) {
     return InvalidArgument(
-        "KV cache: a budget of {} bytes is too small for {} sequences: want {} for their fixed parts and a "
-        "block of {} "
-        "tokens each",
+        "KV cache: a budget of {} bytes is too small for {} sequences: want {} for their fixed parts and one "
+        "block of {} tokens",
         options.budget_bytes, options.max_sequences, budget_bytes_min, kBlockTokens);
   }
   int64_t capacity = 0;
@@ -62,6 +61,7 @@ KvCache::KvCache(const CacheLayout& layout, const KvCacheOptions& options, Block
       slots_(std::move(slots)),
       slot_bytes_(SlotBytes(layout, options.max_sequence_tokens)) {
   free_slots_.reserve(options.max_sequences);
+  held_.assign(pool_.capacity(), 0);
 }
 
 KvCache::~KvCache() {
@@ -86,6 +86,22 @@ int64_t KvCache::BlocksFor(int64_t tokens) const {
 
 int64_t KvCache::AvailableTokens() const {
   return layout_.block_bytes == 0 ? options_.max_sequence_tokens : pool_.available() * kBlockTokens;
+}
+
+int64_t KvCache::BlocksHeldOnlyBy(std::span<const SequenceState* const> sequences) {
+  for (const SequenceState* s : sequences) {
+    for (int64_t i = 0; i < s->num_blocks_; ++i) ++held_[pool_.Index(s->table()[i])];
+  }
+  int64_t count = 0;
+  for (const SequenceState* s : sequences) {
+    for (int64_t i = 0; i < s->num_blocks_; ++i) {
+      int32_t& held = held_[pool_.Index(s->table()[i])];
+      if (held == 0) continue;  // counted already
+      if (held == pool_.references(s->table()[i])) ++count;
+      held = 0;
+    }
+  }
+  return count;
 }
 
 CacheStats KvCache::stats() const {

@@ -59,8 +59,8 @@ class SequenceState;
 // The memory of all sequences of one model. Outlives its sequences.
 class KvCache {
  public:
-  // Errors: kInvalidArgument (limits below 1, a budget that doesn't hold the fixed parts and one block for
-  // each sequence), kResourceExhausted (address space).
+  // Errors: kInvalidArgument (limits below 1, a budget that doesn't hold the fixed parts and one block),
+  // kResourceExhausted (address space).
   static Result<std::unique_ptr<KvCache>> Create(const CacheLayout& layout, const KvCacheOptions& options);
   ~KvCache();
   KvCache(const KvCache&) = delete;
@@ -73,13 +73,17 @@ class KvCache {
   const KvCacheOptions& options() const { return options_; }
   // Tokens that fit into the blocks that are free now.
   int64_t AvailableTokens() const;
+  int64_t AvailableBlocks() const { return pool_.available(); }
+  // Blocks of one sequence of so many tokens; 0 when every layer is SWA.
+  int64_t BlocksFor(int64_t tokens) const;
+  // Blocks that would be free if these (different) sequences were not there.
+  int64_t BlocksHeldOnlyBy(std::span<const SequenceState* const> sequences);
   CacheStats stats() const;
 
  private:
   friend class SequenceState;
   KvCache(const CacheLayout& layout, const KvCacheOptions& options, BlockPool pool, ReservedMemory slots);
 
-  int64_t BlocksFor(int64_t tokens) const;
   std::byte* SlotData(int slot) const { return slots_.data() + slot * slot_bytes_; }
 
   CacheLayout layout_;
@@ -89,6 +93,7 @@ class KvCache {
   int64_t slot_bytes_ = 0;
   std::vector<int> free_slots_;
   int touched_slots_ = 0;
+  std::vector<int32_t> held_;  // [blocks]: scratch of BlocksHeldOnlyBy, zeros between calls
 };
 
 // The bytes of a saved state: pages, ring rows, and a record at the end that makes them valid (snapshot.cc).
@@ -134,6 +139,8 @@ class SequenceState {
   // sequence's reservation. Errors: kResourceExhausted (max_sequences exist).
   Result<SequenceState> Fork();
 
+  // Bytes that Save gives.
+  int64_t SavedBytes() const;
   // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need.
   Snapshot Save() const;
   // Replaces this state. Errors: kDataLoss (damaged or cut off), kInvalidArgument (of another model, layout

@@ -140,9 +140,13 @@ Status FileError(int error) {
 
 }  // namespace
 
+int64_t SequenceState::SavedBytes() const {
+  return PieceBytes(cache_->layout(), marks_) + static_cast<int64_t>(sizeof(StateRecord));
+}
+
 Snapshot SequenceState::Save() const {
   Snapshot snapshot;
-  snapshot.bytes.reserve(PieceBytes(cache_->layout(), marks_) + sizeof(StateRecord));
+  snapshot.bytes.reserve(SavedBytes());
   WriteState(*cache_, marks_, table(), fixed(), [&](const std::byte* data, int64_t bytes) {
     snapshot.bytes.insert(snapshot.bytes.end(), data, data + bytes);
   });
