@@ -1,12 +1,4 @@
 // Identities that cross modules.
 #pragma once
 
-#include <cstdint>
-
-namespace foresight {
-
-// An entry of the model's vocabulary. Valid ids are 0 or more; what is below the model's vocab_size is the
-// model's to check.
-using TokenId = int32_t;
-
-}  // namespace foresight
+#include "foresight/ids.h"  // IWYU pragma: export

@@ -7,17 +7,9 @@
 #include <string>
 #include <string_view>
 
-namespace foresight {
+#include "foresight/progress.h"
 
-// Called from the thread that does the work. `total` and `done` count the same unit, whatever it is.
-class ProgressSink {
- public:
-  virtual ~ProgressSink() = default;
-  // A new stage of the work; ends the one before.
-  virtual void Begin(std::string_view stage, uint64_t total) = 0;
-  virtual void Update(uint64_t done) = 0;
-  virtual void End() = 0;
-};
+namespace foresight {
 
 // One line at the foot of a terminal, redrawn at most 20 times a second and removed at the end. Silent when
 // the stream is no terminal.

@@ -3,14 +3,10 @@
 
 #include "base/arena.h"
 #include "base/thread_pool.h"
+#include "foresight/numerics.h"
 #include "tensor/cache_view.h"
 
 namespace foresight {
-
-// Model spec 6.2. kClean: no simulated quantisation or rounding of activations and caches. kFaithful: the
-// roundings that the released model was trained with; activations are bf16 values (stored as float32), caches
-// are packed.
-enum class Numerics : uint8_t { kClean, kFaithful };
 
 struct KernelContext {
   ThreadPool* pool = nullptr;

@@ -6,13 +6,9 @@
 
 #include "base/ids.h"
 #include "base/status.h"
+#include "foresight/sampling_params.h"
 
 namespace foresight {
-
-struct TokenLogProb {
-  TokenId token = 0;
-  double logprob = 0;
-};
 
 // log softmax(logits)[token], -inf for a masked one; and the most likely tokens in descending order, equal
 // ones by ascending id: fills `top`, which has at most as many places as there are logits. No allocation.

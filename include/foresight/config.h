@@ -1,0 +1,36 @@
+// How an engine is made: which model, on what, within which limits.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "foresight/numerics.h"
+#include "foresight/progress.h"
+
+namespace foresight {
+
+struct EngineOptions {
+  std::string model = {};  // a checkpoint directory in the official layout; empty: the model of this build
+  std::string synthetic = {};  // instead: random weights of a released shape, e.g. "flash:2"
+  int synthetic_experts = 0;   // of those, keep so many routed experts; 0: all
+
+  int num_threads = 0;        // 0: the processors that the process may run on
+  std::string table = "cpu";  // kernels: "cpu" is the best of this machine
+  Numerics numerics = Numerics::kFaithful;
+  bool check_all_values = false;     // look for NaN and infinity in every matrix: reads the whole model
+  ProgressSink* progress = nullptr;  // of the load; borrowed, may be null
+
+  int64_t context_tokens = 0;  // of each sequence; 0: as many as the model allows and memory holds
+  int64_t cache_bytes_max =
+      0;  // key-value caches of all sequences and kept prefixes; 0: what is free, within reason
+  int max_sequences = 8;                  // computed at a time
+  int step_rows_max = 512;                // tokens of one step
+  int mixed_prefill_rows_max = 128;       // prompt tokens of a step that decodes as well
+  int kept_prefixes_max = 8;              // states kept for later prompts; 0: none
+  int64_t saved_bytes_max = 256LL << 20;  // host memory for the states of preempted sequences
+
+  int queued_requests_max = 1024;
+  int64_t queued_tokens_max = int64_t{1} << 24;  // of their prompts
+};
+
+}  // namespace foresight

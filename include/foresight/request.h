@@ -1,0 +1,83 @@
+// What a client asks of the engine and what comes back.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "foresight/ids.h"
+#include "foresight/sampling_params.h"
+#include "foresight/status.h"
+
+namespace foresight {
+
+// Names a submitted request for its engine's lifetime.
+using RequestNumber = uint64_t;
+
+inline constexpr int kPriorityMax = 100;
+
+struct Request {
+  std::vector<TokenId> prompt = {};
+  SamplingParams sampling = {};
+  bool ignore_eos = false;
+  int choice = 0;               // tells the answers to one prompt apart that share a seed
+  int priority = 0;             // -kPriorityMax .. kPriorityMax, smaller first; waiting makes up for it
+  double timeout_seconds = 0;   // from Submit; 0: none
+  std::string cache_salt = {};  // prefixes are shared between requests with the same salt only
+  bool read_cache = true;       // begin with what is kept of the prompt
+  bool keep_in_cache = true;    // keep prompt and answer for later requests
+};
+
+enum class FinishReason : uint8_t {
+  kStop,       // the end-of-sequence token, or a stop string
+  kLength,     // max_tokens, or the context is full
+  kCancelled,  // by the caller, or the engine was shut down
+  kDeadline,   // timeout_seconds, after the first token
+  kError,      // RequestResult::status says which
+};
+
+std::string_view FinishReasonName(FinishReason reason);  // "stop", "length", ...
+
+struct OutputToken {
+  TokenId token = 0;
+  // With sampling.logprobs: of the raw model distribution, natural logarithm.
+  double logprob = 0;
+  std::span<const TokenLogProb> top;  // [sampling.logprobs]
+};
+
+// A piece of an answer. Views are valid during the call.
+struct OutputEvent {
+  std::span<const OutputToken> tokens;  // one or, with speculation, several; none when only text is left
+  // Whole UTF-8 characters; what may begin a stop string is held back. Empty without a tokenizer.
+  std::string_view text;
+};
+
+struct RequestResult {
+  FinishReason finish = FinishReason::kStop;
+  Status status = {};    // not ok for kError
+  int stop_string = -1;  // which of sampling.stop ended it
+  int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;      // of the prompt, whose state was kept from earlier requests
+  int64_t completion_tokens = 0;  // the end-of-sequence token included; none behind a stop
+  double queue_seconds = 0;       // until it was admitted
+  double prefill_seconds = 0;     // from then to the first token
+  double decode_seconds = 0;      // from then to the last
+  int64_t seed = 0;               // the one in use
+  int64_t preemptions = 0;
+
+  double prefill_tokens_per_second() const;
+  double decode_tokens_per_second() const;
+};
+
+// Receives one answer. Called on the engine's thread: return soon, and do not wait for another request.
+class EventSink {
+ public:
+  virtual ~EventSink() = default;
+  virtual void OnOutput(const OutputEvent& event) = 0;
+  // Once, and the last call.
+  virtual void OnFinish(const RequestResult& result) = 0;
+};
+
+}  // namespace foresight
