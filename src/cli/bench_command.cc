@@ -16,6 +16,7 @@
 #include "base/units.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
+#include "engine/engine_access.h"
 #include "model/costs.h"
 #include "weights/synthetic.h"
 
@@ -84,7 +85,7 @@ struct DecodePoint {
 
 class Bench {
  public:
-  Bench(Engine& engine, const BenchFlags& flags)
+  Bench(Runtime& engine, const BenchFlags& flags)
       : engine_(engine), flags_(flags), weights_of_token_(WeightsOfToken(engine.weights())) {}
 
   Status Run();
@@ -104,7 +105,7 @@ class Bench {
   // Prefills a sequence up to `length`, in chunks.
   Status Fill(SequenceState& sequence, int64_t length);
 
-  Engine& engine_;
+  Runtime& engine_;
   const BenchFlags& flags_;
   const std::vector<std::span<const std::byte>> weights_of_token_;
   uint32_t token_ = 1;
@@ -278,21 +279,22 @@ Status Bench::Run() {
 }
 
 Status RunBench(const BenchFlags& flags) {
-  ASSIGN_OR_RETURN(EngineOptions options, flags.model.ToOptions());
+  EngineOptions options = flags.model.ToOptions();
   TerminalProgress progress;
   options.progress = &progress;
   options.max_sequences = *std::max_element(flags.batches.begin(), flags.batches.end()) + 1;
+  options.kept_prefixes_max = 0;
   const int64_t longest = *std::max_element(flags.contexts.begin(), flags.contexts.end());
   options.context_tokens =
       std::max<int64_t>(longest, flags.prefill_rows) + (flags.repeat + 1) * flags.steps + kBlockTokens;
   options.step_rows_max = std::max(512, flags.prefill_rows);
   if (!flags.synthetic.empty()) {
     ASSIGN_OR_RETURN(const ModelConfig config, ParseSyntheticSpec(flags.synthetic, flags.experts));
-    ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Synthesize(config, options));
+    ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> engine, Runtime::Synthesize(config, options));
     return Bench(*engine, flags).Run();
   }
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
-  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(files, options));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> engine, Runtime::Load(files, options));
   return Bench(*engine, flags).Run();
 }
 

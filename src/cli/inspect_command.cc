@@ -4,6 +4,7 @@
 #include "base/units.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
+#include "engine/engine_access.h"
 #include "engine/machine.h"
 #include "kv_cache/cache_layout.h"
 #include "weights/layout.h"

@@ -1,7 +1,5 @@
 #include "cli/model_flags.h"
 
-#include "weights/embedded/embedded_model.h"
-
 namespace foresight {
 
 void ModelFlags::AddTo(CLI::App& command) {
@@ -19,20 +17,14 @@ void ModelFlags::AddTo(CLI::App& command) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
 }
 
-Result<EngineOptions> ModelFlags::ToOptions() const {
+EngineOptions ModelFlags::ToOptions() const {
   EngineOptions options;
+  options.model = directory;
   options.num_threads = threads;
   options.table = table;
   options.numerics = numerics == "clean" ? Numerics::kClean : Numerics::kFaithful;
   options.context_tokens = context_tokens;
   return options;
-}
-
-Result<ModelFiles> OpenModel(const std::string& directory) {
-  if (!directory.empty()) return OpenModelDirectory(directory);
-  ModelFiles files = EmbeddedModel();
-  if (files.empty()) return NotFound("this build carries no model; name a checkpoint directory with --model");
-  return files;
 }
 
 }  // namespace foresight

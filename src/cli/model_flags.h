@@ -5,8 +5,8 @@
 #include <memory>
 #include <string>
 
-#include "base/status.h"
-#include "engine/engine.h"
+#include "base/thread_pool.h"
+#include "foresight/config.h"
 
 namespace foresight {
 
@@ -18,10 +18,7 @@ struct ModelFlags {
   int64_t context_tokens = 0;
 
   void AddTo(CLI::App& command);
-  Result<EngineOptions> ToOptions() const;
+  EngineOptions ToOptions() const;
 };
-
-// The directory's files, or the embedded model's. Errors: kNotFound when this build carries no model.
-Result<ModelFiles> OpenModel(const std::string& directory);
 
 }  // namespace foresight

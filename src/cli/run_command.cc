@@ -8,13 +8,15 @@
 #include <sstream>
 
 #include "base/check.h"
-#include "base/units.h"
+#include "base/progress.h"
 #include "chat/markup.h"
 #include "chat/output_parser.h"
 #include "chat/prompt.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
-#include "engine/generation.h"
+#include "foresight/engine.h"
+#include "sampling/sampling_params.h"
+#include "tokenizer/tokenizer.h"
 
 namespace foresight {
 namespace {
@@ -58,12 +60,7 @@ struct RunFlags {
   }
 };
 
-Result<SamplingParams> SamplingOf(const RunFlags& flags, const ModelFiles& files) {
-  SamplingParams params;
-  if (files.Contains("generation_config.json")) {
-    ASSIGN_OR_RETURN(const std::string_view json, files.FindText("generation_config.json"));
-    ASSIGN_OR_RETURN(params, ParseGenerationConfig(json));
-  }
+Result<SamplingParams> SamplingOf(const RunFlags& flags, SamplingParams params) {
   params.temperature = flags.greedy ? 0 : flags.temperature.value_or(params.temperature);
   params.top_p = flags.top_p.value_or(params.top_p);
   params.top_k = flags.top_k.value_or(params.top_k);
@@ -88,8 +85,8 @@ Result<SamplingParams> SamplingOf(const RunFlags& flags, const ModelFiles& files
 }
 
 // Prints an answer as it comes: its content on the output, its reasoning and log-probabilities on the error
-// stream.
-class Printer : public GenerationSink, public OutputSink {
+// stream. Called on the engine's thread while this one waits.
+class Printer : public OutputSink {
  public:
   // in_reasoning: the prompt left a <think> open.
   Printer(const Tokenizer& tokenizer, bool logprobs, bool quiet, bool in_reasoning)
@@ -98,7 +95,12 @@ class Printer : public GenerationSink, public OutputSink {
         quiet_(quiet),
         parser_({.in_reasoning = in_reasoning}, this) {}
 
-  void OnText(std::string_view text) override { Parsed(parser_.Push(text)); }
+  void Print(const OutputEvent& event) {
+    for (const OutputToken& token : event.tokens) {
+      if (logprobs_) PrintLogProbs(token);
+    }
+    Parsed(parser_.Push(event.text));
+  }
   void Finish() { Parsed(parser_.Finish()); }
 
   void OnReasoning(std::string_view text) override {
@@ -119,18 +121,17 @@ class Printer : public GenerationSink, public OutputSink {
   void OnCallArguments(std::string_view) override {}
   void OnCallEnd() override {}
 
-  void OnToken(const SampledToken& token) override {
-    if (!logprobs_) return;
-    fmt::print(stderr, "{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
-    for (const TokenLogProb& t : token.top) fmt::print(stderr, " | {} {:.3f}", Show(t.token), t.logprob);
-    fmt::print(stderr, "\n");
-  }
   // What was said, as the next message of the conversation.
   const Message& answer() const { return answer_; }
 
  private:
   static void Parsed(const Status& status) {
     CHECK(status.ok(), "text without calls: {}", status.ToString());
+  }
+  void PrintLogProbs(const OutputToken& token) const {
+    fmt::print(stderr, "{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
+    for (const TokenLogProb& t : token.top) fmt::print(stderr, " | {} {:.3f}", Show(t.token), t.logprob);
+    fmt::print(stderr, "\n");
   }
   std::string Show(TokenId token) const {
     const auto bytes = tokenizer_.TokenBytes(token);
@@ -147,7 +148,7 @@ class Printer : public GenerationSink, public OutputSink {
   Message answer_{.role = Role::kAssistant};
 };
 
-void PrintClosingLine(const GenerationResult& r) {
+void PrintClosingLine(const RequestResult& r) {
   fmt::print(stderr, "[{}; prefill {} tokens{} {:.1f} tokens/s; decode {} tokens {:.1f} tokens/s; seed {}]\n",
              FinishReasonName(r.finish), r.prompt_tokens - r.cached_tokens,
              r.cached_tokens > 0 ? fmt::format(" (+{} kept)", r.cached_tokens) : "",
@@ -176,13 +177,11 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
   } else {
     ASSIGN_OR_RETURN(prompt, tokenizer.Encode(input, {.add_bos = tokenizer.bos_id().has_value()}));
   }
-  ASSIGN_OR_RETURN(Session session, Session::Create(engine));
   Printer printer(tokenizer, params.logprobs.has_value(), flags.quiet, flags.Thinks());
-  ASSIGN_OR_RETURN(
-      const GenerationResult result,
-      session.Generate(
-          {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
-          printer));
+  ASSIGN_OR_RETURN(const RequestResult result,
+                   engine.Generate(
+                       {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos},
+                       [&](const OutputEvent& event) { printer.Print(event); }, &g_interrupted));
   printer.Finish();
   if (!flags.quiet) {
     fmt::print("\n");
@@ -194,7 +193,6 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
 
 Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params) {
   const Tokenizer& tokenizer = *engine.tokenizer();
-  ASSIGN_OR_RETURN(Session session, Session::Create(engine));
   std::vector<Message> messages = Opening(flags);
   fmt::print(stderr, "Type a message; /clear starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer.\n");
   for (;;) {
@@ -222,9 +220,9 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, PromptIds(flags, tokenizer, messages));
     g_interrupted = false;
     Printer printer(tokenizer, params.logprobs.has_value(), flags.quiet, flags.Thinks());
-    const Result<GenerationResult> result = session.Generate(
-        {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos, .cancel = &g_interrupted},
-        printer);
+    const Result<RequestResult> result = engine.Generate(
+        {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos},
+        [&](const OutputEvent& event) { printer.Print(event); }, &g_interrupted);
     g_interrupted = false;
     if (!result.ok()) {
       // The request has failed, the conversation goes on as if it had not been made.
@@ -241,15 +239,15 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
 }
 
 Status Run(const RunFlags& flags) {
-  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
-  ASSIGN_OR_RETURN(EngineOptions options, flags.model.ToOptions());
+  EngineOptions options = flags.model.ToOptions();
   TerminalProgress progress;
   options.progress = flags.quiet ? nullptr : &progress;
-  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(files, options));
-  if (engine->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", files.origin());
+  options.max_sequences = 1;  // one conversation
+  ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(options));
+  if (engine->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", flags.model.directory);
   if (!flags.quiet) fmt::print(stderr, "{}", engine->StartUpReport());
-  ASSIGN_OR_RETURN(const SamplingParams params, SamplingOf(flags, files));
-  RETURN_IF_ERROR(params.Validate(engine->config().vocab_size));
+  ASSIGN_OR_RETURN(const SamplingParams params, SamplingOf(flags, engine->default_sampling()));
+  RETURN_IF_ERROR(params.Validate(engine->vocab_size()));
 
   struct sigaction action = {};
   action.sa_handler = OnInterrupt;

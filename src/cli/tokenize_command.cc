@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
+#include "engine/engine_access.h"
 #include "tokenizer/tokenizer.h"
 
 namespace foresight {

@@ -1,147 +1,258 @@
-#include "engine/engine.h"
-
-
-#include <xxhash.h>
+#include "foresight/engine.h"
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
 #include <utility>
 
-#include "base/units.h"
-#include "weights/synthetic.h"
-#include "weights/layout.h"
+#include "engine/engine_access.h"
+#include "engine/engine_loop.h"
+#include "request/validate.h"
 
 namespace foresight {
 namespace {
 
-uint64_t StoredBytes(const ModelConfig& config) {
-  ModelWeights weights;
-  uint64_t bytes = 0;
-  for (const WeightSlot& slot : LayOutWeights(config, LayoutFromConfig(config), &weights)) {
-    bytes += slot.bytes();
-  }
-  return bytes;
+constexpr std::chrono::milliseconds kCancelPoll{5};
+constexpr int kSequencesMax = 4096;
+
+double SecondsNow() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-// Tells models apart whose saved states must not be mixed up. The config names the shapes; the head's first
-// bytes tell two trainings of one shape apart without reading the whole model.
-uint64_t ModelIdentity(const ModelFiles& files, const ModelWeights& weights, Numerics numerics) {
-  XXH64_hash_t hash = static_cast<XXH64_hash_t>(numerics);
-  const size_t head_bytes = static_cast<size_t>(std::min<int64_t>(weights.head.bytes(), 1 << 16));
-  hash = XXH3_64bits_withSeed(weights.head.data, head_bytes, hash);
-  if (const auto config = files.FindText("config.json"); config.ok()) {
-    hash = XXH3_64bits_withSeed(config->data(), config->size(), hash);
+Status CheckOptions(const EngineOptions& o) {
+  if (o.max_sequences < 1 || o.max_sequences > kSequencesMax) {
+    return InvalidArgument("max_sequences: want 1..{}, got {}", kSequencesMax, o.max_sequences);
   }
-  return hash;
-}
-
-std::string DescribeLayers(const ModelConfig& config) {
-  std::string text = fmt::format("{} layers (", config.num_hidden_layers);
-  const char* separator = "";
-  for (LayerKind kind : {LayerKind::kSwa, LayerKind::kCsa, LayerKind::kHca}) {
-    const auto count = std::count(config.layers.begin(), config.layers.end(), kind);
-    if (count == 0) continue;
-    text += fmt::format("{}{} {}", separator, count, LayerKindName(kind));
-    separator = ", ";
+  if (o.step_rows_max < o.max_sequences) {
+    return InvalidArgument("step_rows_max: want a row for each of {} sequences, got {}", o.max_sequences,
+                           o.step_rows_max);
   }
-  return text + ")";
+  if (o.mixed_prefill_rows_max < 1) {
+    return InvalidArgument("mixed_prefill_rows_max: want 1 or more, got {}", o.mixed_prefill_rows_max);
+  }
+  if (o.kept_prefixes_max < 0 || o.kept_prefixes_max > kSequencesMax) {
+    return InvalidArgument("kept_prefixes_max: want 0..{}, got {}", kSequencesMax, o.kept_prefixes_max);
+  }
+  if (o.saved_bytes_max < 0)
+    return InvalidArgument("saved_bytes_max: want 0 or more, got {}", o.saved_bytes_max);
+  if (o.queued_requests_max < 1 || o.queued_tokens_max < 1) {
+    return InvalidArgument("the queue: want room for a request and a token, got {} and {}",
+                           o.queued_requests_max, o.queued_tokens_max);
+  }
+  return Status();
 }
 
 }  // namespace
 
-Result<std::unique_ptr<Engine>> Engine::Load(const ModelFiles& files, const EngineOptions& options) {
-  if (files.empty()) return NotFound("there are no model files to load");
-  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
-  std::unique_ptr<Engine> engine(new Engine);
-  engine->machine_ = DescribeMachine();
-  engine->files_ = files;
-  ASSIGN_OR_RETURN(LoadedModel loaded,
-                   LoadModel(files, {.checks = options.checks, .progress = options.progress}));
-  if (files.Contains("tokenizer.json")) {
-    ASSIGN_OR_RETURN(const std::string_view json, files.FindText("tokenizer.json"));
-    Result<Tokenizer> tokenizer = Tokenizer::Load(json);
-    if (!tokenizer.ok()) return tokenizer.status().WithContext(files.origin() + ": tokenizer.json");
-    if (tokenizer->vocab_size() > loaded.weights.config.vocab_size) {
-      return InvalidArgument("{}: tokenizer.json has token ids up to {}, the model's vocabulary ends at {}",
-                             files.origin(), tokenizer->vocab_size() - 1, loaded.weights.config.vocab_size);
+struct Engine::Impl {
+  Impl(std::unique_ptr<Runtime> r, const EngineOptions& o)
+      : options(o), runtime(std::move(r)), loop(*runtime, o, queue, SecondsNow), default_sampling() {}
+
+  Status ReadDefaultSampling() {
+    if (!runtime->files().Contains("generation_config.json")) return Status();
+    ASSIGN_OR_RETURN(const std::string_view json, runtime->files().FindText("generation_config.json"));
+    ASSIGN_OR_RETURN(default_sampling, ParseGenerationConfig(json));
+    return Status();
+  }
+  void Run();
+
+  const EngineOptions options;
+  const std::unique_ptr<Runtime> runtime;
+  QueueGauge queue;
+  EngineLoop loop;  // the thread's, once it runs
+  SamplingParams default_sampling;
+
+  mutable std::mutex mutex;
+  std::condition_variable wake;
+  // Under `mutex`:
+  bool stop = false;
+  bool clear = false;
+  std::vector<std::shared_ptr<Ticket>> inbox;  // at most queued_requests_max
+  std::unordered_map<RequestNumber, std::shared_ptr<Ticket>> live;
+  RequestNumber last_number = 0;
+  EngineStatistics statistics;
+
+  std::jthread thread;  // the last member: it ends first
+};
+
+void Engine::Impl::Run() {
+  std::vector<std::shared_ptr<Ticket>> arrived;
+  std::vector<RequestNumber> finished;
+  for (bool busy = true;;) {
+    bool clear_now = false;
+    {
+      std::unique_lock lock(mutex);
+      statistics = loop.statistics();
+      for (RequestNumber number : finished) live.erase(number);
+      wake.wait(lock, [&] { return busy || stop || clear || !inbox.empty(); });
+      if (stop) break;
+      std::swap(arrived, inbox);
+      clear_now = std::exchange(clear, false);
     }
-    engine->tokenizer_ = std::move(*tokenizer);
+    for (std::shared_ptr<Ticket>& ticket : arrived) loop.Add(std::move(ticket));
+    arrived.clear();
+    if (clear_now) loop.ClearKeptPrefixes();
+    busy = loop.Step();
+    loop.TakeFinished(finished);
   }
-  // Mapped pages are not in memory before they are touched.
-  const int64_t weights_to_come = static_cast<int64_t>(loaded.report.bytes - loaded.report.copied_bytes);
-  RETURN_IF_ERROR(engine->Start(std::move(loaded), *table, options, weights_to_come));
-  return engine;
+  for (std::shared_ptr<Ticket>& ticket : inbox) loop.Add(std::move(ticket));
+  loop.CancelAll();
 }
 
-Result<std::unique_ptr<Engine>> Engine::Synthesize(const ModelConfig& config, const EngineOptions& options) {
-  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
-  std::unique_ptr<Engine> engine(new Engine);
-  engine->machine_ = DescribeMachine();
-  const uint64_t bytes = StoredBytes(config);
-  if (static_cast<int64_t>(bytes) > engine->machine_.available_bytes) {
-    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
-                             FormatBytes(engine->machine_.available_bytes));
-  }
-  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
-  LoadedModel loaded = MakeSyntheticModel(config, {.num_threads = options.num_threads});
-  if (options.progress != nullptr) options.progress->End();
-  // They are in memory now, and what is available has shrunk by them.
-  engine->machine_.available_bytes = DescribeMachine().available_bytes;
-  RETURN_IF_ERROR(engine->Start(std::move(loaded), *table, options, /*weights_to_come=*/0));
-  return engine;
+Result<std::unique_ptr<Engine>> EngineAccess::Make(std::unique_ptr<Runtime> runtime,
+                                                   const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckOptions(options));
+  auto impl = std::make_unique<Engine::Impl>(std::move(runtime), options);
+  RETURN_IF_ERROR(impl->ReadDefaultSampling());
+  Engine::Impl* const started = impl.get();
+  started->thread = std::jthread([started] { started->Run(); });
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
-Status Engine::Start(LoadedModel loaded, const KernelTable& table, const EngineOptions& options,
-                     int64_t weights_to_come) {
-  loaded_ = std::move(loaded);
-  pool_ =
-      std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
-  model_ = std::make_unique<Model>(
-      loaded_.weights, table, *pool_,
-      ModelOptions{.numerics = options.numerics, .max_step_rows = options.step_rows_max});
-  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), model_->cache_layout(),
-                                     {.weights_bytes = weights_to_come,
-                                      .context_tokens = options.context_tokens,
-                                      .cache_bytes_max = options.cache_bytes_max,
-                                      .max_sequences = options.max_sequences,
-                                      .step_rows_max = options.step_rows_max},
-                                     machine_.available_bytes));
-  plan_.cache.model_identity = ModelIdentity(files_, loaded_.weights, options.numerics);
-  ASSIGN_OR_RETURN(cache_, KvCache::Create(model_->cache_layout(), plan_.cache));
-  return Status();
+const Runtime& EngineAccess::runtime(const Engine& engine) {
+  return *engine.impl_->runtime;
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->stop = true;
+  }
+  impl_->wake.notify_one();
+}
+
+Result<RequestNumber> Engine::Submit(Request request, std::shared_ptr<EventSink> sink) {
+  RETURN_IF_ERROR(ValidateRequest(request, {.vocab_size = vocab_size(), .context_tokens = context_tokens()}));
+  auto ticket = std::make_shared<Ticket>();
+  const int64_t tokens = std::ssize(request.prompt);
+  ticket->request = std::move(request);
+  ticket->sink = std::move(sink);
+  ticket->submitted = SecondsNow();
+  const EngineOptions& options = impl_->options;
+  {
+    const std::lock_guard lock(impl_->mutex);
+    if (impl_->queue.requests.load() >= options.queued_requests_max) {
+      return ResourceExhausted("the queue is full: {} requests are waiting", options.queued_requests_max);
+    }
+    if (impl_->queue.tokens.load() + tokens > options.queued_tokens_max) {
+      return ResourceExhausted("the queue is full: {} prompt tokens may wait, {} do",
+                               options.queued_tokens_max, impl_->queue.tokens.load());
+    }
+    impl_->queue.requests.fetch_add(1);
+    impl_->queue.tokens.fetch_add(tokens);
+    ticket->number = ++impl_->last_number;
+    impl_->live.emplace(ticket->number, ticket);
+    impl_->inbox.push_back(ticket);
+  }
+  impl_->wake.notify_one();
+  return ticket->number;
+}
+
+void Engine::Cancel(RequestNumber number) {
+  // The thread sees it before its next step; it is not idle while the request is alive.
+  const std::lock_guard lock(impl_->mutex);
+  if (const auto it = impl_->live.find(number); it != impl_->live.end()) it->second->cancelled = true;
+}
+
+namespace {
+
+// Hands events to a function and lets a thread wait for the end.
+class WaitingSink : public EventSink {
+ public:
+  explicit WaitingSink(const std::function<void(const OutputEvent&)>& on_output) : on_output_(on_output) {}
+
+  void OnOutput(const OutputEvent& event) override {
+    if (on_output_) on_output_(event);
+  }
+  void OnFinish(const RequestResult& result) override {
+    const std::lock_guard lock(mutex_);
+    result_ = result;
+    ended_.notify_all();
+  }
+  // False when it took longer than a poll.
+  bool WaitAWhile() {
+    std::unique_lock lock(mutex_);
+    return ended_.wait_for(lock, kCancelPoll, [this] { return result_.has_value(); });
+  }
+  RequestResult Wait() {
+    std::unique_lock lock(mutex_);
+    ended_.wait(lock, [this] { return result_.has_value(); });
+    return std::move(*result_);
+  }
+
+ private:
+  const std::function<void(const OutputEvent&)>& on_output_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::optional<RequestResult> result_;
+};
+
+}  // namespace
+
+Result<RequestResult> Engine::Generate(Request request,
+                                       const std::function<void(const OutputEvent&)>& on_output,
+                                       const std::atomic<bool>* cancel) {
+  const auto sink = std::make_shared<WaitingSink>(on_output);
+  ASSIGN_OR_RETURN(const RequestNumber number, Submit(std::move(request), sink));
+  while (cancel != nullptr && !sink->WaitAWhile()) {
+    if (cancel->load()) {
+      Cancel(number);
+      break;
+    }
+  }
+  RequestResult result = sink->Wait();
+  if (!result.status.ok()) return result.status;
+  return result;
+}
+
+Result<std::vector<TokenId>> Engine::Encode(std::string_view text) const {
+  if (tokenizer() == nullptr)
+    return InvalidArgument("{} has no tokenizer.json", impl_->runtime->files().origin());
+  return tokenizer()->Encode(text, {.add_bos = tokenizer()->bos_id().has_value()});
+}
+
+Result<std::string> Engine::Decode(std::span<const TokenId> tokens) const {
+  if (tokenizer() == nullptr)
+    return InvalidArgument("{} has no tokenizer.json", impl_->runtime->files().origin());
+  return tokenizer()->Decode(tokens, {.skip_special = true});
+}
+
+const SamplingParams& Engine::default_sampling() const {
+  return impl_->default_sampling;
+}
+
+int Engine::vocab_size() const {
+  return impl_->runtime->config().vocab_size;
+}
+
+int64_t Engine::context_tokens() const {
+  return impl_->runtime->context_tokens();
+}
+
+const Tokenizer* Engine::tokenizer() const {
+  return impl_->runtime->tokenizer();
 }
 
 std::string Engine::StartUpReport() const {
-  const ModelConfig& c = config();
-  const LoadReport& load = loaded_.report;
-  const CacheLayout& layout = model_->cache_layout();
-  const bool packed = layout.entry.format == CacheFormat::kPacked;
-  std::string text =
-      fmt::format("model    {}: {} in {} tensors, {} in {:.2f} s\n",
-                  is_synthetic() ? "synthetic (random weights)" : files_.origin(), FormatBytes(load.bytes),
-                  load.tensors, is_synthetic() ? "made" : "loaded", load.seconds);
-  for (const std::string& name : load.ignored) text += fmt::format("         ignored: {}\n", name);
-  text += fmt::format("shape    {}, hidden {}, {} heads of {}, {} of {} experts, vocabulary {}{}\n",
-                      DescribeLayers(c), c.hidden_size, c.num_attention_heads, c.head_dim,
-                      c.num_experts_per_tok, c.n_routed_experts, c.vocab_size,
-                      loaded_.weights.mtp      ? ", MTP-1 head"
-                      : loaded_.weights.dspark ? ", DSpark head"
-                                               : "");
-  if (tokenizer_) text += fmt::format("text     {}\n", tokenizer_->Description());
-  text += fmt::format("kernels  {}: {}; {} numerics; {} thread{}\n", model_->table().name,
-                      model_->table().description,
-                      model_->numerics() == Numerics::kFaithful ? "faithful" : "clean", pool_->num_threads(),
-                      pool_->num_threads() == 1 ? "" : "s");
-  text += fmt::format("cache    {} entries of {} B, {:.1f} B per token and {} per sequence; context {} tokens\n",
-                      packed ? "packed FP8" : "float32", layout.entry.bytes(), KvBytesPerToken(layout),
-                      FormatBytes(layout.fixed_bytes), FormatCount(context_tokens()));
-  text += fmt::format("memory   {}; available at the start {}\n", plan_.ToString(),
-                      FormatBytes(machine_.available_bytes));
-  return text;
+  return impl_->runtime->StartUpReport();
 }
 
-int64_t Engine::AccountedBytes() const {
-  return static_cast<int64_t>(loaded_.report.bytes) + cache_->stats().resident_bytes +
-         static_cast<int64_t>(model_->workspace_bytes());
+EngineStatistics Engine::statistics() const {
+  const std::lock_guard lock(impl_->mutex);
+  return impl_->statistics;
+}
+
+void Engine::ClearKeptPrefixes() {
+  {
+    const std::lock_guard lock(impl_->mutex);
+    impl_->clear = true;
+  }
+  impl_->wake.notify_one();
 }
 
 }  // namespace foresight

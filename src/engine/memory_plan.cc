@@ -19,8 +19,8 @@ int64_t RoundDownToBlocks(int64_t tokens) {
 }  // namespace
 
 std::string MemoryPlan::ToString() const {
-  return fmt::format("weights {} + caches {} ({} x {} tokens) + workspace {} = {}", FormatBytes(weights_bytes),
-                     FormatBytes(cache.budget_bytes), cache.max_sequences,
+  return fmt::format("weights {} + caches up to {} ({} states of up to {} tokens) + workspace {} = {}",
+                     FormatBytes(weights_bytes), FormatBytes(cache.budget_bytes), cache.max_sequences,
                      FormatCount(cache.max_sequence_tokens), FormatBytes(workspace_bytes),
                      FormatBytes(total_bytes()));
 }
@@ -33,8 +33,8 @@ int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int
                             int64_t{config.o_groups} * config.o_lora_rank + config.index_topk +
                             layout.entry.bytes() / 4;
   const int64_t slots = config.num_experts_per_tok + 1;
-  const int64_t moe = config.n_routed_experts + slots * (2 * int64_t{config.moe_intermediate_size} +
-                                                         2 * int64_t{config.hidden_size});
+  const int64_t moe = config.n_routed_experts +
+                      slots * (2 * int64_t{config.moe_intermediate_size} + 2 * int64_t{config.hidden_size});
   const int64_t block = 2 * int64_t{config.hidden_size} + std::max(attention, moe);
   const int64_t streams = int64_t{config.hc_mult} * config.hidden_size;
   const int64_t floats_per_row = streams + std::max<int64_t>(block, config.vocab_size + config.hidden_size);
@@ -42,14 +42,14 @@ int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int
   return kProgramBytes + rows * floats_per_row * 6;
 }
 
-int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int sequences) {
+int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int states, int full) {
   const int64_t blocks = layout.block_bytes == 0 ? 0 : (tokens + kBlockTokens - 1) / kBlockTokens;
   const int64_t table_bytes = blocks * int64_t{sizeof(std::byte*)};
-  return sequences * (layout.fixed_bytes + table_bytes + 64 + blocks * layout.block_bytes);
+  return states * (layout.fixed_bytes + table_bytes + 64) + full * blocks * layout.block_bytes;
 }
 
-Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout, const MemoryDemand& demand,
-                              int64_t available_bytes) {
+Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout,
+                              const MemoryDemand& demand, int64_t available_bytes) {
   if (demand.context_tokens > config.max_position_embeddings) {
     return InvalidArgument("a context of {} tokens: this model allows {}", demand.context_tokens,
                            config.max_position_embeddings);
@@ -57,24 +57,29 @@ Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layo
   MemoryPlan plan{.weights_bytes = demand.weights_bytes,
                   .workspace_bytes = WorkspaceBytes(config, layout, demand.step_rows_max),
                   .cache = {}};
+  const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
+  const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);
+  const int states = demand.max_sequences + demand.kept_prefixes_max;
   int64_t context = demand.context_tokens;
   if (context == 0) {
-    const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
-    const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);
+    const int64_t limit = demand.cache_bytes_max > 0 ? demand.cache_bytes_max : for_caches;
     context = config.max_position_embeddings;
-    while (context > kBlockTokens && CacheBytes(layout, context, demand.max_sequences) > for_caches) {
+    while (context > kBlockTokens && CacheBytes(layout, context, states, 1) > limit)
       context = RoundDownToBlocks(context / 2);
-    }
   }
-  plan.cache = {.budget_bytes = CacheBytes(layout, context, demand.max_sequences),
-                .max_sequences = demand.max_sequences,
+  plan.cache = {.budget_bytes = CacheBytes(layout, context, states, demand.max_sequences),
+                .max_sequences = states,
                 .max_sequence_tokens = context};
   if (demand.cache_bytes_max > 0) {
     plan.cache.budget_bytes = std::min(plan.cache.budget_bytes, demand.cache_bytes_max);
+  } else {
+    plan.cache.budget_bytes =
+        std::clamp(for_caches, CacheBytes(layout, context, states, 1), plan.cache.budget_bytes);
   }
   if (plan.total_bytes() > available_bytes) {
     return ResourceExhausted(
-        "this model does not fit: {}; available are {}. A shorter context, fewer sequences or a smaller model "
+        "this model does not fit: {}; available are {}. A shorter context, fewer sequences or a smaller "
+        "model "
         "would.",
         plan.ToString(), FormatBytes(std::max<int64_t>(available_bytes, 0)));
   }

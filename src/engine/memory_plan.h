@@ -14,15 +14,16 @@ namespace foresight {
 struct MemoryDemand {
   int64_t weights_bytes = 0;    // that are not in memory yet
   int64_t context_tokens = 0;   // of each sequence; 0: as many as the model allows and memory holds
-  int64_t cache_bytes_max = 0;  // of all sequences; 0: as much as context_tokens needs
-  int max_sequences = 1;
+  int64_t cache_bytes_max = 0;  // of all sequences; 0: full contexts for all, or what memory holds of them
+  int max_sequences = 1;        // computed at a time
+  int kept_prefixes_max = 0;    // states beside them
   int step_rows_max = 512;
 };
 
 struct MemoryPlan {
   int64_t weights_bytes = 0;
   int64_t workspace_bytes = 0;  // activations of the largest step
-  KvCacheOptions cache;         // the budget is what full contexts take; pages follow use
+  KvCacheOptions cache;         // pages follow use; never less than one full context
 
   int64_t total_bytes() const { return weights_bytes + workspace_bytes + cache.budget_bytes; }
   std::string ToString() const;
@@ -32,12 +33,12 @@ struct MemoryPlan {
 // model's buffers add up to, rounded up for the kernels' own scratch.
 int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int rows);
 
-// Bytes of caches for `sequences` full contexts of `tokens`.
-int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int sequences);
+// Bytes of caches for `states` sequences of up to `tokens`, with blocks for `full` of them at that length.
+int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int states, int full);
 
 // Fits the demand into `available_bytes`. Errors: kInvalidArgument (a context longer than the model allows),
 // kResourceExhausted (it doesn't fit; the message has the figures).
-Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout, const MemoryDemand& demand,
-                              int64_t available_bytes);
+Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layout,
+                              const MemoryDemand& demand, int64_t available_bytes);
 
 }  // namespace foresight

@@ -6,8 +6,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "engine/generation.h"
-#include "weights/synthetic.h"
+#include "engine/test_engine.h"
 
 namespace {
 std::atomic<int64_t> g_allocations{0};
@@ -45,37 +44,28 @@ namespace {
 constexpr int kWarmUpTokens = 8;  // buffers have grown to their size by then
 constexpr int kCountedTokens = 50;
 
-// Counts the allocations between two tokens of an answer.
-class CountingSink : public GenerationSink {
- public:
-  void OnText(std::string_view) override {}
-  void OnToken(const SampledToken&) override {
-    ++tokens_;
-    if (tokens_ == kWarmUpTokens) before_ = g_allocations;
-    if (tokens_ == kWarmUpTokens + kCountedTokens) counted_ = g_allocations - before_;
-  }
-  int64_t counted() const { return counted_; }
-
- private:
-  int tokens_ = 0;
-  int64_t before_ = 0;
-  int64_t counted_ = -1;  // the answer was too short
-};
-
-int64_t AllocationsOfSteadySteps(int num_threads, const SamplingParams& sampling) {
+int64_t AllocationsOfSteadySteps(int num_threads, int num_requests, const SamplingParams& sampling) {
   EngineOptions options{.num_threads = num_threads, .context_tokens = 512};
-  Result<std::unique_ptr<Engine>> engine = Engine::Synthesize(TinyAConfig(), options);
-  EXPECT_TRUE(engine.ok()) << engine.status().ToString();
-  if (!engine.ok()) return -1;
-  Result<Session> session = Session::Create(**engine);
-  EXPECT_TRUE(session.ok()) << session.status().ToString();
-  const std::vector<TokenId> prompt(240, 7);  // the counted steps cross CSA, HCA and block borders
-  CountingSink sink;
-  GenerationRequest request{.prompt = prompt, .sampling = sampling, .ignore_eos = true};
-  request.sampling.max_tokens = kWarmUpTokens + kCountedTokens + 1;
-  const Result<GenerationResult> result = session->Generate(request, sink);
-  EXPECT_TRUE(result.ok()) << result.status().ToString();
-  return sink.counted();
+  LoopDriver driver(options, TinyAConfig());
+  class Ignore : public EventSink {
+   public:
+    void OnOutput(const OutputEvent& event) override { tokens += std::ssize(event.tokens); }
+    void OnFinish(const RequestResult&) override {}
+    int64_t tokens = 0;
+  };
+  const auto sink = std::make_shared<Ignore>();
+  for (int i = 0; i < num_requests; ++i) {
+    // The counted steps cross CSA and HCA borders, and the one of a block where a state is kept.
+    Request request{.prompt = std::vector<TokenId>(240, 7 + i), .sampling = sampling, .ignore_eos = true};
+    request.sampling.max_tokens = kWarmUpTokens + kCountedTokens + 1;
+    driver.Submit(std::move(request), sink);
+  }
+  while (sink->tokens < num_requests * kWarmUpTokens) driver.Step();
+  const int64_t before = g_allocations;
+  for (int i = 0; i < kCountedTokens; ++i) driver.Step();
+  const int64_t counted = g_allocations - before;
+  EXPECT_GE(sink->tokens, num_requests * (kWarmUpTokens + kCountedTokens));
+  return counted;
 }
 
 TEST(SteadyStep, CountingWorks) {
@@ -87,7 +77,7 @@ TEST(SteadyStep, CountingWorks) {
 TEST(SteadyStep, GreedyAllocatesNothing) {
   SamplingParams greedy;
   greedy.temperature = 0;
-  EXPECT_EQ(AllocationsOfSteadySteps(/*num_threads=*/2, greedy), 0);
+  EXPECT_EQ(AllocationsOfSteadySteps(/*num_threads=*/2, /*num_requests=*/3, greedy), 0);
 }
 
 TEST(SteadyStep, SamplingAllocatesNothing) {
@@ -98,7 +88,7 @@ TEST(SteadyStep, SamplingAllocatesNothing) {
   sampling.min_p = 0.01;
   sampling.repetition_penalty = 1.1;
   sampling.seed = 5;
-  EXPECT_EQ(AllocationsOfSteadySteps(/*num_threads=*/1, sampling), 0);
+  EXPECT_EQ(AllocationsOfSteadySteps(/*num_threads=*/1, /*num_requests=*/1, sampling), 0);
 }
 
 }  // namespace

@@ -8,18 +8,30 @@
 #include <iterator>
 
 #include "base/json.h"
-#include "engine/generation.h"
+#include "engine/engine_access.h"
 
 namespace foresight {
 namespace {
 
-class Collect : public GenerationSink {
- public:
-  void OnText(std::string_view text) override { text_ += text; }
-  void OnToken(const SampledToken& token) override { tokens.push_back(token.token); }
+std::unique_ptr<Engine> LoadMini(EngineOptions options) {
+  options.model = "models/foresight-mini";
+  Result<std::unique_ptr<Engine>> engine = Engine::Load(options);
+  EXPECT_TRUE(engine.ok()) << engine.status().ToString();
+  return std::move(*engine);
+}
+
+std::vector<TokenId> Generate(Engine& engine, std::span<const TokenId> prompt, const SamplingParams& sampling,
+                              RequestResult* result = nullptr) {
   std::vector<TokenId> tokens;
-  std::string text_;
-};
+  const Result<RequestResult> done =
+      engine.Generate({.prompt = {prompt.begin(), prompt.end()}, .sampling = sampling, .ignore_eos = true},
+                      [&](const OutputEvent& event) {
+                        for (const OutputToken& t : event.tokens) tokens.push_back(t.token);
+                      });
+  EXPECT_TRUE(done.ok()) << done.status().ToString();
+  if (done.ok() && result != nullptr) *result = *done;
+  return tokens;
+}
 
 std::vector<TokenId> Ids(const boost::json::value& array) {
   std::vector<TokenId> ids;
@@ -36,29 +48,21 @@ TEST_P(EmbeddedModelTest, ContinuesAsTheTrainingProgramDoes) {
   const std::string text(std::istreambuf_iterator<char>(file), {});
   Result<boost::json::value> cases = ParseJson(text);
   ASSERT_TRUE(cases.ok()) << cases.status().ToString();
-  Result<ModelFiles> files = OpenModelDirectory("models/foresight-mini");
-  ASSERT_TRUE(files.ok()) << files.status().ToString();
-  Result<std::unique_ptr<Engine>> engine = Engine::Load(
-      *files, {.num_threads = 2, .table = GetParam(), .numerics = Numerics::kClean, .context_tokens = 512});
-  ASSERT_TRUE(engine.ok()) << engine.status().ToString();
+  const std::unique_ptr<Engine> engine =
+      LoadMini({.num_threads = 2, .table = GetParam(), .numerics = Numerics::kClean, .context_tokens = 512});
   int compared = 0;
   for (const boost::json::value& c : cases->as_array()) {
     const std::vector<TokenId> prompt = Ids(c.at("ids"));
-    Result<Session> session = Session::Create(**engine);
-    ASSERT_TRUE(session.ok());
     SamplingParams greedy;
     greedy.temperature = 0;
     greedy.max_tokens = 32;
-    Collect sink;
-    const Result<GenerationResult> result =
-        session->Generate({.prompt = prompt, .sampling = greedy, .ignore_eos = true}, sink);
-    ASSERT_TRUE(result.ok()) << result.status().ToString();
+    const std::vector<TokenId> answer = Generate(*engine, prompt, greedy);
     // A choice closer than the CPU tables' rounding may rightly fall the other way; the recorded gaps say
     // where.
     const bool close =
         c.at("smallest_gap").to_number<double>() < (std::string_view(GetParam()) == "ref" ? 1e-3 : 0.03);
     if (close) continue;
-    EXPECT_EQ(sink.tokens, Ids(c.at("greedy_ids"))) << c.at("prompt").as_string();
+    EXPECT_EQ(answer, Ids(c.at("greedy_ids"))) << c.at("prompt").as_string();
     ++compared;
   }
   EXPECT_GT(compared, 0);
@@ -71,66 +75,33 @@ INSTANTIATE_TEST_SUITE_P(Tables, EmbeddedModelTest, testing::Values("ref", "cpu-
                            return name;
                          });
 
-// One seed, one text: whatever was generated before in the same session, and however the prompt was reused.
+// One seed, one text: whatever was generated before, and however much of the prompt was kept.
 TEST(Generation, ASeedGivesTheSameTextAfterPrefixReuse) {
-  Result<ModelFiles> files = OpenModelDirectory("models/foresight-mini");
-  ASSERT_TRUE(files.ok());
-  Result<std::unique_ptr<Engine>> engine =
-      Engine::Load(*files, {.num_threads = 2, .context_tokens = 1024, .step_rows_max = 48});
-  ASSERT_TRUE(engine.ok()) << engine.status().ToString();
+  const EngineOptions options{.num_threads = 2, .context_tokens = 1024, .step_rows_max = 48};
+  const std::unique_ptr<Engine> engine = LoadMini(options);
   SamplingParams params;
   params.temperature = 0.8;
   params.top_p = 0.95;
   params.repetition_penalty = 1.1;
   params.seed = 7;
   params.max_tokens = 40;
-  const std::vector<TokenId> prompt = *(*engine)->tokenizer()->Encode(
-      "import os\n\n\ndef remove_empty(folder):\n    \"\"\"Remove", {.add_bos = true});
-  auto generate = [&](Session& session, std::span<const TokenId> p) {
-    Collect sink;
-    const Result<GenerationResult> r =
-        session.Generate({.prompt = p, .sampling = params, .ignore_eos = true}, sink);
-    EXPECT_TRUE(r.ok()) << r.status().ToString();
-    return sink.tokens;
-  };
-  Result<Session> fresh = Session::Create(**engine);
-  ASSERT_TRUE(fresh.ok());
-  const std::vector<TokenId> first = generate(*fresh, prompt);
+  std::vector<TokenId> prompt = *engine->Encode("import os\n\n\ndef remove_empty(folder):\n    \"\"\"Remove");
+  while (prompt.size() < 300) prompt.insert(prompt.end(), prompt.begin() + 1, prompt.end());
+  RequestResult result;
+  const std::vector<TokenId> first = Generate(*engine, prompt, params, &result);
   ASSERT_EQ(first.size(), 40u);
-  // The same state cut back to the prompt, and a state that saw other text before.
-  EXPECT_EQ(generate(*fresh, prompt), first);
-  std::vector<TokenId> other(200, prompt[1]);
-  generate(*fresh, other);
-  EXPECT_EQ(generate(*fresh, prompt), first);
+  EXPECT_EQ(result.cached_tokens, 0);
+  EXPECT_EQ(Generate(*engine, prompt, params, &result), first);
+  EXPECT_GE(result.cached_tokens, 256);
+  Generate(*engine, std::vector<TokenId>(200, prompt[1]), params);
+  EXPECT_EQ(Generate(*engine, prompt, params), first);
   // A conversation's next turn equals the same timeline prefilled at once.
   std::vector<TokenId> longer = prompt;
   longer.insert(longer.end(), first.begin(), first.end());
   longer.push_back(prompt[3]);
-  Result<Session> second = Session::Create(**engine);
-  ASSERT_TRUE(second.ok());
-  EXPECT_EQ(generate(*fresh, longer), generate(*second, longer));
-}
-
-TEST(Generation, LimitsAreErrors) {
-  Result<ModelFiles> files = OpenModelDirectory("models/foresight-mini");
-  ASSERT_TRUE(files.ok());
-  Result<std::unique_ptr<Engine>> engine = Engine::Load(*files, {.num_threads = 1, .context_tokens = 64});
-  ASSERT_TRUE(engine.ok()) << engine.status().ToString();
-  Result<Session> session = Session::Create(**engine);
-  ASSERT_TRUE(session.ok());
-  Collect sink;
-  EXPECT_FALSE(session->Generate({.prompt = {}, .sampling = {}}, sink).ok());
-  const std::vector<TokenId> outside = {0, 8192};
-  EXPECT_FALSE(session->Generate({.prompt = outside, .sampling = {}}, sink).ok());
-  const std::vector<TokenId> too_long(64, 5);
-  EXPECT_FALSE(session->Generate({.prompt = too_long, .sampling = {}}, sink).ok());
-  // The context ends the answer.
-  const std::vector<TokenId> fits(60, 5);
-  const Result<GenerationResult> r =
-      session->Generate({.prompt = fits, .sampling = {}, .ignore_eos = true}, sink);
-  ASSERT_TRUE(r.ok()) << r.status().ToString();
-  EXPECT_EQ(r->finish, FinishReason::kLength);
-  EXPECT_EQ(r->completion_tokens, 4);
+  const std::vector<TokenId> next = Generate(*engine, longer, params, &result);
+  EXPECT_GE(result.cached_tokens, 256);
+  EXPECT_EQ(Generate(*LoadMini(options), longer, params), next);
 }
 
 }  // namespace

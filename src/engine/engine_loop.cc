@@ -1,0 +1,334 @@
+#include "engine/engine_loop.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace foresight {
+namespace {
+
+// Guesses until something was measured.
+constexpr double kTokenSeconds = 1e-3;
+constexpr double kCopyBytesPerSecond = 2e9;
+// Steps of fewer rows say little about the cost of prefill.
+constexpr int64_t kMeasuredRowsMin = 32;
+constexpr double kAverageWeight = 0.2;  // of a new measurement
+
+SchedulerOptions SchedulerOptionsOf(const EngineOptions& options) {
+  return {.max_sequences = options.max_sequences,
+          .step_rows_max = options.step_rows_max,
+          .mixed_prefill_rows_max = options.mixed_prefill_rows_max};
+}
+
+void MoveTowards(double& average, double measured) {
+  average += kAverageWeight * (measured - average);
+}
+
+int64_t BorderBefore(int64_t tokens) {
+  return tokens / kBlockTokens * kBlockTokens;
+}
+
+}  // namespace
+
+EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options, QueueGauge& queue, Clock clock)
+    : runtime_(runtime),
+      options_(options),
+      queue_(queue),
+      clock_(std::move(clock)),
+      prefixes_(runtime.cache(), options.kept_prefixes_max),
+      scheduler_(SchedulerOptionsOf(options), *this),
+      preemption_costs_{.token_seconds = kTokenSeconds,
+                        .bytes_per_second = kCopyBytesPerSecond,
+                        .saved_bytes_max = options.saved_bytes_max} {
+  step_tokens_.reserve(options.step_rows_max);
+  step_chunks_.reserve(options.max_sequences);
+  step_logit_rows_.reserve(options.step_rows_max);
+}
+
+EngineLoop::~EngineLoop() {
+  CancelAll();
+}
+
+void EngineLoop::Add(std::shared_ptr<Ticket> ticket) {
+  const Request& request = ticket->request;
+  const int64_t prompt = std::ssize(request.prompt);
+  auto sequence = std::make_unique<Sequence>();
+  const int64_t room = runtime_.context_tokens() - prompt;
+  sequence->tokens_max = prompt + std::min(request.sampling.max_tokens.value_or(room), room);
+  sequence->salt = XXH3_64bits(request.cache_salt.data(), request.cache_salt.size());
+  sequence->prompt_border = BorderBefore(prompt - 1);
+  sequence->result.prompt_tokens = prompt;
+  sequence->tokens = request.prompt;
+  const SequenceHandle handle = scheduler_.Add(prompt, request.priority, ticket->submitted);
+  sequence->ticket = std::move(ticket);
+  if (handle == std::ssize(sequences_)) sequences_.emplace_back();
+  sequences_[handle] = std::move(sequence);
+}
+
+// --- memory
+
+bool EngineLoop::FreeBlocks(int64_t blocks, int keep) {
+  KvCache& cache = runtime_.cache();
+  if (blocks > cache.AvailableBlocks() &&
+      blocks > cache.AvailableBlocks() + prefixes_.EvictableBlocks(keep)) {
+    return false;
+  }
+  while (blocks > cache.AvailableBlocks()) CHECK(prefixes_.EvictOne(keep));
+  return true;
+}
+
+bool EngineLoop::Admit(SequenceHandle handle, int64_t headroom, Admission* admission) {
+  Sequence& s = *sequences_[handle];
+  if (!s.saved.bytes.empty() ? !AdmitSaved(s, headroom) : !AdmitByPrefix(s, headroom)) return false;
+  if (!s.began()) Begin(s);
+  admission->computed = s.state->length();
+  // States are kept at the last border of what is known, and where other prompts went another way: the next one
+  // that begins the same finds it. A border so near the end that truncation reaches it needs no stop.
+  if (s.request().keep_in_cache && options_.kept_prefixes_max > 0) {
+    s.shared_tokens = prefixes_.CommonTokens(s.salt, s.before_last());
+    const int64_t border = BorderBefore(s.known() - 1);
+    const int64_t slack = runtime_.cache().layout().slack_tokens;
+    if (s.shared_tokens > admission->computed) admission->stops[0] = s.shared_tokens;
+    if (border > admission->computed && s.known() - border > slack / 2) admission->stops[1] = border;
+    s.kept_tokens = BorderBefore(admission->computed);
+  }
+  return true;
+}
+
+bool EngineLoop::AdmitSaved(Sequence& s, int64_t headroom) {
+  KvCache& cache = runtime_.cache();
+  if (!FreeBlocks(cache.BlocksFor(s.known() + 1) + headroom)) return false;
+  const double start = clock_();
+  Result<SequenceState> state = cache.NewSequence();
+  CHECK(state.ok(), "{}", state.status().message());
+  const Status restored = state->Restore(s.saved);
+  CHECK(restored.ok(), "a state that was saved in memory: {}", restored.message());
+  const int64_t bytes = std::ssize(s.saved.bytes);
+  MoveTowards(preemption_costs_.bytes_per_second,
+              static_cast<double>(bytes) / std::max(clock_() - start, 1e-9));
+  totals_.saved_bytes -= bytes;
+  ++totals_.restored;
+  s.saved = {};
+  s.state.emplace(std::move(*state));
+  return true;
+}
+
+bool EngineLoop::AdmitByPrefix(Sequence& s, int64_t headroom) {
+  KvCache& cache = runtime_.cache();
+  const int64_t wanted = cache.BlocksFor(s.known() + 1) + headroom;
+  int prefix = s.request().read_cache ? prefixes_.Find(s.salt, s.before_last()) : PrefixCache::kNone;
+  if (prefix != PrefixCache::kNone && !FreeBlocks(wanted - cache.BlocksFor(prefixes_.tokens(prefix)), prefix)) {
+    prefix = PrefixCache::kNone;  // all of what is kept has to go
+  }
+  if (prefix == PrefixCache::kNone && !FreeBlocks(wanted)) return false;
+  Result<SequenceState> state = prefix == PrefixCache::kNone ? cache.NewSequence() : prefixes_.Fork(prefix);
+  CHECK(state.ok(), "{}", state.status().message());
+  if (!s.began()) s.result.cached_tokens = state->length();
+  s.state.emplace(std::move(*state));
+  return true;
+}
+
+void EngineLoop::Begin(Sequence& s) {
+  const int vocab_size = runtime_.config().vocab_size;
+  s.tokens.reserve(s.tokens_max);
+  s.sampler.emplace(s.sampling(), vocab_size, s.request().choice);
+  s.sampler->AddPrompt(s.request().prompt);
+  s.text.emplace(runtime_.tokenizer(), s.sampling());
+  s.result.seed = s.sampler->seed();
+  s.admitted = now_;
+  s.result.queue_seconds = now_ - s.ticket->submitted;
+  totals_.prompt_tokens += s.result.prompt_tokens;
+  totals_.cached_tokens += s.result.cached_tokens;
+  queue_.requests.fetch_sub(1);
+  queue_.tokens.fetch_sub(s.result.prompt_tokens);
+}
+
+bool EngineLoop::Reserve(SequenceHandle handle, int rows) {
+  while (!sequences_[handle]->state->Reserve(rows).ok()) {
+    if (!prefixes_.EvictOne()) return false;
+  }
+  return true;
+}
+
+void EngineLoop::Preempt(SequenceHandle handle) {
+  Sequence& s = *sequences_[handle];
+  const int64_t bytes = s.state->SavedBytes();
+  if (IsWorthSaving(s.state->length(), bytes, totals_.saved_bytes, preemption_costs_)) {
+    s.saved = s.state->Save();
+    totals_.saved_bytes += bytes;
+  }
+  s.state.reset();
+  ++s.result.preemptions;
+  ++totals_.preempted;
+}
+
+// A fork at the last border that the state has passed, if later prompts may go on from there.
+void EngineLoop::KeepPrefix(Sequence& s) {
+  const int64_t border = BorderBefore(s.state->length());
+  if (!s.request().keep_in_cache || border <= s.kept_tokens) return;
+  s.kept_tokens = border;
+  if (border < s.prompt_border && border != s.shared_tokens) return;
+  const std::span<const TokenId> tokens(s.tokens.data(), static_cast<size_t>(border));
+  if (s.state->truncatable_to() > border || prefixes_.Contains(s.salt, tokens) || !prefixes_.MakeRoom())
+    return;
+  Result<SequenceState> fork = s.state->Fork();
+  CHECK(fork.ok(), "{}", fork.status().message());
+  const Status cut = fork->Truncate(border);
+  CHECK(cut.ok(), "{}", cut.message());
+  prefixes_.Insert(s.salt, tokens, std::move(*fork));
+}
+
+// --- steps
+
+bool EngineLoop::Step() {
+  now_ = clock_();
+  EndCancelledAndLate();
+  const std::span<const ScheduledRows> plan = scheduler_.Plan();
+  if (plan.empty()) return false;
+
+  step_tokens_.clear();
+  step_chunks_.clear();
+  step_logit_rows_.clear();
+  for (const ScheduledRows& r : plan) {
+    Sequence& s = *sequences_[r.sequence];
+    const auto first = s.tokens.begin() + s.state->length();
+    step_tokens_.insert(step_tokens_.end(), first, first + r.rows);
+    step_chunks_.push_back({.sequence = &*s.state, .num_rows = r.rows});
+    if (r.is_last) step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()) - 1);
+  }
+  const Result<StepOutputs> out =
+      runtime_.model().Step({.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_});
+  ++totals_.steps;
+  if (!out.ok()) {
+    for (const ScheduledRows& r : plan) Finish(r.sequence, FinishReason::kError, out.status());
+    return true;
+  }
+  const double before = std::exchange(now_, clock_());
+  const int64_t rows = std::ssize(step_tokens_);
+  if (rows >= kMeasuredRowsMin) {
+    MoveTowards(preemption_costs_.token_seconds, (now_ - before) / static_cast<double>(rows));
+  }
+
+  const int64_t vocab_size = runtime_.config().vocab_size;
+  size_t logits_at = 0;
+  for (const ScheduledRows& r : plan) {
+    Sequence& s = *sequences_[r.sequence];
+    KeepPrefix(s);
+    if (r.is_last) {
+      Draw(r.sequence, out->logits.subspan(logits_at, vocab_size));
+      logits_at += vocab_size;
+    }
+    if (sequences_[r.sequence] != nullptr) scheduler_.Update(r.sequence, s.state->length(), s.known());
+  }
+  return true;
+}
+
+void EngineLoop::Draw(SequenceHandle handle, std::span<const float> logits) {
+  Sequence& s = *sequences_[handle];
+  const Result<SampledToken> token = s.sampler->Sample(logits, s.known());
+  if (!token.ok()) return Finish(handle, FinishReason::kError, token.status());
+  Extend(handle, {&*token, 1});
+}
+
+void EngineLoop::Extend(SequenceHandle handle, std::span<const SampledToken> tokens) {
+  Sequence& s = *sequences_[handle];
+  if (s.result.completion_tokens == 0) {
+    s.first_token = now_;
+    s.result.prefill_seconds = now_ - s.admitted;
+  }
+  s.result.decode_seconds = now_ - s.first_token;
+  event_tokens_.clear();
+  event_text_.clear();
+  std::optional<FinishReason> finish;
+  for (const SampledToken& token : tokens) {
+    s.tokens.push_back(token.token);
+    s.sampler->AddGenerated(token.token);
+    ++s.result.completion_tokens;
+    ++totals_.generated_tokens;
+    event_tokens_.push_back({.token = token.token, .logprob = token.logprob, .top = token.top});
+    if (token.token == runtime_.config().eos_token_id && !s.request().ignore_eos) {
+      finish = FinishReason::kStop;
+      break;
+    }
+    const Status pushed = s.text->Push(token.token, event_text_);
+    if (!pushed.ok()) return Finish(handle, FinishReason::kError, pushed);
+    if (s.text->stopped()) {
+      finish = FinishReason::kStop;
+      s.result.stop_string = s.text->stopped_by();
+      break;
+    }
+    if (s.known() == s.tokens_max) {
+      finish = FinishReason::kLength;
+      break;
+    }
+  }
+  s.ticket->sink->OnOutput({.tokens = event_tokens_, .text = event_text_});
+  if (finish) Finish(handle, *finish);
+}
+
+// --- ends
+
+void EngineLoop::EndCancelledAndLate() {
+  for (SequenceHandle handle = 0; handle < std::ssize(sequences_); ++handle) {
+    if (sequences_[handle] == nullptr) continue;
+    const Ticket& ticket = *sequences_[handle]->ticket;
+    if (ticket.cancelled.load(std::memory_order_relaxed)) {
+      Finish(handle, FinishReason::kCancelled);
+    } else if (ticket.request.timeout_seconds > 0 &&
+               now_ - ticket.submitted > ticket.request.timeout_seconds) {
+      if (sequences_[handle]->result.completion_tokens > 0) {
+        Finish(handle, FinishReason::kDeadline);
+      } else {
+        Finish(handle, FinishReason::kError,
+               Error(StatusCode::kDeadlineExceeded, "no token within {} seconds",
+                     ticket.request.timeout_seconds));
+      }
+    }
+  }
+}
+
+void EngineLoop::CancelAll() {
+  for (SequenceHandle handle = 0; handle < std::ssize(sequences_); ++handle) {
+    if (sequences_[handle] != nullptr) Finish(handle, FinishReason::kCancelled);
+  }
+}
+
+void EngineLoop::Finish(SequenceHandle handle, FinishReason reason, Status status) {
+  const std::unique_ptr<Sequence> s = std::move(sequences_[handle]);
+  scheduler_.Remove(handle);
+  totals_.saved_bytes -= std::ssize(s->saved.bytes);
+  ++totals_.finished;
+  if (!s->began()) {
+    queue_.requests.fetch_sub(1);
+    queue_.tokens.fetch_sub(s->result.prompt_tokens);
+  }
+  if (s->text) {
+    event_text_.clear();
+    s->text->Finish(event_text_);
+    if (!event_text_.empty()) s->ticket->sink->OnOutput({.tokens = {}, .text = event_text_});
+  }
+  s->state.reset();
+  s->result.finish = reason;
+  s->result.status = std::move(status);
+  finished_.push_back(s->ticket->number);
+  s->ticket->sink->OnFinish(s->result);
+}
+
+void EngineLoop::TakeFinished(std::vector<RequestNumber>& out) {
+  out.clear();
+  out.swap(finished_);
+}
+
+EngineStatistics EngineLoop::statistics() const {
+  EngineStatistics statistics = totals_;
+  const CacheStats cache = runtime_.cache().stats();
+  statistics.waiting = scheduler_.waiting();
+  statistics.running = scheduler_.running();
+  statistics.kept_prefixes = prefixes_.stats().prefixes;
+  statistics.cache_bytes = cache.total_bytes;
+  statistics.cache_bytes_peak = cache.resident_bytes;
+  return statistics;
+}
+
+}  // namespace foresight

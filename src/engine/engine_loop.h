@@ -1,0 +1,88 @@
+// The step loop: what the scheduler decides becomes one ragged step of the model, its logits become tokens,
+// and those become events. Owns everything that sequences need but the model itself.
+//
+// The engine's thread alone uses it; only the tickets are shared (sequence.h).
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "engine/runtime.h"
+#include "engine/sequence.h"
+#include "foresight/engine.h"
+#include "kv_cache/prefix_cache.h"
+#include "scheduler/preemption.h"
+#include "scheduler/scheduler.h"
+
+namespace foresight {
+
+// Requests that have not begun; read by submitting threads.
+struct QueueGauge {
+  std::atomic<int64_t> requests{0};
+  std::atomic<int64_t> tokens{0};  // of their prompts
+};
+
+class EngineLoop : private SequenceMemory {
+ public:
+  using Clock = std::function<double()>;  // seconds since any fixed time
+
+  // `runtime` and `queue` outlive this object.
+  EngineLoop(Runtime& runtime, const EngineOptions& options, QueueGauge& queue, Clock clock);
+  ~EngineLoop() override;
+
+  // Takes over a request that has passed ValidateRequest and is in `queue`.
+  void Add(std::shared_ptr<Ticket> ticket);
+  // Ends what was cancelled or is late, then computes one step. False: nothing is left to do.
+  bool Step();
+  // Ends everything.
+  void CancelAll();
+  void ClearKeptPrefixes() { prefixes_.Clear(); }
+
+  EngineStatistics statistics() const;
+  // Requests that have ended since the last call.
+  void TakeFinished(std::vector<RequestNumber>& out);
+
+ private:
+  // SequenceMemory
+  bool Admit(SequenceHandle handle, int64_t headroom, Admission* admission) override;
+  bool Reserve(SequenceHandle handle, int rows) override;
+  void Preempt(SequenceHandle handle) override;
+
+  // Evicts kept prefixes other than `keep` until `blocks` are free. False: that many can't be; nothing
+  // changes.
+  bool FreeBlocks(int64_t blocks, int keep = PrefixCache::kNone);
+  bool AdmitSaved(Sequence& s, int64_t headroom);
+  bool AdmitByPrefix(Sequence& s, int64_t headroom);
+  void Begin(Sequence& s);
+
+  void EndCancelledAndLate();
+  // Draws the next token from the logits of a sequence's last row.
+  void Draw(SequenceHandle handle, std::span<const float> logits);
+  // Adds tokens to the answer, up to its end, and tells the sink.
+  void Extend(SequenceHandle handle, std::span<const SampledToken> tokens);
+  void KeepPrefix(Sequence& s);
+  void Finish(SequenceHandle handle, FinishReason reason, Status status = Status());
+
+  Runtime& runtime_;
+  const EngineOptions options_;
+  QueueGauge& queue_;
+  Clock clock_;
+  PrefixCache prefixes_;
+  Scheduler scheduler_;
+  PreemptionCosts preemption_costs_;
+  std::vector<std::unique_ptr<Sequence>> sequences_;  // by handle; null: none
+  std::vector<RequestNumber> finished_;
+  EngineStatistics totals_;
+  double now_ = 0;  // of the step at hand
+
+  // Of the step at hand; kept for their capacity.
+  std::vector<TokenId> step_tokens_;
+  std::vector<SequenceChunk> step_chunks_;
+  std::vector<int32_t> step_logit_rows_;
+  std::vector<OutputToken> event_tokens_;
+  std::string event_text_;
+};
+
+}  // namespace foresight

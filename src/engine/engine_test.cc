@@ -1,0 +1,155 @@
+#include "foresight/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "engine/engine_access.h"
+#include "engine/test_engine.h"
+
+namespace foresight {
+namespace {
+
+std::unique_ptr<Engine> MakeEngine(EngineOptions options) {
+  options.num_threads = 1;
+  options.context_tokens = 512;
+  Result<std::unique_ptr<Engine>> engine = EngineAccess::Make(TestRuntime(options), options);
+  EXPECT_TRUE(engine.ok()) << engine.status().ToString();
+  return std::move(*engine);
+}
+
+TEST(Engine, RefusesRequestsItCanNotRun) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 2});
+  for (const std::vector<TokenId>& prompt :
+       {std::vector<TokenId>{}, {-1}, {engine->vocab_size()}, TestPrompt(512)}) {
+    const Result<RequestResult> result = engine->Generate(GreedyRequest(prompt, 1));
+    ASSERT_FALSE(result.ok());
+    EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
+  }
+  const Result<RequestResult> good = engine->Generate(GreedyRequest(TestPrompt(10), 3));
+  ASSERT_TRUE(good.ok()) << good.status().ToString();
+  EXPECT_EQ(good->completion_tokens, 3);
+  EXPECT_EQ(engine->Encode("text").status().code(), StatusCode::kInvalidArgument);  // no tokenizer
+}
+
+TEST(Engine, RefusesOptionsThatContradictThemselves) {
+  for (const EngineOptions& bad :
+       {EngineOptions{.max_sequences = 0}, EngineOptions{.max_sequences = 9, .step_rows_max = 8},
+        EngineOptions{.kept_prefixes_max = -1}, EngineOptions{.queued_requests_max = 0}}) {
+    const Result<std::unique_ptr<Engine>> engine =
+        EngineAccess::Make(TestRuntime({.num_threads = 1, .context_tokens = 256}), bad);
+    EXPECT_EQ(engine.status().code(), StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(Engine, AFullQueueRefusesAndACancelledRequestLeavesIt) {
+  // A sink that holds the engine's thread, so that the queue can't drain.
+  class Gate : public EventSink {
+   public:
+    void OnOutput(const OutputEvent&) override {
+      std::unique_lock lock(mutex_);
+      reached_ = true;
+      changed_.notify_all();
+      changed_.wait(lock, [this] { return open_; });
+    }
+    void OnFinish(const RequestResult&) override {}
+    void WaitUntilReached() {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return reached_; });
+    }
+    void Open() {
+      const std::lock_guard lock(mutex_);
+      open_ = true;
+      changed_.notify_all();
+    }
+
+   private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    bool reached_ = false;
+    bool open_ = false;
+  };
+  const std::unique_ptr<Engine> engine =
+      MakeEngine({.max_sequences = 1, .queued_requests_max = 2, .queued_tokens_max = 100});
+  const auto gate = std::make_shared<Gate>();
+  ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(5), 50), gate).ok());
+  gate->WaitUntilReached();
+  const auto sink = std::make_shared<RecordingSink>();
+  const Result<RequestNumber> queued = engine->Submit(GreedyRequest(TestPrompt(60), 5), sink);
+  ASSERT_TRUE(queued.ok());
+  EXPECT_EQ(engine->Submit(GreedyRequest(TestPrompt(60), 5), gate).status().code(),
+            StatusCode::kResourceExhausted);
+  const auto last = std::make_shared<RecordingSink>();
+  ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(5), 5), last).ok());
+  EXPECT_EQ(engine->Submit(GreedyRequest(TestPrompt(5), 5), gate).status().code(),
+            StatusCode::kResourceExhausted);
+  engine->Cancel(*queued);
+  gate->Open();
+  // Behind everything else: when it ends, so have the others.
+  Request patient = GreedyRequest(TestPrompt(5), 5);
+  patient.priority = kPriorityMax;
+  for (Result<RequestResult> end = engine->Generate(patient);; end = engine->Generate(patient)) {
+    if (end.ok()) break;
+    ASSERT_EQ(end.status().code(), StatusCode::kResourceExhausted);
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(sink->result.finish, FinishReason::kCancelled);
+  EXPECT_TRUE(sink->tokens.empty());
+  EXPECT_EQ(last->tokens.size(), 5u);
+}
+
+TEST(Engine, ThreadsGetTheSameTextAsOneAfterTheOther) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 4});
+  const auto request = [](int i) {
+    Request r = GreedyRequest(TestPrompt(20 + 40 * i, i + 2), 30);
+    r.sampling.temperature = 1;
+    r.sampling.seed = i;
+    return r;
+  };
+  const auto generate = [&](int i) {
+    std::vector<TokenId> tokens;
+    const Result<RequestResult> result = engine->Generate(request(i), [&](const OutputEvent& event) {
+      for (const OutputToken& t : event.tokens) tokens.push_back(t.token);
+    });
+    EXPECT_TRUE(result.ok()) << result.status().ToString();
+    return tokens;
+  };
+  std::vector<std::vector<TokenId>> one_by_one, together(6);
+  for (int i = 0; i < 6; ++i) one_by_one.push_back(generate(i));
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < 6; ++i) threads.emplace_back([&, i] { together[i] = generate(i); });
+  }
+  EXPECT_EQ(together, one_by_one);
+}
+
+TEST(Engine, GenerateCanBeCancelledByAFlag) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 1});
+  std::atomic<bool> cancel{false};
+  const Result<RequestResult> result = engine->Generate(
+      GreedyRequest(TestPrompt(5), 500),
+      [&](const OutputEvent&) {
+        cancel = true;
+        std::this_thread::yield();
+      },
+      &cancel);
+  ASSERT_TRUE(result.ok());
+  // It may have been quicker than the flag.
+  EXPECT_TRUE(result->finish == FinishReason::kCancelled || result->completion_tokens == 500);
+}
+
+TEST(Engine, ItsEndCancelsWhatRuns) {
+  const auto sink = std::make_shared<RecordingSink>();
+  {
+    const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 1});
+    for (int i = 0; i < 3; ++i)
+      ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(5), 400), std::make_shared<RecordingSink>()).ok());
+    ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(300), 200), sink).ok());
+  }
+  EXPECT_TRUE(sink->finished);
+}
+
+}  // namespace
+}  // namespace foresight

@@ -1,0 +1,151 @@
+#include "engine/runtime.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "base/units.h"
+#include "weights/layout.h"
+#include "weights/synthetic.h"
+
+namespace foresight {
+namespace {
+
+uint64_t StoredBytes(const ModelConfig& config) {
+  ModelWeights weights;
+  uint64_t bytes = 0;
+  for (const WeightSlot& slot : LayOutWeights(config, LayoutFromConfig(config), &weights)) {
+    bytes += slot.bytes();
+  }
+  return bytes;
+}
+
+// Tells models apart whose saved states must not be mixed up. The config names the shapes; the head's first
+// bytes tell two trainings of one shape apart without reading the whole model.
+uint64_t ModelIdentity(const ModelFiles& files, const ModelWeights& weights, Numerics numerics) {
+  XXH64_hash_t hash = static_cast<XXH64_hash_t>(numerics);
+  const size_t head_bytes = static_cast<size_t>(std::min<int64_t>(weights.head.bytes(), 1 << 16));
+  hash = XXH3_64bits_withSeed(weights.head.data, head_bytes, hash);
+  if (const auto config = files.FindText("config.json"); config.ok()) {
+    hash = XXH3_64bits_withSeed(config->data(), config->size(), hash);
+  }
+  return hash;
+}
+
+std::string DescribeLayers(const ModelConfig& config) {
+  std::string text = fmt::format("{} layers (", config.num_hidden_layers);
+  const char* separator = "";
+  for (LayerKind kind : {LayerKind::kSwa, LayerKind::kCsa, LayerKind::kHca}) {
+    const auto count = std::count(config.layers.begin(), config.layers.end(), kind);
+    if (count == 0) continue;
+    text += fmt::format("{}{} {}", separator, count, LayerKindName(kind));
+    separator = ", ";
+  }
+  return text + ")";
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const EngineOptions& options) {
+  if (files.empty()) return NotFound("there are no model files to load");
+  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
+  std::unique_ptr<Runtime> runtime(new Runtime);
+  runtime->machine_ = DescribeMachine();
+  runtime->files_ = files;
+  ASSIGN_OR_RETURN(
+      LoadedModel loaded,
+      LoadModel(files, {.checks = options.check_all_values ? ValueChecks::kAll : ValueChecks::kQuick,
+                        .progress = options.progress}));
+  if (files.Contains("tokenizer.json")) {
+    ASSIGN_OR_RETURN(const std::string_view json, files.FindText("tokenizer.json"));
+    Result<Tokenizer> tokenizer = Tokenizer::Load(json);
+    if (!tokenizer.ok()) return tokenizer.status().WithContext(files.origin() + ": tokenizer.json");
+    if (tokenizer->vocab_size() > loaded.weights.config.vocab_size) {
+      return InvalidArgument("{}: tokenizer.json has token ids up to {}, the model's vocabulary ends at {}",
+                             files.origin(), tokenizer->vocab_size() - 1, loaded.weights.config.vocab_size);
+    }
+    runtime->tokenizer_ = std::move(*tokenizer);
+  }
+  // Mapped pages are not in memory before they are touched.
+  const int64_t weights_to_come = static_cast<int64_t>(loaded.report.bytes - loaded.report.copied_bytes);
+  RETURN_IF_ERROR(runtime->Start(std::move(loaded), *table, options, weights_to_come));
+  return runtime;
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
+                                                     const EngineOptions& options) {
+  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
+  std::unique_ptr<Runtime> runtime(new Runtime);
+  runtime->machine_ = DescribeMachine();
+  const uint64_t bytes = StoredBytes(config);
+  if (static_cast<int64_t>(bytes) > runtime->machine_.available_bytes) {
+    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
+                             FormatBytes(runtime->machine_.available_bytes));
+  }
+  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
+  LoadedModel loaded = MakeSyntheticModel(config, {.num_threads = options.num_threads});
+  if (options.progress != nullptr) options.progress->End();
+  // They are in memory now, and what is available has shrunk by them.
+  runtime->machine_.available_bytes = DescribeMachine().available_bytes;
+  RETURN_IF_ERROR(runtime->Start(std::move(loaded), *table, options, /*weights_to_come=*/0));
+  return runtime;
+}
+
+Status Runtime::Start(LoadedModel loaded, const KernelTable& table, const EngineOptions& options,
+                      int64_t weights_to_come) {
+  loaded_ = std::move(loaded);
+  pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
+  model_ = std::make_unique<Model>(
+      loaded_.weights, table, *pool_,
+      ModelOptions{.numerics = options.numerics, .max_step_rows = options.step_rows_max});
+  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), model_->cache_layout(),
+                                     {.weights_bytes = weights_to_come,
+                                      .context_tokens = options.context_tokens,
+                                      .cache_bytes_max = options.cache_bytes_max,
+                                      .max_sequences = options.max_sequences,
+                                      .kept_prefixes_max = options.kept_prefixes_max,
+                                      .step_rows_max = options.step_rows_max},
+                                     machine_.available_bytes));
+  plan_.cache.model_identity = ModelIdentity(files_, loaded_.weights, options.numerics);
+  ASSIGN_OR_RETURN(cache_, KvCache::Create(model_->cache_layout(), plan_.cache));
+  context_tokens_ = std::min(plan_.cache.max_sequence_tokens, cache_->AvailableTokens());
+  return Status();
+}
+
+std::string Runtime::StartUpReport() const {
+  const ModelConfig& c = config();
+  const LoadReport& load = loaded_.report;
+  const CacheLayout& layout = model_->cache_layout();
+  const bool packed = layout.entry.format == CacheFormat::kPacked;
+  std::string text =
+      fmt::format("model    {}: {} in {} tensors, {} in {:.2f} s\n",
+                  is_synthetic() ? "synthetic (random weights)" : files_.origin(), FormatBytes(load.bytes),
+                  load.tensors, is_synthetic() ? "made" : "loaded", load.seconds);
+  for (const std::string& name : load.ignored) text += fmt::format("         ignored: {}\n", name);
+  text += fmt::format("shape    {}, hidden {}, {} heads of {}, {} of {} experts, vocabulary {}{}\n",
+                      DescribeLayers(c), c.hidden_size, c.num_attention_heads, c.head_dim,
+                      c.num_experts_per_tok, c.n_routed_experts, c.vocab_size,
+                      loaded_.weights.mtp      ? ", MTP-1 head"
+                      : loaded_.weights.dspark ? ", DSpark head"
+                                               : "");
+  if (tokenizer_) text += fmt::format("text     {}\n", tokenizer_->Description());
+  text += fmt::format("kernels  {}: {}; {} numerics; {} thread{}\n", model_->table().name,
+                      model_->table().description,
+                      model_->numerics() == Numerics::kFaithful ? "faithful" : "clean", pool_->num_threads(),
+                      pool_->num_threads() == 1 ? "" : "s");
+  text +=
+      fmt::format("cache    {} entries of {} B, {:.1f} B per token and {} per sequence; context {} tokens\n",
+                  packed ? "packed FP8" : "float32", layout.entry.bytes(), KvBytesPerToken(layout),
+                  FormatBytes(layout.fixed_bytes), FormatCount(context_tokens()));
+  text += fmt::format("memory   {}; available at the start {}\n", plan_.ToString(),
+                      FormatBytes(machine_.available_bytes));
+  return text;
+}
+
+int64_t Runtime::AccountedBytes() const {
+  return static_cast<int64_t>(loaded_.report.bytes) + cache_->stats().resident_bytes +
+         static_cast<int64_t>(model_->workspace_bytes());
+}
+
+}  // namespace foresight

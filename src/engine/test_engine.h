@@ -1,0 +1,145 @@
+// Test support: the engine's loop under a clock of its own, step by step and on one thread, with a model that
+// is as small as the formats allow.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "engine/engine_loop.h"
+#include "weights/synthetic.h"
+
+namespace foresight {
+
+// One layer of each kind, random weights, MTP-1 block included.
+inline ModelConfig SmallestConfig() {
+  ModelConfig config = TinyAConfig();
+  config.num_hidden_layers = 3;
+  config.layers = {LayerKind::kSwa, LayerKind::kCsa, LayerKind::kHca};
+  config.num_hash_layers = 1;
+  config.hidden_size = 128;
+  config.num_attention_heads = 2;
+  config.o_groups = 1;
+  config.vocab_size = 256;
+  config.sliding_window = 32;
+  config.index_n_heads = 2;
+  config.n_routed_experts = 4;
+  return config;
+}
+
+// Everything that a request's sink was told.
+class RecordingSink : public EventSink {
+ public:
+  void OnOutput(const OutputEvent& event) override {
+    EXPECT_FALSE(finished) << "output after the end";
+    for (const OutputToken& token : event.tokens) {
+      tokens.push_back(token.token);
+      logprobs.push_back(token.logprob);
+    }
+    text += event.text;
+    ++events;
+  }
+  void OnFinish(const RequestResult& r) override {
+    EXPECT_FALSE(finished) << "finished twice";
+    finished = true;
+    result = r;
+  }
+
+  std::vector<TokenId> tokens;
+  std::vector<double> logprobs;
+  std::string text;
+  int events = 0;
+  bool finished = false;
+  RequestResult result;
+};
+
+inline std::unique_ptr<Runtime> TestRuntime(const EngineOptions& options,
+                                            const ModelConfig& config = SmallestConfig()) {
+  Result<std::unique_ptr<Runtime>> runtime = Runtime::Synthesize(config, options);
+  EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
+  return std::move(*runtime);
+}
+
+// Bytes of caches with `blocks` blocks of 256 tokens for the states of `options`.
+inline int64_t CacheBytesOf(int64_t blocks, const EngineOptions& options,
+                            const ModelConfig& config = SmallestConfig()) {
+  const std::unique_ptr<Runtime> runtime = TestRuntime({.num_threads = 1,
+                                                        .numerics = options.numerics,
+                                                        .context_tokens = options.context_tokens,
+                                                        .max_sequences = 1,
+                                                        .kept_prefixes_max = 0},
+                                                       config);
+  const CacheStats stats = runtime->cache().stats();
+  return blocks * stats.block_bytes +
+         (options.max_sequences + options.kept_prefixes_max) * stats.sequence_bytes;
+}
+
+class LoopDriver {
+ public:
+  explicit LoopDriver(const EngineOptions& options, const ModelConfig& config = SmallestConfig())
+      : LoopDriver(TestRuntime(options, config), options) {}
+  LoopDriver(std::unique_ptr<Runtime> runtime, const EngineOptions& options)
+      : runtime_(std::move(runtime)), loop_(*runtime_, options, queue_, [this] { return now_ += 1e-3; }) {}
+
+  std::shared_ptr<RecordingSink> Submit(Request request) {
+    auto sink = std::make_shared<RecordingSink>();
+    Submit(std::move(request), sink);
+    return sink;
+  }
+  void Submit(Request request, std::shared_ptr<EventSink> sink) {
+    auto ticket = std::make_shared<Ticket>();
+    ticket->number = ++number_;
+    ticket->request = std::move(request);
+    ticket->sink = std::move(sink);
+    ticket->submitted = now_;
+    queue_.requests += 1;
+    queue_.tokens += std::ssize(ticket->request.prompt);
+    tickets_.push_back(ticket);
+    loop_.Add(std::move(ticket));
+  }
+  // The i-th of the submitted ones.
+  void Cancel(size_t i) { tickets_[i]->cancelled = true; }
+  void Wait(double seconds) { now_ += seconds; }
+  bool Step() { return loop_.Step(); }
+  void Run() {
+    while (loop_.Step()) {
+    }
+  }
+  // Submits and runs to the end.
+  std::shared_ptr<RecordingSink> Generate(Request request) {
+    auto sink = Submit(std::move(request));
+    Run();
+    return sink;
+  }
+
+  Runtime& runtime() { return *runtime_; }
+  EngineLoop& loop() { return loop_; }
+  QueueGauge& queue() { return queue_; }
+
+ private:
+  double now_ = 0;
+  RequestNumber number_ = 0;
+  std::unique_ptr<Runtime> runtime_;
+  QueueGauge queue_;
+  std::vector<std::shared_ptr<Ticket>> tickets_;
+  EngineLoop loop_;
+};
+
+inline std::vector<TokenId> TestPrompt(int64_t count, int first = 3) {
+  std::vector<TokenId> prompt(count);
+  for (int64_t i = 0; i < count; ++i)
+    prompt[i] = static_cast<TokenId>((first + 7 * i + i * i % 11) % 250 + 2);
+  return prompt;
+}
+
+inline Request GreedyRequest(std::vector<TokenId> prompt, int64_t max_tokens) {
+  Request request{.prompt = std::move(prompt), .ignore_eos = true};
+  request.sampling.temperature = 0;
+  request.sampling.max_tokens = max_tokens;
+  return request;
+}
+
+}  // namespace foresight
