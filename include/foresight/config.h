@@ -9,6 +9,32 @@
 
 namespace foresight {
 
+// What proposes tokens that the model then verifies, several in one step.
+enum class DraftChoice : uint8_t {
+  kAuto,  // the best head that comes with the model, or none
+  kNone,
+  kNgram,  // prompt look-up
+  kMtp,    // the MTP-1 block, chained
+  kDSpark,
+};
+
+// How a draft is judged. Both are exact: the text has the same distribution as without drafts.
+enum class Acceptance : uint8_t {
+  kAuto,       // coupled for greedy requests and those with a seed, else rejection
+  kCoupled,    // the text of a seed is the text without drafts
+  kRejection,  // accepts more
+};
+
+struct SpeculationOptions {
+  DraftChoice draft = DraftChoice::kAuto;
+  std::string draft_head =
+      {};              // one of the model's drafts/, or a directory; empty: the model's own or the best
+  int drafts_max = 0;  // tokens of a draft; 0: as the head was made for
+  // How many drafts a step verifies: "auto", "static:K", "threshold:P", "sync", "lookahead", "async".
+  std::string planner = "auto";
+  Acceptance acceptance = Acceptance::kAuto;  // of requests that don't say
+};
+
 struct EngineOptions {
   std::string model = {};  // a checkpoint directory in the official layout; empty: the model of this build
   std::string synthetic = {};  // instead: random weights of a released shape, e.g. "flash:2"
@@ -28,6 +54,8 @@ struct EngineOptions {
   int mixed_prefill_rows_max = 128;       // prompt tokens of a step that decodes as well
   int kept_prefixes_max = 8;              // states kept for later prompts; 0: none
   int64_t saved_bytes_max = 256LL << 20;  // host memory for the states of preempted sequences
+
+  SpeculationOptions speculation = {};
 
   int queued_requests_max = 1024;
   int64_t queued_tokens_max = int64_t{1} << 24;  // of their prompts

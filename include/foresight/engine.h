@@ -35,6 +35,10 @@ struct EngineStatistics {
   int64_t prompt_tokens = 0;  // of admitted requests
   int64_t cached_tokens = 0;  // of those, found in kept prefixes
   int64_t generated_tokens = 0;
+  DraftCounts drafts;
+  double draft_seconds = 0;      // of all steps: proposing, and what drafters do with a step's rows
+  double model_seconds = 0;      // the model's own steps
+  double host_seconds = 0;       // everything else of the steps
   int64_t kept_prefixes = 0;     // now
   int64_t cache_bytes = 0;       // now: caches of running sequences and kept prefixes
   int64_t cache_bytes_peak = 0;  // resident
@@ -68,6 +72,9 @@ class Engine {
       std::string_view text) const;  // begin-of-sentence in front, if there is one
   Result<std::string> Decode(std::span<const TokenId> tokens) const;
 
+  // "none", "ngram", "mtp", "dspark"; and which head.
+  std::string_view draft_method() const;
+  std::string_view draft_head() const;
   // The checkpoint's own defaults (generation_config.json).
   const SamplingParams& default_sampling() const;
   int vocab_size() const;

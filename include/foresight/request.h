@@ -1,12 +1,14 @@
 // What a client asks of the engine and what comes back.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "foresight/config.h"
 #include "foresight/ids.h"
 #include "foresight/sampling_params.h"
 #include "foresight/status.h"
@@ -27,7 +29,9 @@ struct Request {
   double timeout_seconds = 0;   // from Submit; 0: none
   std::string cache_salt = {};  // prefixes are shared between requests with the same salt only
   bool read_cache = true;       // begin with what is kept of the prompt
-  bool keep_in_cache = true;    // keep prompt and answer for later requests
+  bool draft = true;            // off: one token a step, whatever the engine does for others
+  Acceptance acceptance = Acceptance::kAuto;
+  bool keep_in_cache = true;  // keep prompt and answer for later requests
 };
 
 enum class FinishReason : uint8_t {
@@ -54,6 +58,24 @@ struct OutputEvent {
   std::string_view text;
 };
 
+inline constexpr int kDraftPositionsMax = 16;
+
+// What drafting did. A draft's position counts from 0; `reached`: verified, and those before it accepted; so
+// accepted / reached is how often a draft is accepted when it can be.
+struct DraftCounts {
+  int64_t steps = 0;         // that drew tokens
+  int64_t drafted = 0;       // tokens
+  int64_t without_room = 0;  // steps whose drafts found no memory
+  std::array<int64_t, kDraftPositionsMax> verified = {};
+  std::array<int64_t, kDraftPositionsMax> reached = {};
+  std::array<int64_t, kDraftPositionsMax> accepted = {};
+
+  int64_t total_verified() const;
+  int64_t total_accepted() const;
+  void Add(const DraftCounts& other);
+  bool operator==(const DraftCounts&) const = default;
+};
+
 struct RequestResult {
   FinishReason finish = FinishReason::kStop;
   Status status = {};    // not ok for kError
@@ -66,6 +88,9 @@ struct RequestResult {
   double decode_seconds = 0;      // from then to the last
   int64_t seed = 0;               // the one in use
   int64_t preemptions = 0;
+  DraftCounts drafts = {};
+  int64_t drafted_tokens = 0;     // of completion_tokens, those that came from a draft
+  double plain_step_seconds = 0;  // what a step without drafts takes this request alone; 0: not measured
 
   double prefill_tokens_per_second() const;
   double decode_tokens_per_second() const;

@@ -284,6 +284,7 @@ Status RunBench(const BenchFlags& flags) {
   options.progress = &progress;
   options.max_sequences = *std::max_element(flags.batches.begin(), flags.batches.end()) + 1;
   options.kept_prefixes_max = 0;
+  options.speculation.draft = DraftChoice::kNone;
   const int64_t longest = *std::max_element(flags.contexts.begin(), flags.contexts.end());
   options.context_tokens =
       std::max<int64_t>(longest, flags.prefill_rows) + (flags.repeat + 1) * flags.steps + kBlockTokens;

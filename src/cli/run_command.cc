@@ -13,6 +13,7 @@
 #include "chat/output_parser.h"
 #include "chat/prompt.h"
 #include "cli/command.h"
+#include "cli/draft_flags.h"
 #include "cli/model_flags.h"
 #include "foresight/engine.h"
 #include "sampling/sampling_params.h"
@@ -31,6 +32,7 @@ void OnInterrupt(int) {
 
 struct RunFlags {
   ModelFlags model;
+  DraftFlags draft;
   std::string prompt;
   std::string file;
   std::string system;
@@ -148,11 +150,14 @@ class Printer : public OutputSink {
   Message answer_{.role = Role::kAssistant};
 };
 
-void PrintClosingLine(const RequestResult& r) {
+void PrintClosingLine(const RequestResult& r, std::string_view draft_method) {
   fmt::print(stderr, "[{}; prefill {} tokens{} {:.1f} tokens/s; decode {} tokens {:.1f} tokens/s; seed {}]\n",
              FinishReasonName(r.finish), r.prompt_tokens - r.cached_tokens,
              r.cached_tokens > 0 ? fmt::format(" (+{} kept)", r.cached_tokens) : "",
              r.prefill_tokens_per_second(), r.completion_tokens, r.decode_tokens_per_second(), r.seed);
+  if (const std::string drafts = DescribeDrafts(r, draft_method); !drafts.empty()) {
+    fmt::print(stderr, "[{}]\n", drafts);
+  }
 }
 
 // A conversation's begin.
@@ -185,7 +190,7 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
   printer.Finish();
   if (!flags.quiet) {
     fmt::print("\n");
-    PrintClosingLine(result);
+    PrintClosingLine(result, engine.draft_method());
   }
   if (result.finish == FinishReason::kCancelled) return Error(StatusCode::kCancelled, "interrupted");
   return Status();
@@ -235,6 +240,9 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     std::fflush(stdout);
     if (!flags.quiet) PrintClosingLine(*result);
     messages.push_back(printer.answer());
+    if (!flags.quiet) PrintClosingLine(*result, engine.draft_method());
+    transcript = std::move(next);
+    transcript.AddAssistant(printer.text());
   }
 }
 
@@ -243,6 +251,7 @@ Status Run(const RunFlags& flags) {
   TerminalProgress progress;
   options.progress = flags.quiet ? nullptr : &progress;
   options.max_sequences = 1;  // one conversation
+  options.speculation = flags.draft.ToOptions();
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(options));
   if (engine->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", flags.model.directory);
   if (!flags.quiet) fmt::print(stderr, "{}", engine->StartUpReport());
@@ -274,6 +283,7 @@ void AddRunCommand(CLI::App& app, Status* result) {
       "run",
       "Generate text: one answer for -p, --file or piped standard input; a conversation on a terminal");
   flags->model.AddTo(*command);
+  flags->draft.AddTo(*command);
   CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "The text to continue");
   command->add_option("-f,--file", flags->file, "A file with the text to continue")->excludes(prompt);
   command->add_flag("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");

@@ -10,6 +10,7 @@
 
 #include "engine/engine_access.h"
 #include "engine/engine_loop.h"
+#include "engine/step_profile.h"
 #include "request/validate.h"
 
 namespace foresight {
@@ -48,8 +49,8 @@ Status CheckOptions(const EngineOptions& o) {
 }  // namespace
 
 struct Engine::Impl {
-  Impl(std::unique_ptr<Runtime> r, const EngineOptions& o)
-      : options(o), runtime(std::move(r)), loop(*runtime, o, queue, SecondsNow), default_sampling() {}
+  Impl(std::unique_ptr<Runtime> r, std::unique_ptr<Speculation> speculation, const EngineOptions& o)
+      : options(o), runtime(std::move(r)), loop(*runtime, o, std::move(speculation), queue, SecondsNow) {}
 
   Status ReadDefaultSampling() {
     if (!runtime->files().Contains("generation_config.json")) return Status();
@@ -105,7 +106,18 @@ void Engine::Impl::Run() {
 Result<std::unique_ptr<Engine>> EngineAccess::Make(std::unique_ptr<Runtime> runtime,
                                                    const EngineOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
-  auto impl = std::make_unique<Engine::Impl>(std::move(runtime), options);
+  std::unique_ptr<Speculation> speculation;
+  if (runtime->draft_method() != DraftMethod::kNone) {
+    ASSIGN_OR_RETURN(const StepCostTable costs,
+                     ProfileSteps(*runtime, {.drafts_max = options.speculation.drafts_max,
+                                             .max_sequences = options.max_sequences,
+                                             .step_rows_max = options.step_rows_max}));
+    ASSIGN_OR_RETURN(speculation, Speculation::Create(options.speculation, *runtime,
+                                                      {.max_sequences = options.max_sequences,
+                                                       .step_rows_max = options.step_rows_max},
+                                                      costs));
+  }
+  auto impl = std::make_unique<Engine::Impl>(std::move(runtime), std::move(speculation), options);
   RETURN_IF_ERROR(impl->ReadDefaultSampling());
   Engine::Impl* const started = impl.get();
   started->thread = std::jthread([started] { started->Run(); });
@@ -220,6 +232,14 @@ Result<std::string> Engine::Decode(std::span<const TokenId> tokens) const {
   if (tokenizer() == nullptr)
     return InvalidArgument("{} has no tokenizer.json", impl_->runtime->files().origin());
   return tokenizer()->Decode(tokens, {.skip_special = true});
+}
+
+std::string_view Engine::draft_method() const {
+  return DraftMethodName(impl_->runtime->draft_method());
+}
+
+std::string_view Engine::draft_head() const {
+  return impl_->runtime->draft_head();
 }
 
 const SamplingParams& Engine::default_sampling() const {

@@ -15,10 +15,11 @@ constexpr double kCopyBytesPerSecond = 2e9;
 constexpr int64_t kMeasuredRowsMin = 32;
 constexpr double kAverageWeight = 0.2;  // of a new measurement
 
-SchedulerOptions SchedulerOptionsOf(const EngineOptions& options) {
+SchedulerOptions SchedulerOptionsOf(const EngineOptions& options, const Speculation* speculation) {
   return {.max_sequences = options.max_sequences,
           .step_rows_max = options.step_rows_max,
-          .mixed_prefill_rows_max = options.mixed_prefill_rows_max};
+          .mixed_prefill_rows_max = options.mixed_prefill_rows_max,
+          .draft_rows_max = speculation == nullptr ? 0 : speculation->drafter().drafts_max()};
 }
 
 void MoveTowards(double& average, double measured) {
@@ -31,19 +32,26 @@ int64_t BorderBefore(int64_t tokens) {
 
 }  // namespace
 
-EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options, QueueGauge& queue, Clock clock)
+EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
+                       std::unique_ptr<Speculation> speculation, QueueGauge& queue, Clock clock)
     : runtime_(runtime),
       options_(options),
       queue_(queue),
       clock_(std::move(clock)),
+      speculation_(std::move(speculation)),
+      lag_(speculation_ == nullptr ? 0 : speculation_->drafter().lag()),
       prefixes_(runtime.cache(), options.kept_prefixes_max),
-      scheduler_(SchedulerOptionsOf(options), *this),
+      scheduler_(SchedulerOptionsOf(options, speculation_.get()), *this),
       preemption_costs_{.token_seconds = kTokenSeconds,
                         .bytes_per_second = kCopyBytesPerSecond,
-                        .saved_bytes_max = options.saved_bytes_max} {
+                        .saved_bytes_max = options.saved_bytes_max},
+      no_drafts_(options.max_sequences, 0) {
   step_tokens_.reserve(options.step_rows_max);
   step_chunks_.reserve(options.max_sequences);
   step_logit_rows_.reserve(options.step_rows_max);
+  candidates_.reserve(options.max_sequences);
+  observed_.reserve(options.max_sequences);
+  event_tokens_.reserve(kDraftPositionsMax + 1);
 }
 
 EngineLoop::~EngineLoop() {
@@ -82,9 +90,10 @@ bool EngineLoop::Admit(SequenceHandle handle, int64_t headroom, Admission* admis
   Sequence& s = *sequences_[handle];
   if (!s.saved.bytes.empty() ? !AdmitSaved(s, headroom) : !AdmitByPrefix(s, headroom)) return false;
   if (!s.began()) Begin(s);
+  if (speculation_ != nullptr) speculation_->Begin(s);
   admission->computed = s.state->length();
-  // States are kept at the last border of what is known, and where other prompts went another way: the next one
-  // that begins the same finds it. A border so near the end that truncation reaches it needs no stop.
+  // States are kept at the last border of what is known, and where other prompts went another way: the next
+  // one that begins the same finds it. A border so near the end that truncation reaches it needs no stop.
   if (s.request().keep_in_cache && options_.kept_prefixes_max > 0) {
     s.shared_tokens = prefixes_.CommonTokens(s.salt, s.before_last());
     const int64_t border = BorderBefore(s.known() - 1);
@@ -92,6 +101,10 @@ bool EngineLoop::Admit(SequenceHandle handle, int64_t headroom, Admission* admis
     if (s.shared_tokens > admission->computed) admission->stops[0] = s.shared_tokens;
     if (border > admission->computed && s.known() - border > slack / 2) admission->stops[1] = border;
     s.kept_tokens = BorderBefore(admission->computed);
+  }
+  // An answer that is computed anew goes on as if it had not been: with drafts behind its last token.
+  if (speculation_ != nullptr && s.result.completion_tokens > 0 && admission->computed < s.known() - 1) {
+    admission->stops = {admission->stops[1], s.known() - 1};
   }
   return true;
 }
@@ -118,12 +131,19 @@ bool EngineLoop::AdmitByPrefix(Sequence& s, int64_t headroom) {
   KvCache& cache = runtime_.cache();
   const int64_t wanted = cache.BlocksFor(s.known() + 1) + headroom;
   int prefix = s.request().read_cache ? prefixes_.Find(s.salt, s.before_last()) : PrefixCache::kNone;
-  if (prefix != PrefixCache::kNone && !FreeBlocks(wanted - cache.BlocksFor(prefixes_.tokens(prefix)), prefix)) {
+  // With a lag the prefix's last block is written again, by a copy.
+  const int64_t copies = lag_ > 0 ? 1 : 0;
+  if (prefix != PrefixCache::kNone &&
+      !FreeBlocks(wanted - cache.BlocksFor(prefixes_.tokens(prefix)) + copies, prefix)) {
     prefix = PrefixCache::kNone;  // all of what is kept has to go
   }
   if (prefix == PrefixCache::kNone && !FreeBlocks(wanted)) return false;
   Result<SequenceState> state = prefix == PrefixCache::kNone ? cache.NewSequence() : prefixes_.Fork(prefix);
   CHECK(state.ok(), "{}", state.status().message());
+  if (prefix != PrefixCache::kNone && lag_ > 0) {
+    const Status cut = state->Truncate(state->length() - lag_);
+    CHECK(cut.ok(), "{}", cut.message());
+  }
   if (!s.began()) s.result.cached_tokens = state->length();
   s.state.emplace(std::move(*state));
   return true;
@@ -145,7 +165,11 @@ void EngineLoop::Begin(Sequence& s) {
 }
 
 bool EngineLoop::Reserve(SequenceHandle handle, int rows) {
-  while (!sequences_[handle]->state->Reserve(rows).ok()) {
+  return ReserveRows(*sequences_[handle], rows);
+}
+
+bool EngineLoop::ReserveRows(Sequence& s, int rows) {
+  while (!s.state->Reserve(rows).ok()) {
     if (!prefixes_.EvictOne()) return false;
   }
   return true;
@@ -158,6 +182,7 @@ void EngineLoop::Preempt(SequenceHandle handle) {
     s.saved = s.state->Save();
     totals_.saved_bytes += bytes;
   }
+  if (speculation_ != nullptr) speculation_->End(s);
   s.state.reset();
   ++s.result.preemptions;
   ++totals_.preempted;
@@ -170,7 +195,8 @@ void EngineLoop::KeepPrefix(Sequence& s) {
   s.kept_tokens = border;
   if (border < s.prompt_border && border != s.shared_tokens) return;
   const std::span<const TokenId> tokens(s.tokens.data(), static_cast<size_t>(border));
-  if (s.state->truncatable_to() > border || prefixes_.Contains(s.salt, tokens) || !prefixes_.MakeRoom())
+  if (s.state->truncatable_to() > border - lag_ || prefixes_.Contains(s.salt, tokens) ||
+      !prefixes_.MakeRoom())
     return;
   Result<SequenceState> fork = s.state->Fork();
   CHECK(fork.ok(), "{}", fork.status().message());
@@ -186,53 +212,139 @@ bool EngineLoop::Step() {
   EndCancelledAndLate();
   const std::span<const ScheduledRows> plan = scheduler_.Plan();
   if (plan.empty()) return false;
+  ++totals_.steps;
+  const double begin = now_;
+  const double draft_begin = clock_();
+  const Result<std::span<const int>> lengths = Draft(plan);
+  if (!lengths.ok()) {
+    FailAll(plan, lengths.status());
+    return true;
+  }
+  BuildStep(plan, *lengths);
+  const double model_begin = clock_();
+  const Result<StepOutputs> out =
+      runtime_.model().Step({.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_});
+  now_ = clock_();
+  if (!out.ok()) {
+    if (speculation_ != nullptr) speculation_->EndStep(std::nullopt);
+    FailAll(plan, out.status());
+    return true;
+  }
+  const double model_seconds = now_ - model_begin;
+  const int64_t rows = std::ssize(step_tokens_);
+  if (rows >= kMeasuredRowsMin) {
+    MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
+  }
+  Accept(plan, *lengths, out->logits);
+  const double observe_begin = clock_();
+  const Status observed = speculation_ == nullptr ? Status() : speculation_->Observe(observed_);
+  const double observe_end = clock_();
+  const bool all_decode =
+      std::all_of(plan.begin(), plan.end(), [](const ScheduledRows& r) { return r.is_decode; });
+  int64_t context = 0;
+  for (const DraftCandidate& c : candidates_) context += c.sequence->known();
+  if (observed.ok()) {
+    KeepAndFinish(plan);
+  } else {
+    FailAll(plan, observed);
+  }
+  const double draft_seconds = model_begin - draft_begin + observe_end - observe_begin;
+  const double host_seconds = clock_() - begin - draft_seconds - model_seconds;
+  totals_.model_seconds += model_seconds;
+  totals_.draft_seconds += draft_seconds;
+  totals_.host_seconds += host_seconds;
+  if (speculation_ == nullptr) return true;
+  std::optional<StepTimes> times;
+  if (all_decode) {
+    times = StepTimes{.draft_requests = speculation_->num_drafting(),
+                      .rows = static_cast<int>(rows),
+                      .context_tokens = context / std::ssize(plan),
+                      .draft_ms = draft_seconds * 1e3,
+                      .verify_ms = model_seconds * 1e3,
+                      .host_ms = host_seconds * 1e3};
+  }
+  speculation_->EndStep(times);
+  return true;
+}
 
+Result<std::span<const int>> EngineLoop::Draft(std::span<const ScheduledRows> plan) {
+  candidates_.clear();
+  int rows = 0;
+  for (const ScheduledRows& r : plan) {
+    rows += r.rows;
+    if (r.is_last) candidates_.push_back({.sequence = &*sequences_[r.sequence], .decodes = r.is_decode});
+  }
+  if (speculation_ == nullptr) return std::span<const int>(no_drafts_).first(candidates_.size());
+  return speculation_->Draft(candidates_, rows - static_cast<int>(candidates_.size()),
+                             [this](Sequence& s, int wanted) { return ReserveRows(s, wanted); });
+}
+
+void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths) {
   step_tokens_.clear();
   step_chunks_.clear();
   step_logit_rows_.clear();
+  int candidate = 0;
   for (const ScheduledRows& r : plan) {
     Sequence& s = *sequences_[r.sequence];
     const auto first = s.tokens.begin() + s.state->length();
     step_tokens_.insert(step_tokens_.end(), first, first + r.rows);
-    step_chunks_.push_back({.sequence = &*s.state, .num_rows = r.rows});
-    if (r.is_last) step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()) - 1);
-  }
-  const Result<StepOutputs> out =
-      runtime_.model().Step({.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_});
-  ++totals_.steps;
-  if (!out.ok()) {
-    for (const ScheduledRows& r : plan) Finish(r.sequence, FinishReason::kError, out.status());
-    return true;
-  }
-  const double before = std::exchange(now_, clock_());
-  const int64_t rows = std::ssize(step_tokens_);
-  if (rows >= kMeasuredRowsMin) {
-    MoveTowards(preemption_costs_.token_seconds, (now_ - before) / static_cast<double>(rows));
-  }
-
-  const int64_t vocab_size = runtime_.config().vocab_size;
-  size_t logits_at = 0;
-  for (const ScheduledRows& r : plan) {
-    Sequence& s = *sequences_[r.sequence];
-    KeepPrefix(s);
+    int rows = r.rows;
     if (r.is_last) {
-      Draw(r.sequence, out->logits.subspan(logits_at, vocab_size));
-      logits_at += vocab_size;
+      step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()) - 1);
+      const int drafts = lengths[candidate++];
+      for (int k = 0; k < drafts; ++k) {
+        step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()));
+        step_tokens_.push_back(s.block->tokens()[k]);
+      }
+      rows += drafts;
     }
-    if (sequences_[r.sequence] != nullptr) scheduler_.Update(r.sequence, s.state->length(), s.known());
+    step_chunks_.push_back({.sequence = &*s.state, .num_rows = rows});
   }
-  return true;
 }
 
-void EngineLoop::Draw(SequenceHandle handle, std::span<const float> logits) {
-  Sequence& s = *sequences_[handle];
-  const Result<SampledToken> token = s.sampler->Sample(logits, s.known());
-  if (!token.ok()) return Finish(handle, FinishReason::kError, token.status());
-  Extend(handle, {&*token, 1});
+void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int> lengths,
+                        std::span<const float> logits) {
+  observed_.clear();
+  const int64_t vocab_size = runtime_.config().vocab_size;
+  int candidate = 0;
+  int row = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    Sequence& s = *sequences_[plan[i].sequence];
+    const int rows = step_chunks_[i].num_rows;
+    const int64_t before = s.state->length() - rows;
+    if (plan[i].is_last) {
+      const int64_t judged = (lengths[candidate] + 1) * vocab_size;
+      const Result<VerifiedTokens> drawn = Draw(candidate, logits.first(judged));
+      logits = logits.subspan(judged);
+      ++candidate;
+      if (drawn.ok()) {
+        Extend(s, *drawn);
+      } else {
+        s.ending = FinishReason::kError;
+        s.result.status = drawn.status();
+      }
+      // Rejected drafts go, and accepted ones behind a stop.
+      const Status cut = s.state->Truncate(std::min(s.state->length(), s.known() - 1));
+      CHECK(cut.ok(), "{}", cut.message());
+    }
+    observed_.push_back({.slot = s.slot,
+                         .state = &*s.state,
+                         .first_row = row,
+                         .rows = static_cast<int>(s.state->length() - before),
+                         .tokens = s.tokens,
+                         .drafts_next = plan[i].is_last && !s.ending});
+    row += rows;
+  }
 }
 
-void EngineLoop::Extend(SequenceHandle handle, std::span<const SampledToken> tokens) {
-  Sequence& s = *sequences_[handle];
+Result<VerifiedTokens> EngineLoop::Draw(int i, std::span<const float> logits) {
+  if (speculation_ != nullptr) return speculation_->Verify(i, logits);
+  Sequence& s = *candidates_[i].sequence;
+  ASSIGN_OR_RETURN(drawn_, s.sampler->Sample(logits, s.known()));
+  return VerifiedTokens{.accepted = 0, .tokens = {&drawn_, 1}};
+}
+
+void EngineLoop::Extend(Sequence& s, const VerifiedTokens& drawn) {
   if (s.result.completion_tokens == 0) {
     s.first_token = now_;
     s.result.prefill_seconds = now_ - s.admitted;
@@ -240,31 +352,49 @@ void EngineLoop::Extend(SequenceHandle handle, std::span<const SampledToken> tok
   s.result.decode_seconds = now_ - s.first_token;
   event_tokens_.clear();
   event_text_.clear();
-  std::optional<FinishReason> finish;
-  for (const SampledToken& token : tokens) {
+  for (const SampledToken& token : drawn.tokens) {
     s.tokens.push_back(token.token);
     s.sampler->AddGenerated(token.token);
     ++s.result.completion_tokens;
     ++totals_.generated_tokens;
     event_tokens_.push_back({.token = token.token, .logprob = token.logprob, .top = token.top});
     if (token.token == runtime_.config().eos_token_id && !s.request().ignore_eos) {
-      finish = FinishReason::kStop;
+      s.ending = FinishReason::kStop;
       break;
     }
-    const Status pushed = s.text->Push(token.token, event_text_);
-    if (!pushed.ok()) return Finish(handle, FinishReason::kError, pushed);
+    if (Status pushed = s.text->Push(token.token, event_text_); !pushed.ok()) {
+      s.ending = FinishReason::kError;
+      s.result.status = std::move(pushed);
+      break;
+    }
     if (s.text->stopped()) {
-      finish = FinishReason::kStop;
+      s.ending = FinishReason::kStop;
       s.result.stop_string = s.text->stopped_by();
       break;
     }
     if (s.known() == s.tokens_max) {
-      finish = FinishReason::kLength;
+      s.ending = FinishReason::kLength;
       break;
     }
   }
+  s.result.drafted_tokens += std::min<int64_t>(drawn.accepted, std::ssize(event_tokens_));
   s.ticket->sink->OnOutput({.tokens = event_tokens_, .text = event_text_});
-  if (finish) Finish(handle, *finish);
+}
+
+void EngineLoop::KeepAndFinish(std::span<const ScheduledRows> plan) {
+  for (const ScheduledRows& r : plan) {
+    Sequence& s = *sequences_[r.sequence];
+    KeepPrefix(s);
+    if (s.ending) {
+      Finish(r.sequence, *s.ending, s.result.status);
+    } else {
+      scheduler_.Update(r.sequence, s.state->length(), s.known());
+    }
+  }
+}
+
+void EngineLoop::FailAll(std::span<const ScheduledRows> plan, const Status& status) {
+  for (const ScheduledRows& r : plan) Finish(r.sequence, FinishReason::kError, status);
 }
 
 // --- ends
@@ -308,6 +438,11 @@ void EngineLoop::Finish(SequenceHandle handle, FinishReason reason, Status statu
     s->text->Finish(event_text_);
     if (!event_text_.empty()) s->ticket->sink->OnOutput({.tokens = {}, .text = event_text_});
   }
+  if (s->state && speculation_ != nullptr) {
+    s->result.plain_step_seconds = speculation_->PlainStepSeconds(s->known());
+    speculation_->End(*s);
+  }
+  totals_.drafts.Add(s->result.drafts);
   s->state.reset();
   s->result.finish = reason;
   s->result.status = std::move(status);

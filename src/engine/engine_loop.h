@@ -11,6 +11,7 @@
 
 #include "engine/runtime.h"
 #include "engine/sequence.h"
+#include "engine/speculation.h"
 #include "foresight/engine.h"
 #include "kv_cache/prefix_cache.h"
 #include "scheduler/preemption.h"
@@ -28,8 +29,9 @@ class EngineLoop : private SequenceMemory {
  public:
   using Clock = std::function<double()>;  // seconds since any fixed time
 
-  // `runtime` and `queue` outlive this object.
-  EngineLoop(Runtime& runtime, const EngineOptions& options, QueueGauge& queue, Clock clock);
+  // `runtime` and `queue` outlive this object. Without `speculation` every step draws one token a sequence.
+  EngineLoop(Runtime& runtime, const EngineOptions& options, std::unique_ptr<Speculation> speculation,
+             QueueGauge& queue, Clock clock);
   ~EngineLoop() override;
 
   // Takes over a request that has passed ValidateRequest and is in `queue`.
@@ -50,6 +52,7 @@ class EngineLoop : private SequenceMemory {
   bool Reserve(SequenceHandle handle, int rows) override;
   void Preempt(SequenceHandle handle) override;
 
+  bool ReserveRows(Sequence& s, int rows);
   // Evicts kept prefixes other than `keep` until `blocks` are free. False: that many can't be; nothing
   // changes.
   bool FreeBlocks(int64_t blocks, int keep = PrefixCache::kNone);
@@ -58,10 +61,17 @@ class EngineLoop : private SequenceMemory {
   void Begin(Sequence& s);
 
   void EndCancelledAndLate();
-  // Draws the next token from the logits of a sequence's last row.
-  void Draw(SequenceHandle handle, std::span<const float> logits);
+  // The parts of a step.
+  Result<std::span<const int>> Draft(std::span<const ScheduledRows> plan);
+  void BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths);
+  void Accept(std::span<const ScheduledRows> plan, std::span<const int> lengths,
+              std::span<const float> logits);
+  void KeepAndFinish(std::span<const ScheduledRows> plan);
+  void FailAll(std::span<const ScheduledRows> plan, const Status& status);
+  // The tokens of the i-th candidate, `accepted` drafts among them, after its rows' logits.
+  Result<VerifiedTokens> Draw(int i, std::span<const float> logits);
   // Adds tokens to the answer, up to its end, and tells the sink.
-  void Extend(SequenceHandle handle, std::span<const SampledToken> tokens);
+  void Extend(Sequence& s, const VerifiedTokens& drawn);
   void KeepPrefix(Sequence& s);
   void Finish(SequenceHandle handle, FinishReason reason, Status status = Status());
 
@@ -69,6 +79,8 @@ class EngineLoop : private SequenceMemory {
   const EngineOptions options_;
   QueueGauge& queue_;
   Clock clock_;
+  const std::unique_ptr<Speculation> speculation_;  // may be null
+  const int lag_;                                   // of its drafter
   PrefixCache prefixes_;
   Scheduler scheduler_;
   PreemptionCosts preemption_costs_;
@@ -81,6 +93,10 @@ class EngineLoop : private SequenceMemory {
   std::vector<TokenId> step_tokens_;
   std::vector<SequenceChunk> step_chunks_;
   std::vector<int32_t> step_logit_rows_;
+  std::vector<DraftCandidate> candidates_;  // sequences that draw a token
+  std::vector<int> no_drafts_;              // zeros
+  std::vector<ObservedRows> observed_;      // of all sequences of the step
+  SampledToken drawn_;
   std::vector<OutputToken> event_tokens_;
   std::string event_text_;
 };

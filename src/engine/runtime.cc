@@ -22,11 +22,18 @@ uint64_t StoredBytes(const ModelConfig& config) {
 }
 
 // Tells models apart whose saved states must not be mixed up. The config names the shapes; the head's first
-// bytes tell two trainings of one shape apart without reading the whole model.
+// bytes tell two trainings of one shape apart without reading the whole model; those of the draft head, two
+// heads.
 uint64_t ModelIdentity(const ModelFiles& files, const ModelWeights& weights, Numerics numerics) {
   XXH64_hash_t hash = static_cast<XXH64_hash_t>(numerics);
   const size_t head_bytes = static_cast<size_t>(std::min<int64_t>(weights.head.bytes(), 1 << 16));
   hash = XXH3_64bits_withSeed(weights.head.data, head_bytes, hash);
+  const auto add_head_of_draft = [&](const MatrixView& matrix) {
+    const size_t bytes = static_cast<size_t>(std::min<int64_t>(matrix.bytes(), 1 << 16));
+    hash = XXH3_64bits_withSeed(matrix.data, bytes, hash);
+  };
+  if (weights.mtp) add_head_of_draft(weights.mtp->e_proj);
+  if (weights.dspark) add_head_of_draft(weights.dspark->main_proj);
   if (const auto config = files.FindText("config.json"); config.ok()) {
     hash = XXH3_64bits_withSeed(config->data(), config->size(), hash);
   }
@@ -53,10 +60,13 @@ Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const En
   std::unique_ptr<Runtime> runtime(new Runtime);
   runtime->machine_ = DescribeMachine();
   runtime->files_ = files;
+  ASSIGN_OR_RETURN(runtime->draft_, ChooseDraft(files, options.speculation));
   ASSIGN_OR_RETURN(
       LoadedModel loaded,
       LoadModel(files, {.checks = options.check_all_values ? ValueChecks::kAll : ValueChecks::kQuick,
-                        .progress = options.progress}));
+                        .progress = options.progress,
+                        .draft = runtime->draft_.head,
+                        .own_draft = runtime->draft_.own_head}));
   if (files.Contains("tokenizer.json")) {
     ASSIGN_OR_RETURN(const std::string_view json, files.FindText("tokenizer.json"));
     Result<Tokenizer> tokenizer = Tokenizer::Load(json);
@@ -83,6 +93,7 @@ Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
     return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
                              FormatBytes(runtime->machine_.available_bytes));
   }
+  ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(config, options.speculation));
   if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
   LoadedModel loaded = MakeSyntheticModel(config, {.num_threads = options.num_threads});
   if (options.progress != nullptr) options.progress->End();
@@ -123,12 +134,11 @@ std::string Runtime::StartUpReport() const {
                   is_synthetic() ? "synthetic (random weights)" : files_.origin(), FormatBytes(load.bytes),
                   load.tensors, is_synthetic() ? "made" : "loaded", load.seconds);
   for (const std::string& name : load.ignored) text += fmt::format("         ignored: {}\n", name);
-  text += fmt::format("shape    {}, hidden {}, {} heads of {}, {} of {} experts, vocabulary {}{}\n",
+  text += fmt::format("shape    {}, hidden {}, {} heads of {}, {} of {} experts, vocabulary {}\n",
                       DescribeLayers(c), c.hidden_size, c.num_attention_heads, c.head_dim,
-                      c.num_experts_per_tok, c.n_routed_experts, c.vocab_size,
-                      loaded_.weights.mtp      ? ", MTP-1 head"
-                      : loaded_.weights.dspark ? ", DSpark head"
-                                               : "");
+                      c.num_experts_per_tok, c.n_routed_experts, c.vocab_size);
+  text += fmt::format("drafts   {}{}\n", DraftMethodName(draft_.method),
+                      draft_.name.empty() ? "" : fmt::format(", head: {}", draft_.name));
   if (tokenizer_) text += fmt::format("text     {}\n", tokenizer_->Description());
   text += fmt::format("kernels  {}: {}; {} numerics; {} thread{}\n", model_->table().name,
                       model_->table().description,

@@ -9,6 +9,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "engine/draft_choice.h"
 #include "engine/machine.h"
 #include "engine/memory_plan.h"
 #include "foresight/config.h"
@@ -37,6 +38,9 @@ class Runtime {
   const ModelConfig& config() const { return loaded_.weights.config; }
   const ModelWeights& weights() const { return loaded_.weights; }
   const ModelFiles& files() const { return files_; }
+  // What the model drafts with, and which head that is.
+  DraftMethod draft_method() const { return draft_.method; }
+  const std::string& draft_head() const { return draft_.name; }
   const LoadReport& load_report() const { return loaded_.report; }
   const MemoryPlan& memory_plan() const { return plan_; }
   const Machine& machine() const { return machine_; }
@@ -61,6 +65,7 @@ class Runtime {
   Machine machine_;
   ModelFiles files_;
   LoadedModel loaded_;
+  ChosenDraft draft_;
   std::optional<Tokenizer> tokenizer_;
   MemoryPlan plan_;
   int64_t context_tokens_ = 0;

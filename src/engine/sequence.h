@@ -11,6 +11,8 @@
 #include "foresight/request.h"
 #include "kv_cache/sequence_state.h"
 #include "sampling/sampler.h"
+#include "speculative/calibration.h"
+#include "speculative/draft_block.h"
 
 namespace foresight {
 
@@ -34,10 +36,14 @@ struct Sequence {
   Snapshot saved;                      // while it is preempted, if that pays
   std::optional<Sampler> sampler;      // since it was first admitted
   std::optional<TextStream> text;
-  int64_t kept_tokens = 0;    // up to this border, states that are worth keeping were kept
-  int64_t shared_tokens = 0;  // a border that another kept prefix has in common with this one, or 0
-  int64_t prompt_border = 0;  // the last border before the last token of the prompt
-  double admitted = 0;        // first
+  std::optional<DraftBlock> block;  // the same, when the engine drafts
+  SamplingRegime regime = SamplingRegime::kUnit;
+  int slot = -1;                       // of the drafter, while it runs
+  std::optional<FinishReason> ending;  // it ends with the step at hand
+  int64_t kept_tokens = 0;             // up to this border, states that are worth keeping were kept
+  int64_t shared_tokens = 0;           // a border that another kept prefix has in common with this one, or 0
+  int64_t prompt_border = 0;           // the last border before the last token of the prompt
+  double admitted = 0;                 // first
   double first_token = 0;
   RequestResult result;
 

@@ -57,7 +57,7 @@ int64_t AllocationsOfSteadySteps(int num_threads, int num_requests, const Sampli
   for (int i = 0; i < num_requests; ++i) {
     // The counted steps cross CSA and HCA borders, and the one of a block where a state is kept.
     Request request{.prompt = std::vector<TokenId>(240, 7 + i), .sampling = sampling, .ignore_eos = true};
-    request.sampling.max_tokens = kWarmUpTokens + kCountedTokens + 1;
+    request.sampling.max_tokens = 2 * (kWarmUpTokens + kCountedTokens);  // none ends while counting
     driver.Submit(std::move(request), sink);
   }
   while (sink->tokens < num_requests * kWarmUpTokens) driver.Step();

@@ -14,7 +14,7 @@
 
 namespace foresight {
 
-// One layer of each kind, random weights, MTP-1 block included.
+// One layer of each kind, random weights, no draft head.
 inline ModelConfig SmallestConfig() {
   ModelConfig config = TinyAConfig();
   config.num_hidden_layers = 3;
@@ -27,6 +27,8 @@ inline ModelConfig SmallestConfig() {
   config.sliding_window = 32;
   config.index_n_heads = 2;
   config.n_routed_experts = 4;
+  config.num_draft_layers = 0;
+  config.num_nextn_predict_layers = 0;
   return config;
 }
 
@@ -56,6 +58,31 @@ class RecordingSink : public EventSink {
   RequestResult result;
 };
 
+// The same with an MTP-1 block.
+inline ModelConfig SmallestMtpConfig() {
+  ModelConfig config = SmallestConfig();
+  config.num_draft_layers = 1;
+  config.num_nextn_predict_layers = 1;
+  return config;
+}
+
+// The same with a DSpark head of two stages.
+inline ModelConfig SmallestDSparkConfig() {
+  ModelConfig config = SmallestConfig();
+  AddDSparkHead(&config, /*num_stages=*/2);
+  return config;
+}
+
+// Costs as of a machine that reads weights: a step's time rises slowly with its rows.
+inline StepCostTable TestCosts(int drafts_max) {
+  StepCostTable costs;
+  costs.drafts_max = drafts_max;
+  costs.host_ms = 0.1;
+  costs.draft_ms = {{1, 1}, {32, 6}};
+  costs.verify_ms[1024] = {{1, 10}, {2, 11}, {8, 15}, {64, 60}, {512, 400}};
+  return costs;
+}
+
 inline std::unique_ptr<Runtime> TestRuntime(const EngineOptions& options,
                                             const ModelConfig& config = SmallestConfig()) {
   Result<std::unique_ptr<Runtime>> runtime = Runtime::Synthesize(config, options);
@@ -70,7 +97,8 @@ inline int64_t CacheBytesOf(int64_t blocks, const EngineOptions& options,
                                                         .numerics = options.numerics,
                                                         .context_tokens = options.context_tokens,
                                                         .max_sequences = 1,
-                                                        .kept_prefixes_max = 0},
+                                                        .kept_prefixes_max = 0,
+                                                        .speculation = options.speculation},
                                                        config);
   const CacheStats stats = runtime->cache().stats();
   return blocks * stats.block_bytes +
@@ -82,7 +110,9 @@ class LoopDriver {
   explicit LoopDriver(const EngineOptions& options, const ModelConfig& config = SmallestConfig())
       : LoopDriver(TestRuntime(options, config), options) {}
   LoopDriver(std::unique_ptr<Runtime> runtime, const EngineOptions& options)
-      : runtime_(std::move(runtime)), loop_(*runtime_, options, queue_, [this] { return now_ += 1e-3; }) {}
+      : runtime_(std::move(runtime)),
+        loop_(*runtime_, options, MakeSpeculation(*runtime_, options), queue_,
+              [this] { return now_ += 1e-3; }) {}
 
   std::shared_ptr<RecordingSink> Submit(Request request) {
     auto sink = std::make_shared<RecordingSink>();
@@ -120,6 +150,15 @@ class LoopDriver {
   QueueGauge& queue() { return queue_; }
 
  private:
+  static std::unique_ptr<Speculation> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
+    if (runtime.draft_method() == DraftMethod::kNone) return nullptr;
+    Result<std::unique_ptr<Speculation>> made = Speculation::Create(
+        options.speculation, runtime,
+        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, TestCosts(5));
+    EXPECT_TRUE(made.ok()) << made.status().ToString();
+    return std::move(*made);
+  }
+
   double now_ = 0;
   RequestNumber number_ = 0;
   std::unique_ptr<Runtime> runtime_;

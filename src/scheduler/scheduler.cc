@@ -90,6 +90,12 @@ bool Scheduler::ReserveInOrder(size_t i, int rows) {
   return true;
 }
 
+// Running sequences grow: some of them will want another block before long.
+int64_t Scheduler::Headroom() const {
+  constexpr int64_t kSequencesPerBlock = 4;
+  return (running() + kSequencesPerBlock - 1) / kSequencesPerBlock;
+}
+
 void Scheduler::AddRows(SequenceHandle sequence, int rows) {
   const Entry& entry = entries_[sequence];
   const int64_t left = entry.known - entry.computed;
@@ -120,7 +126,7 @@ std::span<const ScheduledRows> Scheduler::Plan() {
     const SequenceHandle s = waiting_.front();
     Entry& entry = entries_[s];
     Admission admission;
-    if (!memory_.Admit(s, running(), &admission)) {
+    if (!memory_.Admit(s, Headroom(), &admission)) {
       CHECK(!running_.empty(), "a sequence does not fit by itself");
       break;  // those behind it wait as well: it is first
     }

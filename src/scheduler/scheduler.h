@@ -98,6 +98,8 @@ class Scheduler {
   // itself.
   bool ReserveInOrder(size_t i, int rows);
   void PreemptLast();
+  // Blocks that an admission leaves free.
+  int64_t Headroom() const;
   void AddRows(SequenceHandle sequence, int rows);
 
   const SchedulerOptions options_;

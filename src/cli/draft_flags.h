@@ -1,0 +1,27 @@
+// The options of drafting that commands share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "foresight/config.h"
+#include "foresight/request.h"
+
+namespace foresight {
+
+struct DraftFlags {
+  std::string draft = "auto";
+  std::string head;
+  std::string planner = "auto";
+  std::string accept = "auto";
+  int drafts_max = 0;
+
+  void AddTo(CLI::App& command);
+  SpeculationOptions ToOptions() const;
+};
+
+// "drafts by dspark: 2.41 tokens a step; accepted by position 71 % 62 % 55 %; 1.62x the speed of plain
+// steps": what drafting did for a request. Empty when nothing was drafted.
+std::string DescribeDrafts(const RequestResult& result, std::string_view method);
+
+}  // namespace foresight

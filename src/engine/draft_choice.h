@@ -1,0 +1,29 @@
+// Which draft head a model is loaded with.
+#pragma once
+
+#include <string>
+
+#include "base/status.h"
+#include "drafting/drafter.h"
+#include "foresight/config.h"
+#include "weights/model_files.h"
+
+namespace foresight {
+
+struct ChosenDraft {
+  DraftMethod method = DraftMethod::kNone;
+  std::string name = {};  // of the head: "own", a name under drafts/, a directory; empty: no head
+  bool own_head = false;  // the model's own is used
+  ModelFiles head = {};   // another one's files; empty: none
+};
+
+// Without a head's name, in this order: the model's own head, then drafts/ dspark, dspark-gated, dspark-rnn,
+// mtp; of the wanted kind, if one is wanted. kAuto is kNone when there is none of these. Errors: kNotFound
+// (no such head), kInvalidArgument (a head of another kind than wanted, a config that can't be read).
+Result<ChosenDraft> ChooseDraft(const ModelFiles& files, const SpeculationOptions& options);
+
+// For a model made in memory, which has the head of its config: kInvalidArgument when another one is asked
+// for.
+Result<ChosenDraft> ChooseSyntheticDraft(const ModelConfig& config, const SpeculationOptions& options);
+
+}  // namespace foresight

@@ -1,0 +1,177 @@
+#include "engine/speculation.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace foresight {
+namespace {
+
+AcceptanceRule RuleOf(const Sequence& s, Acceptance engine_default) {
+  const Acceptance asked =
+      s.request().acceptance != Acceptance::kAuto ? s.request().acceptance : engine_default;
+  switch (asked) {
+    case Acceptance::kCoupled:
+      return AcceptanceRule::kCoupled;
+    case Acceptance::kRejection:
+      return AcceptanceRule::kRejection;
+    case Acceptance::kAuto:
+      break;
+  }
+  return DefaultAcceptanceRule(s.sampling());
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOptions& options, Runtime& runtime,
+                                                         const SpeculationLimits& limits,
+                                                         const std::optional<StepCostTable>& costs) {
+  auto chance = std::make_unique<KeyedChance>();
+  auto speculator = std::make_unique<Speculator>(runtime.config().vocab_size, kDraftPositionsMax, *chance);
+  ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
+                   MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
+                               runtime.model(), *speculator));
+  ASSIGN_OR_RETURN(PlannerOptions planner, ParsePlanner(options.planner));
+  if (planner.kind == PlannerKind::kGlobal) {
+    return InvalidArgument("planner global is not exact with every acceptance rule: it is for benchmarks");
+  }
+  std::optional<StepCosts> step_costs;
+  if (costs) {
+    ASSIGN_OR_RETURN(step_costs, StepCosts::Create(*costs, limits.step_rows_max, limits.max_sequences));
+  }
+  ASSIGN_OR_RETURN(StepPlanning planning, StepPlanning::Create(planner,
+                                                               {.slots_max = limits.max_sequences,
+                                                                .drafts_max = drafter->drafts_max(),
+                                                                .rows_max = limits.step_rows_max},
+                                                               std::move(step_costs)));
+  return std::unique_ptr<Speculation>(new Speculation(options, runtime, limits, std::move(planning),
+                                                      std::move(chance), std::move(speculator),
+                                                      std::move(drafter)));
+}
+
+Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
+                         StepPlanning planning, std::unique_ptr<KeyedChance> chance,
+                         std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter)
+    : options_(options),
+      vocab_size_(runtime.config().vocab_size),
+      chance_(std::move(chance)),
+      speculator_(std::move(speculator)),
+      drafter_(std::move(drafter)),
+      planning_(std::move(planning)),
+      calibration_(drafter_->drafts_max()),
+      generations_(limits.max_sequences, 0),
+      logits_(static_cast<size_t>(limits.max_sequences) * drafter_->drafts_max()),
+      confidences_(drafter_->drafts_max()) {
+  for (int slot = limits.max_sequences; slot-- > 0;) free_slots_.push_back(slot);
+  loads_.reserve(limits.max_sequences);
+  rounds_.reserve(limits.max_sequences);
+  round_candidates_.reserve(limits.max_sequences);
+  accepted_.reserve(limits.max_sequences);
+}
+
+void Speculation::Begin(Sequence& s) {
+  CHECK(!free_slots_.empty() && s.slot < 0);
+  s.slot = free_slots_.back();
+  free_slots_.pop_back();
+  ++generations_[s.slot];
+  if (!s.block) {
+    const AcceptanceRule rule = RuleOf(s, options_.acceptance);
+    s.block.emplace(s.sampling(), rule, vocab_size_, drafter_->drafts_max());
+    s.regime = RegimeOf(s.sampling(), rule);
+  }
+  drafter_->Begin(s.slot, s.tokens, s.tokens_max);
+}
+
+void Speculation::End(Sequence& s) {
+  drafter_->End(s.slot);
+  free_slots_.push_back(std::exchange(s.slot, -1));
+}
+
+Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> candidates, int other_rows,
+                                                const std::function<bool(Sequence&, int rows)>& reserve) {
+  candidates_ = candidates;
+  const int gamma = drafter_->drafts_max();
+  loads_.clear();
+  int64_t context = 0;
+  for (const DraftCandidate& c : candidates) {
+    Sequence& s = *c.sequence;
+    s.block->Begin(s.known());
+    // The step draws a token of its own behind the accepted ones.
+    const int64_t left = s.tokens_max - s.known() - 1;
+    const bool may = c.decodes && s.request().draft;
+    loads_.push_back({.id = {.slot = s.slot, .generation = generations_[s.slot]},
+                      .drafts_max = may ? static_cast<int>(std::clamp<int64_t>(left, 0, gamma)) : 0,
+                      .coupled = s.block->rule() == AcceptanceRule::kCoupled});
+    context += s.known();
+  }
+  accepted_.assign(candidates.size(), 0);
+  const int64_t mean_context = candidates.empty() ? 0 : context / std::ssize(candidates);
+  const std::span<const int> depths =
+      planning_.BeginStep({.requests = loads_, .other_rows = other_rows, .context_tokens = mean_context});
+
+  rounds_.clear();
+  round_candidates_.clear();
+  for (int i = 0; i < std::ssize(candidates); ++i) {
+    if (depths[i] == 0) continue;
+    Sequence& s = *candidates[i].sequence;
+    if (!reserve(s, 1 + depths[i])) {
+      ++s.result.drafts.without_room;
+      planning_.SetConfidences(i, {});
+      continue;
+    }
+    rounds_.push_back({.slot = s.slot,
+                       .state = &*s.state,
+                       .tokens = s.tokens,
+                       .sampler = &*s.sampler,
+                       .block = &*s.block,
+                       .depth = depths[i],
+                       .confidence_logits = std::span(logits_).subspan(rounds_.size() * gamma, depths[i])});
+    round_candidates_.push_back(i);
+  }
+  const Status proposed = rounds_.empty() ? Status() : drafter_->Propose(rounds_);
+  for (size_t r = 0; r < rounds_.size(); ++r) {
+    Sequence& s = *candidates[round_candidates_[r]].sequence;
+    const int drafted = proposed.ok() ? static_cast<int>(s.block->tokens().size()) : 0;
+    s.result.drafts.drafted += drafted;
+    if (!drafter_->has_confidences()) {
+      planning_.SetConfidencesFromHistory(round_candidates_[r], drafted);
+      continue;
+    }
+    for (int k = 0; k < drafted; ++k) {
+      confidences_[k] = calibration_.Confidence(s.regime, k, rounds_[r].confidence_logits[k]);
+    }
+    planning_.SetConfidences(round_candidates_[r], std::span(confidences_).first(drafted));
+  }
+  lengths_ = planning_.Plan();
+  if (!proposed.ok()) {
+    EndStep(std::nullopt);
+    return proposed;
+  }
+  return lengths_;
+}
+
+Result<VerifiedTokens> Speculation::Verify(int i, std::span<const float> logits) {
+  Sequence& s = *candidates_[i].sequence;
+  ASSIGN_OR_RETURN(const VerifiedTokens verified,
+                   speculator_->Verify(logits, lengths_[i], *s.sampler, *s.block));
+  accepted_[i] = verified.accepted;
+  DraftCounts& counts = s.result.drafts;
+  ++counts.steps;
+  for (int k = 0; k < lengths_[i]; ++k) {
+    ++counts.verified[k];
+    counts.reached[k] += k <= verified.accepted ? 1 : 0;
+    counts.accepted[k] += k < verified.accepted ? 1 : 0;
+  }
+  return verified;
+}
+
+void Speculation::EndStep(const std::optional<StepTimes>& times) {
+  planning_.EndStep(accepted_, times);
+}
+
+double Speculation::PlainStepSeconds(int64_t context_tokens) const {
+  const std::optional<StepCosts>& costs = planning_.costs();
+  if (!costs) return 0;
+  return (costs->VerifyMs(context_tokens)[1] + costs->HostMs()) * costs->scale() * 1e-3;
+}
+
+}  // namespace foresight

@@ -1,0 +1,96 @@
+// Drafts, plans and verdicts of the engine's steps: what stands between the scheduler's rows and the model's.
+//
+//   Begin(s)                              when a sequence gets its state
+//   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of them
+//               the model's step
+//               Verify(i, logits)          the tokens of candidate i
+//               Observe(rows)              what was kept
+//               EndStep(times)
+//   End(s)                                when its state is taken back
+//
+// One thread: the engine's. Allocates in Create and Begin only.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "drafting/drafter.h"
+#include "engine/runtime.h"
+#include "engine/sequence.h"
+#include "speculative/acceptance.h"
+#include "speculative/calibration.h"
+#include "speculative/planner.h"
+
+namespace foresight {
+
+// A sequence that draws a token in the step at hand.
+struct DraftCandidate {
+  Sequence* sequence = nullptr;
+  bool decodes = false;  // the step computes nothing of it but its last token: drafts may follow
+};
+
+struct SpeculationLimits {
+  int max_sequences = 1;
+  int step_rows_max = 1;
+};
+
+class Speculation {
+ public:
+  // `costs` may be absent for planners that need none. Errors: kInvalidArgument (options, no such head).
+  static Result<std::unique_ptr<Speculation>> Create(const SpeculationOptions& options, Runtime& runtime,
+                                                     const SpeculationLimits& limits,
+                                                     const std::optional<StepCostTable>& costs);
+
+  const Drafter& drafter() const { return *drafter_; }
+  Drafter& drafter() { return *drafter_; }
+
+  void Begin(Sequence& s);
+  void End(Sequence& s);
+
+  // Drafts for candidates, of which each has a block of this object. `other_rows`: of the same step, that
+  // draw nothing. `reserve(s, rows)` makes room for a candidate's rows and may fail: then it has no drafts.
+  // [candidates]: how many drafts to verify. Errors: kInternal (a head's logits are not numbers).
+  Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
+                                     const std::function<bool(Sequence&, int rows)>& reserve);
+  // The tokens of candidate `i` after its verified rows' logits [lengths[i] + 1, V]; valid until the next
+  // call.
+  Result<VerifiedTokens> Verify(int i, std::span<const float> logits);
+  Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
+  // `times` absent: the step is no example of its kind.
+  void EndStep(const std::optional<StepTimes>& times);
+
+  // Sequences that drafted in this step.
+  int num_drafting() const { return static_cast<int>(rounds_.size()); }
+  // Seconds that a step of one row takes at this length; 0: not known.
+  double PlainStepSeconds(int64_t context_tokens) const;
+  const StepPlanning& planning() const { return planning_; }
+
+ private:
+  Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
+              StepPlanning planning, std::unique_ptr<KeyedChance> chance,
+              std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter);
+
+  const SpeculationOptions options_;
+  const int vocab_size_;
+  std::unique_ptr<KeyedChance> chance_;
+  std::unique_ptr<Speculator> speculator_;
+  std::unique_ptr<Drafter> drafter_;
+  StepPlanning planning_;
+  Calibration calibration_;
+  std::vector<int> free_slots_;
+  std::vector<uint32_t> generations_;  // by slot
+
+  // Of the step at hand.
+  std::span<const DraftCandidate> candidates_;
+  std::span<const int> lengths_;
+  std::vector<RequestLoad> loads_;
+  std::vector<DraftRound> rounds_;
+  std::vector<int> round_candidates_;  // [rounds]
+  std::vector<float> logits_;          // [rounds, drafts_max]: of confidence
+  std::vector<float> confidences_;     // [drafts_max]
+  std::vector<int> accepted_;          // [candidates]
+};
+
+}  // namespace foresight

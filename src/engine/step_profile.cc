@@ -1,0 +1,204 @@
+#include "engine/step_profile.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <vector>
+
+#include "drafting/drafter.h"
+#include "foresight/request.h"
+
+namespace foresight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kRepeats = 3;
+constexpr int kStatesMax = 8;  // more sequences draft at the same cost each
+constexpr int kRowsOfAStateMax = 32;
+constexpr int kProfiledRowsMax = 128;
+constexpr double kPositiveMs = 1e-4;  // what a table calls nothing
+
+double MsSince(Clock::time_point start) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+class Profiler {
+ public:
+  Profiler(Runtime& runtime, const ProfileOptions& options)
+      : runtime_(runtime),
+        options_(options),
+        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_) {}
+
+  Result<StepCostTable> Run();
+
+ private:
+  Status MakeStates();
+  TokenId NextToken() {
+    random_ = random_ * 6364136223846793005u + 1442695040888963407u;
+    return static_cast<TokenId>((random_ >> 33) % static_cast<uint64_t>(runtime_.config().vocab_size));
+  }
+  // Milliseconds of a step of `rows` rows, spread over `sequences` states, which are then as before.
+  Result<double> StepMs(int rows, int sequences);
+  // Of the drafts of `sequences` states, after a step that gives them what they need.
+  Result<double> DraftMs(int sequences);
+
+  Runtime& runtime_;
+  const ProfileOptions options_;
+  KeyedChance chance_;
+  Speculator speculator_;
+  std::unique_ptr<Drafter> drafter_;
+  std::vector<SequenceState> states_;  // all with options_.context_tokens tokens
+  uint64_t random_ = 1;
+};
+
+Status Profiler::MakeStates() {
+  states_.reserve(kStatesMax);
+  // Each will have a block of its own.
+  const int64_t blocks =
+      runtime_.cache().BlocksFor(1) == 0 ? kStatesMax : runtime_.cache().AvailableBlocks() - 1;
+  const int count =
+      static_cast<int>(std::clamp<int64_t>(blocks, 1, std::min(options_.max_sequences, kStatesMax)));
+  // The drafter sees every step, as it does in serving.
+  std::vector<TokenId> text(options_.context_tokens + 1);
+  for (TokenId& t : text) t = NextToken();
+  ASSIGN_OR_RETURN(SequenceState first, runtime_.cache().NewSequence());
+  states_.push_back(std::move(first));
+  SequenceState& state = states_.front();
+  drafter_->Begin(0, std::span(text).first(1), std::ssize(text));
+  while (state.length() < options_.context_tokens) {
+    const int64_t rows = std::min<int64_t>(options_.context_tokens - state.length(), options_.step_rows_max);
+    const SequenceChunk chunk[] = {{.sequence = &state, .num_rows = static_cast<int>(rows)}};
+    ASSIGN_OR_RETURN(
+        [[maybe_unused]] const StepOutputs out,
+        runtime_.model().Step(
+            {.tokens = std::span(text).subspan(state.length(), rows), .chunks = chunk, .logit_rows = {}}));
+    const ObservedRows observed[] = {{.state = &state, .rows = static_cast<int>(rows), .tokens = text}};
+    RETURN_IF_ERROR(drafter_->Observe(observed));
+  }
+  drafter_->End(0);
+  for (int i = 1; i < count; ++i) {
+    ASSIGN_OR_RETURN(SequenceState fork, states_.front().Fork());
+    states_.push_back(std::move(fork));
+  }
+  return Status();
+}
+
+Result<double> Profiler::StepMs(int rows, int sequences) {
+  std::vector<TokenId> tokens(rows);
+  for (TokenId& t : tokens) t = NextToken();
+  std::vector<int32_t> logit_rows(rows);
+  for (int i = 0; i < rows; ++i) logit_rows[i] = i;
+  std::vector<SequenceChunk> chunks;
+  for (int s = 0; s < sequences; ++s) {
+    const int share = rows / sequences + (s < rows % sequences ? 1 : 0);
+    chunks.push_back({.sequence = &states_[s], .num_rows = share});
+  }
+  const Clock::time_point start = Clock::now();
+  ASSIGN_OR_RETURN([[maybe_unused]] const StepOutputs out,
+                   runtime_.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows}));
+  const double ms = MsSince(start);
+  for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
+  return ms;
+}
+
+Result<double> Profiler::DraftMs(int sequences) {
+  const int vocab_size = runtime_.config().vocab_size;
+  SamplingParams greedy;
+  greedy.temperature = 0;
+  std::vector<std::vector<TokenId>> tokens(sequences);
+  std::vector<TokenId> step_tokens;
+  std::vector<SequenceChunk> chunks;
+  for (int s = 0; s < sequences; ++s) {
+    for (int64_t i = 0; i <= options_.context_tokens + 1; ++i) tokens[s].push_back(NextToken());
+    step_tokens.push_back(tokens[s][options_.context_tokens]);
+    chunks.push_back({.sequence = &states_[s], .num_rows = 1});
+    drafter_->Begin(s, std::span(tokens[s]).first(options_.context_tokens + 1), std::ssize(tokens[s]));
+  }
+  ASSIGN_OR_RETURN([[maybe_unused]] const StepOutputs out,
+                   runtime_.model().Step({.tokens = step_tokens, .chunks = chunks, .logit_rows = {}}));
+  std::vector<Sampler> samplers;
+  std::vector<DraftBlock> blocks;
+  std::vector<DraftRound> rounds;
+  std::vector<ObservedRows> rows;
+  const int gamma = drafter_->drafts_max();
+  std::vector<float> confidences(static_cast<size_t>(sequences) * gamma);
+  samplers.reserve(sequences);
+  blocks.reserve(sequences);
+  for (int s = 0; s < sequences; ++s) {
+    samplers.emplace_back(greedy, vocab_size);
+    blocks.emplace_back(greedy, AcceptanceRule::kCoupled, vocab_size, gamma);
+    blocks[s].Begin(std::ssize(tokens[s]));
+    rows.push_back({.slot = s,
+                    .state = &states_[s],
+                    .first_row = s,
+                    .rows = 1,
+                    .tokens = tokens[s],
+                    .drafts_next = true});
+    rounds.push_back(
+        {.slot = s,
+         .state = &states_[s],
+         .tokens = tokens[s],
+         .sampler = &samplers[s],
+         .block = &blocks[s],
+         .depth = gamma,
+         .confidence_logits = std::span(confidences).subspan(static_cast<size_t>(s) * gamma, gamma)});
+  }
+  const Clock::time_point start = Clock::now();
+  RETURN_IF_ERROR(drafter_->Observe(rows));
+  RETURN_IF_ERROR(drafter_->Propose(rounds));
+  const double ms = MsSince(start);
+  for (int s = 0; s < sequences; ++s) {
+    drafter_->End(s);
+    RETURN_IF_ERROR(states_[s].Truncate(options_.context_tokens));
+  }
+  return ms;
+}
+
+Result<StepCostTable> Profiler::Run() {
+  ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), options_.drafts_max, options_.max_sequences,
+                                         runtime_.model(), speculator_));
+  RETURN_IF_ERROR(MakeStates());
+  StepCostTable table;
+  table.drafts_max = drafter_->drafts_max();
+  const Clock::time_point start = Clock::now();
+  const auto median = [&](auto measure) -> Result<double> {
+    std::array<double, kRepeats> ms;
+    for (int i = -1; i < kRepeats; ++i) {
+      ASSIGN_OR_RETURN(const double measured, measure());
+      if (i >= 0) ms[i] = measured;  // the first one warms up
+    }
+    return std::max(MedianMs(ms), kPositiveMs);
+  };
+  std::vector<CostPoint>& verify = table.verify_ms[runtime_.context_tokens()];
+  const int states = static_cast<int>(states_.size());
+  // Up to the slack of the rings in a state, and no further than the limits of a step.
+  const int64_t room = runtime_.context_tokens() - options_.context_tokens;
+  const int rows_max = std::min({options_.step_rows_max, kProfiledRowsMax,
+                                 states * static_cast<int>(std::min<int64_t>(room, kRowsOfAStateMax))});
+  for (int rows = 1, step = 1; rows <= rows_max; rows += step) {
+    const int sequences = std::min(states, (rows + drafter_->drafts_max()) / (drafter_->drafts_max() + 1));
+    ASSIGN_OR_RETURN(const double ms, median([&] { return StepMs(rows, sequences); }));
+    verify.push_back({.count = rows, .ms = ms});
+    if (rows >= 4) step = rows / 2;
+    const double spent = MsSince(start) * 1e-3;
+    if (verify.size() >= 3 && spent + 2 * (kRepeats + 1) * ms * 1e-3 > options_.seconds_max) break;
+  }
+  for (int count = 1; count <= states; count *= 2) {
+    ASSIGN_OR_RETURN(const double ms, median([&] { return DraftMs(count); }));
+    table.draft_ms.push_back({.count = count, .ms = ms});
+  }
+  // The rest of a step, until serving has shown it: a small part.
+  table.host_ms = 0.02 * verify.front().ms;
+  return table;
+}
+
+}  // namespace
+
+Result<StepCostTable> ProfileSteps(Runtime& runtime, const ProfileOptions& options) {
+  ProfileOptions fitting = options;
+  fitting.context_tokens = std::min(options.context_tokens, runtime.context_tokens() / 2);
+  return Profiler(runtime, fitting).Run();
+}
+
+}  // namespace foresight
