@@ -154,7 +154,7 @@ TEST_P(EveryPlanner, LeavesTheLawWithAllParametersAsItIs) {
   }
 }
 
-// One request through enough steps that what it drafted, and threw away, two steps ago decides.
+// One request through more steps, so that history counts.
 TEST_P(EveryPlanner, LeavesLongerTextsAsTheyAre) {
   ToyRequests requests;
   requests.rule = GetParam().rule;
@@ -367,6 +367,47 @@ TEST(Enumeration, DraftNoiseKnowsTheRound) {
 
 TEST(EnumerationControl, DraftNoiseThatRepeatsIsBiased) {
   ExpectNear(SecondTokenAfterARejection<RoundBlindChance>(), {.85, .15}, kDecimals);
+}
+
+// The same behind the planners that serve. The third token is a coin, p = (.7, .3), q = (.5, .5); all else is
+// certain, and the first draft always wrong, so that the first step brings one token. Its last confidence,
+// all or nothing, tells the coin it drafted; the costs are such that the step which comes to the coin again
+// verifies it or doesn't by what history says of that confidence.
+std::vector<double> ThirdToken(const std::string& planner, double last_row_ms, int tokens, bool blind) {
+  ToyRequests requests;
+  requests.num = 1;
+  requests.tokens = tokens;
+  requests.drafts_max = 4;
+  ToyModel model;
+  model.target = [](int, const Tokens& before) {
+    return before.size() == 2 ? LogsOf({.7, .3}) : LogsOf({1, 0});
+  };
+  model.draft = [](int, const Tokens& before, int) {
+    return before.size() == 2 ? LogsOf({.5, .5}) : before.empty() ? LogsOf({0, 1}) : LogsOf({1, 0});
+  };
+  model.confidence = [](int, const Tokens& before, int k) {
+    return before.size() == 3 && k == 3 && before[2] == 1 ? 0.f : 1.f;
+  };
+  // Nothing pays but all four drafts.
+  std::vector<double> steps_per_second = {1000};
+  for (double below : {.03, .02, .01, 0.}) steps_per_second.push_back(1000 / (last_row_ms - below));
+  const auto make = [&] { return PlanningOf(Parsed(planner), requests, CostsOf(steps_per_second)); };
+  return TokenLaw(blind ? LawOf<RoundBlindChance>(model, requests, make) : LawOf(model, requests, make), 2,
+                  2);
+}
+
+TEST(Enumeration, PlansFromHistoryAreExactAndWouldShowNoiseThatRepeats) {
+  struct Example {
+    std::string planner;
+    double last_row_ms;
+    int tokens;
+  };
+  for (const Example& e :
+       {Example{"async", 4.43, 7}, Example{"lookahead", 4.02, 6}, Example{"auto", 3.4, 6}}) {
+    SCOPED_TRACE(e.planner);
+    ExpectNear(ThirdToken(e.planner, e.last_row_ms, e.tokens, /*blind=*/false), {.7, .3}, kDecimals);
+    ExpectNear(ThirdToken(e.planner, e.last_row_ms, e.tokens, /*blind=*/true), {.85, .15}, kDecimals);
+  }
 }
 
 // One request, one draft: the ways to shorten a draft.
