@@ -126,6 +126,10 @@ StepPlanning::StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimit
       history_(limits.slots_max, limits.drafts_max),
       round_(limits.slots_max, limits.drafts_max),
       uncorrected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max) {
+  if (costs_) {
+    CHECK(std::ssize(costs_->VerifyMs(1)) > limits.rows_max && costs_->requests_max() >= limits.slots_max,
+          "step costs were made for smaller steps");
+  }
   requests_.reserve(limits.slots_max);
   depths_.reserve(limits.slots_max);
   have_confidences_.reserve(limits.slots_max);

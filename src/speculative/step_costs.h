@@ -67,6 +67,7 @@ class StepCosts {
   // Non-decreasing in their counts. Before the first measured point as there, beyond the last one its slope
   // goes on. 0 requests draft for nothing.
   double DraftMs(int requests) const;
+  int requests_max() const { return static_cast<int>(draft_.ms.size()) - 1; }
   // [rows_max + 1]: by rows, at the smallest bucket that holds `context_tokens` (the largest, if none does).
   std::span<const double> VerifyMs(int64_t context_tokens) const;
   double HostMs() const { return table_.host_ms; }
