@@ -97,6 +97,10 @@ inline std::string ConfigJson(const ModelConfig& c) {
                     R"("dspark_markov_rank":{})",
                     c.dspark.block_size, c.dspark.noise_token_id, fmt::join(c.dspark.target_layer_ids, ","),
                     c.dspark.markov_rank);
+    if (c.dspark.markov_head_type != MarkovHeadType::kVanilla) {
+      json +=
+          fmt::format(R"(,"dspark_markov_head_type":"{}")", MarkovHeadTypeName(c.dspark.markov_head_type));
+    }
   }
   return json + "}";
 }
@@ -166,7 +170,11 @@ class TestFolder {
     std::string pattern = (std::filesystem::temp_directory_path() / "foresight_XXXXXX").string();
     CHECK(mkdtemp(pattern.data()) != nullptr);
     path_ = pattern;
-    for (const auto& [name, bytes] : files) std::ofstream(path_ + "/" + name, std::ios::binary) << bytes;
+    for (const auto& [name, bytes] : files) {
+      const std::filesystem::path file = path_ + "/" + name;
+      std::filesystem::create_directories(file.parent_path());
+      std::ofstream(file, std::ios::binary) << bytes;
+    }
   }
   ~TestFolder() { std::filesystem::remove_all(path_); }
   TestFolder(const TestFolder&) = delete;
