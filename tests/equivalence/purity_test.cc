@@ -3,7 +3,8 @@
 //
 // A baseline run feeds each sequence alone, token by token. Random schedules then mix sequences, cut prefills
 // into random chunks, feed wrong tokens and take them back, save and restore, fork and go on in the fork;
-// every logits row must equal the baseline's bit for bit.
+// every logits row must equal the baseline's bit for bit. With a DSpark head, rounds of random blocks for
+// random sets of sequences are drafted between the steps, and must equal those of the sequence alone.
 //
 //   purity_test --schedules=200 --seed=7
 
@@ -30,9 +31,10 @@ uint64_t g_seed = 1;
 
 constexpr int kSequences = 3;
 constexpr int kMaxRows = 96;
+constexpr int kBlocks[] = {2, 5};  // tokens drafted in a round
 
 struct Case {
-  std::string model;  // "nano-a", "nano-s", "tiny-a", "tiny-b"
+  std::string model;  // "nano-a", "nano-s", "tiny-a", "tiny-b", "tiny-rnn"
   std::string table;
   Numerics numerics = Numerics::kClean;
   int tokens = 0;  // of the longest sequence
@@ -53,8 +55,13 @@ const LoadedModel& TestModel(const std::string& name) {
       CHECK(loaded.ok(), "{}", loaded.status().ToString());
       model = std::make_unique<LoadedModel>(std::move(*loaded));
     } else {
-      model =
-          std::make_unique<LoadedModel>(MakeSyntheticModel(name == "tiny-a" ? TinyAConfig() : TinyBConfig()));
+      ModelConfig config = name == "tiny-b" ? TinyBConfig() : TinyAConfig();
+      if (name == "tiny-rnn") {
+        AddDSparkHead(&config, /*num_stages=*/2);
+        config.dspark.markov_head_type = MarkovHeadType::kRnn;
+        config.sliding_window = 32;
+      }
+      model = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
     }
   }
   return *model;
@@ -96,6 +103,44 @@ class PurityTest : public testing::TestWithParam<Case> {
     return logits;
   }
 
+  // One DSpark round of `block` positions for the sequences, along their own tokens: a hash of all outputs of
+  // each. Where a sequence's tokens end, token 0 follows.
+  std::vector<uint64_t> Draft(const std::vector<int>& who, std::vector<SequenceState*> states, int block) {
+    std::vector<TokenId> previous(who.size());
+    const auto token = [&](size_t i, int k) {
+      const int64_t p = states[i]->length() + k;
+      const std::vector<TokenId>& tokens = tokens_[who[i]];
+      return p < std::ssize(tokens) ? tokens[p] : 0;
+    };
+    std::vector<uint64_t> hashes(who.size(), 0);
+    const auto add = [&](std::span<const float> rows) {  // [who, width]
+      const size_t width = rows.size() / who.size();
+      for (size_t i = 0; i < who.size(); ++i) {
+        for (float x : rows.subspan(i * width, width)) {
+          CHECK(std::isfinite(x));
+          uint32_t bits;
+          std::memcpy(&bits, &x, 4);
+          hashes[i] = (hashes[i] ^ bits) * 0x9e3779b97f4a7c15u;
+        }
+      }
+    };
+    for (size_t i = 0; i < who.size(); ++i) previous[i] = token(i, 0);
+    const Result<DraftBlockOutputs> out =
+        model_->DraftBlock({.sequences = states, .anchors = previous, .block = block});
+    CHECK(out.ok(), "{}", out.status().ToString());
+    for (int k = 0; k < block; ++k) {
+      const size_t hidden = out->hidden.size() / block;
+      add(out->hidden.subspan(k * hidden, hidden));
+      for (size_t i = 0; i < who.size(); ++i) previous[i] = token(i, k);
+      const Result<DraftHeadOutputs> head = model_->DraftHead(k, previous);
+      CHECK(head.ok(), "{}", head.status().ToString());
+      add(head->logits);
+      add(head->confidence_logits);
+    }
+    return hashes;
+  }
+  bool has_dspark() const { return model_->weights().dspark.has_value(); }
+
   void MakeBaseline(std::mt19937_64& rng) {
     for (int s = 0; s < kSequences; ++s) {
       const int count = s == 0 ? GetParam().tokens : 3 + static_cast<int>(rng() % GetParam().tokens);
@@ -103,23 +148,48 @@ class PurityTest : public testing::TestWithParam<Case> {
       for (TokenId& t : tokens) t = static_cast<TokenId>(rng() % model_->config().vocab_size);
       SequenceState state = NewSequence();
       std::vector<std::vector<float>> logits;
+      tokens_.push_back(tokens);
+      drafts_.emplace_back();
       for (TokenId t : tokens) {
+        if (has_dspark()) {
+          drafts_.back().emplace_back();
+          for (int block : kBlocks) drafts_.back().back().push_back(Draft({s}, {&state}, block)[0]);
+        }
         logits.push_back(Step({{.sequence = &state, .num_rows = 1}}, {t}).front());
         for (float x : logits.back()) ASSERT_TRUE(std::isfinite(x));
       }
-      tokens_.push_back(std::move(tokens));
       baseline_.push_back(std::move(logits));
     }
   }
 
   void RunSchedule(uint64_t seed);
+  // Drafts for some of the sequences and compares.
+  void DraftSome(std::vector<SequenceState>& states, std::mt19937_64& rng);
 
   ThreadPool pool_{2};
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvCache> cache_;
-  std::vector<std::vector<TokenId>> tokens_;               // [sequence][position]
-  std::vector<std::vector<std::vector<float>>> baseline_;  // [sequence][position][V]
+  std::vector<std::vector<TokenId>> tokens_;                // [sequence][position]
+  std::vector<std::vector<std::vector<float>>> baseline_;   // [sequence][position][V]
+  std::vector<std::vector<std::vector<uint64_t>>> drafts_;  // [sequence][length][of kBlocks]
 };
+
+void PurityTest::DraftSome(std::vector<SequenceState>& states, std::mt19937_64& rng) {
+  const size_t b = rng() % std::size(kBlocks);
+  std::vector<int> who;
+  std::vector<SequenceState*> chosen;
+  for (int s = 0; s < kSequences; ++s) {
+    if (rng() % 3 == 0 || states[s].length() == std::ssize(tokens_[s])) continue;
+    who.push_back(s);
+    chosen.push_back(&states[s]);
+  }
+  if (who.empty()) return;
+  const std::vector<uint64_t> got = Draft(who, chosen, kBlocks[b]);
+  for (size_t i = 0; i < who.size(); ++i) {
+    ASSERT_EQ(got[i], drafts_[who[i]][chosen[i]->length()][b])
+        << "drafts of " << kBlocks[b] << ", sequence " << who[i] << ", length " << chosen[i]->length();
+  }
+}
 
 void PurityTest::RunSchedule(uint64_t seed) {
   std::mt19937_64 rng(seed);
@@ -140,7 +210,8 @@ void PurityTest::RunSchedule(uint64_t seed) {
     for (int s : order) {
       if (left(s) == 0 || rng() % 4 == 0) continue;
       const int64_t start = states[s].length();
-      const int64_t good = 1 + static_cast<int64_t>(rng() % std::min<int64_t>(left(s), chunk_limit));
+      const int64_t room = kMaxRows - std::ssize(tokens);
+      const int64_t good = 1 + static_cast<int64_t>(rng() % std::min<int64_t>({left(s), chunk_limit, room}));
       const int64_t wrong = rng() % 3 == 0 ? static_cast<int64_t>(rng() % 8) : 0;  // a rejected draft
       for (int64_t i = 0; i < good; ++i) {
         tokens.push_back(tokens_[s][start + i]);
@@ -169,6 +240,10 @@ void PurityTest::RunSchedule(uint64_t seed) {
           << "schedule " << seed << ", sequence " << s << ", position " << position;
     }
     for (const auto& [s, length] : take_back) ASSERT_TRUE(states[s].Truncate(length).ok());
+    if (has_dspark() && rng() % 2 == 0) {
+      DraftSome(states, rng);
+      if (HasFatalFailure()) return;
+    }
 
     const int s = static_cast<int>(rng() % kSequences);
     switch (rng() % 8) {
@@ -199,7 +274,7 @@ void PurityTest::RunSchedule(uint64_t seed) {
   }
 }
 
-TEST_P(PurityTest, LogitsDoNotDependOnTheSchedule) {
+TEST_P(PurityTest, OutputsDoNotDependOnTheSchedule) {
   std::mt19937_64 rng(g_seed);
   MakeBaseline(rng);
   if (HasFatalFailure()) return;
@@ -223,6 +298,7 @@ std::vector<Case> Cases() {
       cases.push_back({"nano-s", table, numerics, ref ? 70 : 160});
       cases.push_back({"tiny-a", table, numerics, ref ? 40 : 280});
       if (!ref) cases.push_back({"tiny-b", table, numerics, 150});
+      if (!ref) cases.push_back({"tiny-rnn", table, numerics, 140});
     }
   }
   return cases;
