@@ -88,6 +88,75 @@ Inventory TakeInventory(ModelWeights* weights) {
   return inventory;
 }
 
+// A draft head: the model's own, or one that lies beside it in drafts/<name>/.
+struct HeadSummary {
+  std::string name;  // "own" for the first
+  DraftHead kind = DraftHead::kNone;
+  int stages = 0;
+  DSparkConfig dspark;
+  bool has_confidence = false;
+  Tally tally;
+};
+
+HeadSummary Summarise(std::string name, ModelWeights* weights) {
+  HeadSummary head{.name = std::move(name), .dspark = weights->config.dspark, .tally = {}};
+  if (weights->mtp) head.kind = DraftHead::kMtp1;
+  if (weights->dspark) {
+    head.kind = DraftHead::kDSpark;
+    head.has_confidence = static_cast<bool>(weights->dspark->head.confidence);
+  }
+  head.stages = weights->config.num_draft_layers;
+  for (const WeightSlot& slot : ListWeights(weights)) {
+    if (!slot.tensor.name.starts_with("mtp.")) continue;
+    head.tally.Add(slot.tensor);
+    if (slot.scale) head.tally.Add(*slot.scale);
+  }
+  return head;
+}
+
+// Every head is loaded, so that a damaged one is found here.
+Result<std::vector<HeadSummary>> ListHeads(LoadedModel* model) {
+  std::vector<HeadSummary> heads;
+  heads.push_back(Summarise("own", &model->weights));
+  for (const std::string& name : model->files.DraftNames()) {
+    ASSIGN_OR_RETURN(const ModelFiles draft, model->files.Draft(name));
+    ASSIGN_OR_RETURN(LoadedModel with, LoadModel(model->files, {.draft = draft}));
+    heads.push_back(Summarise(name, &with.weights));
+  }
+  return heads;
+}
+
+std::string MarkovText(const HeadSummary& head) {
+  if (head.dspark.markov_rank == 0) return "no Markov head";
+  return fmt::format("{} Markov head of rank {}", MarkovHeadTypeName(head.dspark.markov_head_type),
+                     head.dspark.markov_rank);
+}
+
+std::string HeadToText(const HeadSummary& head) {
+  if (head.kind == DraftHead::kNone) return "none";
+  std::string text(DraftHeadName(head.kind));
+  if (head.kind == DraftHead::kDSpark) {
+    text += fmt::format(", {} stage{}, block of {}, taps on layers {}; {}; {}", head.stages,
+                        head.stages == 1 ? "" : "s", head.dspark.block_size,
+                        fmt::join(head.dspark.target_layer_ids, ", "), MarkovText(head),
+                        head.has_confidence ? "confidence" : "no confidence");
+  }
+  return text + fmt::format("; {} in {} tensors", FormatBytes(head.tally.bytes), head.tally.tensors);
+}
+
+std::string HeadToJson(const HeadSummary& head) {
+  std::string text = fmt::format("{{\"name\": \"{}\", \"kind\": \"{}\", \"tensors\": {}, \"bytes\": {}",
+                                 head.name, DraftHeadName(head.kind), head.tally.tensors, head.tally.bytes);
+  if (head.kind == DraftHead::kDSpark) {
+    text += fmt::format(
+        ", \"stages\": {}, \"block_size\": {}, \"target_layer_ids\": [{}], \"markov_rank\": {}, "
+        "\"markov_head_type\": \"{}\", \"confidence\": {}",
+        head.stages, head.dspark.block_size, fmt::join(head.dspark.target_layer_ids, ", "),
+        head.dspark.markov_rank, MarkovHeadTypeName(head.dspark.markov_head_type), head.has_confidence);
+  }
+  return text + "}";
+}
+
 struct CacheCosts {
   double per_token = 0;
   int64_t per_sequence = 0;  // rings, whatever the length
@@ -100,14 +169,15 @@ CacheCosts CostsOf(const ModelConfig& config, CacheFormat format) {
 
 constexpr int64_t kMillion = int64_t{1} << 20;  // tokens
 
-void PrintText(const LoadedModel& model, const Inventory& inventory) {
+void PrintText(const LoadedModel& model, const Inventory& inventory, const std::vector<HeadSummary>& heads) {
   const ModelConfig& c = model.weights.config;
   fmt::print("{}\n", model.files.origin());
   fmt::print("  layers      {}: {}{}\n", c.num_hidden_layers, DescribeSchedule(c.layers),
              c.num_hash_layers > 0 ? fmt::format("; the first {} route by hash", c.num_hash_layers) : "");
-  fmt::print("  draft head  {}\n", DraftHeadName(model.weights.mtp      ? DraftHead::kMtp1
-                                                 : model.weights.dspark ? DraftHead::kDSpark
-                                                                        : DraftHead::kNone));
+  fmt::print("  draft head  {}\n", HeadToText(heads[0]));
+  for (size_t i = 1; i < heads.size(); ++i) {
+    fmt::print("  drafts/{}  {}\n", heads[i].name, HeadToText(heads[i]));
+  }
   fmt::print(
       "  hidden      {} in {} streams; {} heads of {} ({} rotary); q rank {}; {} output groups of rank {}\n",
       c.hidden_size, c.hc_mult, c.num_attention_heads, c.head_dim, c.qk_rope_head_dim, c.q_lora_rank,
@@ -152,7 +222,7 @@ void PrintText(const LoadedModel& model, const Inventory& inventory) {
                  : "more than is available; mapped weights would be read from the disk again and again");
 }
 
-void PrintJson(const LoadedModel& model, const Inventory& inventory) {
+void PrintJson(const LoadedModel& model, const Inventory& inventory, const std::vector<HeadSummary>& heads) {
   const ModelConfig& c = model.weights.config;
   const Machine machine = DescribeMachine();
   auto tallies = [](const std::map<std::string, Tally>& map) {
@@ -173,6 +243,11 @@ void PrintJson(const LoadedModel& model, const Inventory& inventory) {
       DraftHeadName(model.weights.mtp      ? DraftHead::kMtp1
                     : model.weights.dspark ? DraftHead::kDSpark
                                            : DraftHead::kNone));
+  fmt::print("  \"draft_heads\": [");
+  for (size_t i = 0; i < heads.size(); ++i) {
+    fmt::print("{}\n    {}", i == 0 ? "" : ",", HeadToJson(heads[i]));
+  }
+  fmt::print("\n  ],\n");
   fmt::print(
       "  \"hidden_size\": {}, \"heads\": {}, \"head_dim\": {}, \"experts\": {}, \"experts_per_token\": {}, "
       "\"vocab_size\": {},\n",
@@ -195,10 +270,11 @@ Status Inspect(const InspectFlags& flags) {
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.directory));
   ASSIGN_OR_RETURN(LoadedModel model, LoadModel(files));
   const Inventory inventory = TakeInventory(&model.weights);
+  ASSIGN_OR_RETURN(const std::vector<HeadSummary> heads, ListHeads(&model));
   if (flags.json) {
-    PrintJson(model, inventory);
+    PrintJson(model, inventory, heads);
   } else {
-    PrintText(model, inventory);
+    PrintText(model, inventory, heads);
   }
   return Status();
 }
