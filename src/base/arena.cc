@@ -5,6 +5,16 @@
 #include <algorithm>
 
 namespace foresight {
+namespace {
+
+// Between allocations, so that AddressSanitizer sees when one is overrun.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kRedZone = 64;
+#else
+constexpr size_t kRedZone = 0;
+#endif
+
+}  // namespace
 
 Arena::Arena(size_t bytes) : capacity_(bytes) {
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -14,13 +24,18 @@ Arena::Arena(size_t bytes) : capacity_(bytes) {
 }
 
 Arena::~Arena() {
+  ASAN_UNPOISON_MEMORY_REGION(base_, high_water_);
   munmap(base_, capacity_);
 }
 
 void* Arena::AllocateBytes(size_t bytes) {
   const size_t begin = (used_ + 63) & ~size_t{63};
-  CHECK(begin + bytes <= capacity_, "arena of {} bytes is too small for {} more", capacity_, bytes);
-  used_ = begin + bytes;
+  const size_t end = begin + bytes + kRedZone;
+  CHECK(end <= capacity_, "arena of {} bytes is too small for {} more", capacity_, bytes);
+  ASAN_POISON_MEMORY_REGION(base_ + used_, begin - used_);
+  ASAN_UNPOISON_MEMORY_REGION(base_ + begin, bytes);
+  ASAN_POISON_MEMORY_REGION(base_ + begin + bytes, kRedZone);
+  used_ = end;
   high_water_ = std::max(high_water_, used_);
   return base_ + begin;
 }
