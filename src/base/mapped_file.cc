@@ -62,10 +62,10 @@ MappedFile::~MappedFile() {
 }
 
 void AdviseWillNeed(std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
   const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(bytes.data()) / page * page;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size();
-  if (!bytes.empty()) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);
+  const size_t into_page = reinterpret_cast<uintptr_t>(bytes.data()) % page;
+  ::madvise(const_cast<std::byte*>(bytes.data()) - into_page, bytes.size() + into_page, MADV_WILLNEED);
 }
 
 }  // namespace foresight
