@@ -67,9 +67,10 @@ void Attention(const KernelTable& table, const KernelContext& ctx, int heads, in
 // One row at `context` tokens: Flash's lightning indexer.
 void Indexer(const KernelTable& table, const KernelContext& ctx, int64_t context) {
   const IndexKeyLayout layout{ctx.faithful() ? CacheFormat::kPacked : CacheFormat::kFloat32, 128};
+  const int64_t entries = context / 4;
   RandomFloats random(1);
-  FakeCache cache({.entry = {.dim = 64}, .index_key = layout, .num_entries = context / 4});
-  for (int64_t s = 0; s < context / 4; ++s) {
+  FakeCache cache({.entry = {.dim = 64}, .index_key = layout, .num_entries = entries});
+  for (int64_t s = 0; s < entries; ++s) {
     EncodeIndexKey(layout, random.Vector(128).data(), cache.view().index_keys[s]);
   }
   std::vector<float> q = random.Vector(64 * 128);
@@ -78,7 +79,7 @@ void Indexer(const KernelTable& table, const KernelContext& ctx, int64_t context
   const std::vector<SequenceRows> sequences = {{0, 1, context - 1, cache.view()}};
   Report(fmt::format("{} {} indexer, 1 row, context {}", table.name, ctx.faithful() ? "faithful" : "clean",
                      context),
-         2.0 * 64 * 128 * static_cast<double>(context / 4), [&] {
+         2.0 * 64 * 128 * static_cast<double>(entries), [&] {
            table.indexer(ctx, {.sequences = sequences,
                                .heads = 64,
                                .rope_dim = 64,
