@@ -184,6 +184,7 @@ Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
     states.push_back(std::move(fork));
   }
   std::vector<SequenceState*> sequences;
+  sequences.reserve(states.size());
   for (SequenceState& s : states) sequences.push_back(&s);
   ASSIGN_OR_RETURN([[maybe_unused]] const double warm_up, Step(sequences, 1));
   const double token_gb = WeightBytesPerToken(engine_.weights()) * 1e-9;
