@@ -118,7 +118,7 @@ inline I32 E4M3Codes(Vec x) {
   const I32 subnormal = (I32)(a + 16384.f) - 0x46800000;
   I32 code = a < 0.015625f ? subnormal : normal;
   code = a >= 448.f ? SplatI32(0x7e) : code;
-  return a == a ? code | sign : SplatI32(0x7f);
+  return a == a ? code | sign : SplatI32(0x7f);  // NOLINT(misc-redundant-expression): false for a NaN
 }
 
 // Equals EncodeEntry (tensor/cache_view.h) bit for bit; may round x in place.
