@@ -238,11 +238,8 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     printer.Finish();
     fmt::print("\n");
     std::fflush(stdout);
-    if (!flags.quiet) PrintClosingLine(*result);
-    messages.push_back(printer.answer());
     if (!flags.quiet) PrintClosingLine(*result, engine.draft_method());
-    transcript = std::move(next);
-    transcript.AddAssistant(printer.text());
+    messages.push_back(printer.answer());
   }
 }
 
