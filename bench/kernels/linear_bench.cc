@@ -1,6 +1,6 @@
-// Rates of products with stored weights at the released shapes: linear_bench [threads]. Each weight is read from
-// memory (the matrices are larger than any cache); the rate is stored bytes per second beside a plain read of the
-// same bytes by the same threads, and multiply-adds per second.
+// Rates of products with stored weights at the released shapes: linear_bench [threads]. Each weight is read
+// from memory (the matrices are larger than any cache); the rate is stored bytes per second beside a plain
+// read of the same bytes by the same threads, and multiply-adds per second.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ void Fill(std::span<std::byte> bytes, DType dtype) {
   for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     uint64_t word = state ^ state >> 29;
-    if (dtype == DType::kBF16) word = (word & 0x807f807f807f807f) | 0x3c003c003c003c00;   // 2^-7, any sign
+    if (dtype == DType::kBF16) word = (word & 0x807f807f807f807f) | 0x3c003c003c003c00;    // 2^-7, any sign
     if (dtype == DType::kF8E4M3) word = (word & 0x8787878787878787) | 0x2020202020202020;  // no NaN
     __builtin_memcpy(&bytes[i], &word, 8);
   }
@@ -50,7 +50,8 @@ double PlainRead(ThreadPool& pool, std::span<const MatrixView> matrices) {
   return MeasureReadBandwidth(pool, bytes, kRuns)[kRuns / 2];
 }
 
-void Report(const std::string& what, double plain, double bytes, double flops, const std::function<void()>& run) {
+void Report(const std::string& what, double plain, double bytes, double flops,
+            const std::function<void()>& run) {
   std::vector<double> ms;
   run();
   for (int i = 0; i < kRuns; ++i) {
@@ -60,9 +61,10 @@ void Report(const std::string& what, double plain, double bytes, double flops, c
   }
   std::sort(ms.begin(), ms.end());
   const double median = ms[kRuns / 2];
-  fmt::print("{:40} {:8.2f} ms ({:.2f} .. {:.2f}) {:6.1f} GB/s, {:3.0f} % of {:.1f} GB/s read, {:6.1f} GFLOP/s\n", what,
-             median, ms.front(), ms.back(), bytes / median * 1e-6, 100 * bytes / median * 1e-6 / plain, plain,
-             flops / median * 1e-6);
+  fmt::print(
+      "{:40} {:8.2f} ms ({:.2f} .. {:.2f}) {:6.1f} GB/s, {:3.0f} % of {:.1f} GB/s read, {:6.1f} GFLOP/s\n",
+      what, median, ms.front(), ms.back(), bytes / median * 1e-6, 100 * bytes / median * 1e-6 / plain, plain,
+      flops / median * 1e-6);
 }
 
 void Linear(const KernelTable& table, const KernelContext& ctx, DType dtype, int64_t cols) {
@@ -104,9 +106,10 @@ void Experts(const KernelTable& table, const KernelContext& ctx) {
     std::vector<float> out(x.size());
     std::vector<int32_t> ids(rows * kPerToken);
     const int distinct = std::min(kExperts, rows * kPerToken);
-    const double bytes = static_cast<double>(experts[0].w1.bytes() + experts[0].w3.bytes() + experts[0].w2.bytes()) *
-                             distinct +
-                         static_cast<double>(shared.w1.bytes() + shared.w3.bytes() + shared.w2.bytes());
+    const double bytes =
+        static_cast<double>(experts[0].w1.bytes() + experts[0].w3.bytes() + experts[0].w2.bytes()) *
+            distinct +
+        static_cast<double>(shared.w1.bytes() + shared.w3.bytes() + shared.w2.bytes());
     Report(fmt::format("{} experts, {} of {}, {} rows", table.name, distinct, kExperts, rows), plain, bytes,
            2.0 * rows * (kPerToken + 1) * 3 * kDim * kIntermediate, [&] {
              for (int32_t& id : ids) id = next++ % kExperts;

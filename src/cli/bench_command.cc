@@ -99,9 +99,7 @@ class Bench {
   Result<Spread> MeasurePrefill();
   Result<DecodePoint> MeasureDecode(int batch, int64_t context);
   // GB/s at which the engine's threads read the weights of a token, and nothing else.
-  double MeasureRead() {
-    return MeasureReadBandwidth(engine_.pool(), weights_of_token_, 1).front();
-  }
+  double MeasureRead() { return MeasureReadBandwidth(engine_.pool(), weights_of_token_, 1).front(); }
   // Prefills a sequence up to `length`, in chunks.
   Status Fill(SequenceState& sequence, int64_t length);
 
@@ -127,8 +125,9 @@ Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
   return SecondsSince(start);
 }
 
-// Random compressed entries and index keys for the first `length` tokens of a synthetic model's sequence: as good as
-// what random weights would have put there, and at once. Rings stay as they are: a window of real rows comes after.
+// Random compressed entries and index keys for the first `length` tokens of a synthetic model's sequence: as
+// good as what random weights would have put there, and at once. Rings stay as they are: a window of real
+// rows comes after.
 Status FillWithRandomEntries(const CacheLayout& layout, int64_t length, SequenceState& sequence) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -237,8 +236,9 @@ Status Bench::Run() {
       fmt::print("decode, batch {:<3} context {:<7} {:8.1f} tokens/s ({:.1f} to {:.1f})", p.batch, p.context,
                  p.tokens_per_second.median, p.tokens_per_second.min, p.tokens_per_second.max);
       if (p.batch == 1) {
-        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read ({:.0f} to {:.0f})", p.tokens_per_second.median * token_gb,
-                   100 * p.read_share.median, 100 * p.read_share.min, 100 * p.read_share.max);
+        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read ({:.0f} to {:.0f})",
+                   p.tokens_per_second.median * token_gb, 100 * p.read_share.median, 100 * p.read_share.min,
+                   100 * p.read_share.max);
       }
       fmt::print("\n");
       std::fflush(stdout);
@@ -329,7 +329,11 @@ void AddBenchCommand(CLI::App& app, Status* result) {
       ->check(CLI::Range(1, 10000))
       ->capture_default_str();
   command->add_option("--json", flags->json, "Write the figures to this file");
-  command->callback([flags, result] { *result = RunBench(*flags); });
+  AddBenchSpecCommand(*command, result);
+  // CLI11 calls a parent's callback after its subcommand's.
+  command->callback([flags, command, result] {
+    if (command->get_subcommands().empty()) *result = RunBench(*flags);
+  });
 }
 
 }  // namespace foresight

@@ -10,6 +10,8 @@ namespace foresight {
 
 void AddRunCommand(CLI::App& app, Status* result);
 void AddBenchCommand(CLI::App& app, Status* result);
+// Under `bench`.
+void AddBenchSpecCommand(CLI::App& bench, Status* result);
 void AddInspectCommand(CLI::App& app, Status* result);
 void AddTokenizeCommand(CLI::App& app, Status* result);
 void AddVerifyCommand(CLI::App& app, Status* result);

@@ -45,7 +45,8 @@ std::vector<std::span<const std::byte>> WeightsOfToken(const ModelWeights& weigh
     const size_t data_bytes = static_cast<size_t>(w.rows * w.row_bytes());
     bytes.push_back({w.data, data_bytes});
     if (w.scales != nullptr) {
-      bytes.push_back({reinterpret_cast<const std::byte*>(w.scales), static_cast<size_t>(w.bytes()) - data_bytes});
+      bytes.push_back(
+          {reinterpret_cast<const std::byte*>(w.scales), static_cast<size_t>(w.bytes()) - data_bytes});
     }
   };
   VisitRowWeights(weights, add);

@@ -13,8 +13,8 @@ namespace foresight {
 // Bytes of weights that one decoded token reads at batch 1: everything but the embedding table, norms and
 // other small vectors, draft heads, and the experts that are not selected.
 int64_t WeightBytesPerToken(const ModelWeights& weights);
-// Where such bytes lie: what a plain read must read to be compared with. Every layer's first experts stand for the
-// selected ones.
+// Where such bytes lie: what a plain read must read to be compared with. Every layer's first experts stand
+// for the selected ones.
 std::vector<std::span<const std::byte>> WeightsOfToken(const ModelWeights& weights);
 
 // Floating-point operations of one row's matrix products with weights (2 per multiply-add), its logits

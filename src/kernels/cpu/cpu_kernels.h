@@ -23,7 +23,7 @@
   void Attention(const KernelContext& ctx, const AttentionArgs& args);                     \
   void Router(const KernelContext& ctx, const RouterArgs& args);                           \
   void Moe(const KernelContext& ctx, const MoeArgs& args);                                 \
-  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);                     \
+  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);           \
   }
 
 FORESIGHT_DECLARE_CPU_KERNELS(avx2)

@@ -4,7 +4,8 @@
 // fixed tree. That is all its arithmetic, so it is the same bit for bit for any number of rows, outputs and
 // threads; what follows only chooses how often a decoded weight is used:
 //
-//   few rows   weights are decoded in registers and meet up to kFewRows rows there (memory-bound); four outputs
+//   few rows   weights are decoded in registers and meet up to kFewRows rows there (memory-bound); four
+//   outputs
 //              side by side for up to kQuadRows rows, two for more, so that the sums stay in registers
 //   many rows  a panel of outputs is decoded once into scratch that stays in the second-level cache; a micro
 //   kernel
@@ -43,7 +44,8 @@ struct Product {
   int64_t out_stride = 0;
   bool round_to_bf16 = false;
   std::byte* scratch = nullptr;  // ProductScratchBytes(), of this thread
-  // The weights that this thread reads afterwards, if that is known: the last rows here fetch the first ones there.
+  // The weights that this thread reads afterwards, if that is known: the last rows here fetch the first ones
+  // there.
   const std::byte* next = nullptr;
 
   const std::byte* Row(int r) const { return x.data + (ids == nullptr ? r : ids[r]) * x.stride; }
@@ -140,7 +142,8 @@ struct WeightRows {
   }
   // Block b of row n + o.
   WeightBlock Block(int64_t b, int o = 0) const {
-    return {data + o * row_bytes + b * Format::kBlockBytes, scale + o * scale_stride + b * Format::kBlockScales};
+    return {data + o * row_bytes + b * Format::kBlockBytes,
+            scale + o * scale_stride + b * Format::kBlockScales};
   }
 };
 
@@ -185,8 +188,8 @@ inline __attribute__((always_inline)) void AddBlock(const uint8_t* w, const type
   }
 }
 
-// Rows that are used together are fetched ahead into the first-level cache when they are at most this long in all,
-// else into the second: more would push out what is in use (measured: docs/performance.md).
+// Rows that are used together are fetched ahead into the first-level cache when they are at most this long in
+// all, else into the second: more would push out what is in use (measured: docs/performance.md).
 constexpr int64_t kFirstLevelBytes = 8192;
 
 // Outputs n .. n+outputs-1 of rows 0 .. rows-1, weights decoded in registers.
@@ -236,7 +239,8 @@ void FewRows(const Product& p, int64_t n) {
     for (int o = 0; o < outputs; ++o) {
       PaddedBlock<Format> padded;
       padded.Fill(w.Block(blocks, o), k % kBlock);
-      AddBlock<Format, outputs, rows>(padded.data, Format::LoadScale(padded.scale), x, blocks * kBlock, o, sum);
+      AddBlock<Format, outputs, rows>(padded.data, Format::LoadScale(padded.scale), x, blocks * kBlock, o,
+                                      sum);
     }
   }
   for (int r = 0; r < rows; ++r) {

@@ -1,0 +1,91 @@
+// foresight bench spec: the replication of DSpark's measurements.
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+
+#include "cli/command.h"
+#include "cli/model_flags.h"
+#include "cli/spec_bench.h"
+#include "engine/engine_access.h"
+
+namespace foresight {
+namespace {
+
+struct Flags {
+  ModelFlags model;
+  std::string prompts;
+  std::string json;
+  std::string html;
+  int prompts_per_domain = 12;
+  int max_tokens = 96;
+  int repeat = 3;
+  std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
+};
+
+Status Write(const std::string& path, const std::string& text) {
+  if (path.empty()) return Status();
+  std::ofstream file(path, std::ios::binary);
+  if (!(file << text) || !file.flush()) return InvalidArgument("can't write {}", path);
+  fmt::print(stderr, "wrote {}\n", path);
+  return Status();
+}
+
+Status Run(const Flags& flags) {
+  SpecBenchOptions options{.engine = flags.model.ToOptions(),
+                           .domains = {},
+                           .prompts_per_domain = flags.prompts_per_domain,
+                           .max_tokens = flags.max_tokens,
+                           .repeat = flags.repeat,
+                           .concurrency = flags.concurrency};
+  options.engine.context_tokens = 1024;
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
+  if (flags.prompts.empty()) {
+    ASSIGN_OR_RETURN(const std::string_view text, files.FindText("prompts.json"));
+    ASSIGN_OR_RETURN(options.domains, ParsePrompts(text));
+  } else {
+    ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(flags.prompts));
+    const std::span<const std::byte> bytes = file.bytes();
+    ASSIGN_OR_RETURN(options.domains,
+                     ParsePrompts({reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
+  }
+  ASSIGN_OR_RETURN(const SpecReport report, RunSpecBench(options));
+  fmt::print("{}", SpecReportText(report));
+  RETURN_IF_ERROR(Write(flags.json, SpecReportJson(report)));
+  return Write(flags.html, SpecReportHtml(report));
+}
+
+}  // namespace
+
+void AddBenchSpecCommand(CLI::App& bench, Status* result) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* command = bench.add_subcommand(
+      "spec",
+      "Drafters and planners compared: accepted lengths, acceptance by position, speed by load and domain");
+  flags->model.AddTo(*command);
+  command->remove_option(command->get_option("--context"));
+  command->add_option("--prompts", flags->prompts,
+                      "A file of prompts by domain (default: the model's prompts.json)");
+  command
+      ->add_option("--per-domain", flags->prompts_per_domain,
+                   "Requests of each domain for the accepted lengths")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("-n,--max-tokens", flags->max_tokens, "Tokens of each answer")
+      ->check(CLI::Range(8, 512))
+      ->capture_default_str();
+  command->add_option("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
+      ->check(CLI::Range(1, 100))
+      ->capture_default_str();
+  command->add_option("--concurrency", flags->concurrency, "Requests at a time")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_option("--json", flags->json, "Write the figures to this file");
+  command->add_option("--html", flags->html, "Write a page with tables and plots to this file");
+  command->callback([flags, result] { *result = Run(*flags); });
+}
+
+}  // namespace foresight

@@ -1,0 +1,86 @@
+// The replication of DSpark's measurements on one model: what `foresight bench spec` runs and reports
+// (dspark.md 8, 9). Everything is measured in one process, on the same prompts.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "foresight/config.h"
+#include "foresight/request.h"
+
+namespace foresight {
+
+struct PromptDomain {
+  std::string name;
+  std::vector<std::string> texts;
+};
+
+// {"format": "foresight-prompts", "version": 1, "domains": {NAME: [{"text": ...}, ...], ...}}; the domain
+// "chat" is laid out as user's turns. Errors: kInvalidArgument (what is wrong, and where).
+Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json);
+
+struct SpecBenchOptions {
+  EngineOptions engine;  // `speculation` and `max_sequences` are set by the benchmark
+  std::vector<PromptDomain> domains;
+  int prompts_per_domain = 12;
+  int max_tokens = 96;
+  int repeat = 3;  // of every timing
+  std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
+};
+
+// One configuration of drafter and planner.
+struct SpecSetup {
+  std::string name;
+  SpeculationOptions speculation;
+};
+
+// What drafting did for a set of requests.
+struct AcceptanceRow {
+  std::string setup;
+  double temperature = 0;
+  std::string domain;
+  int64_t completion_tokens = 0;  // without each request's first, which its prefill draws
+  int64_t steps = 0;
+  DraftCounts drafts;
+
+  // Tokens a step, the target's own included: the paper's accepted length.
+  double accepted_length() const { return steps > 0 ? static_cast<double>(completion_tokens) / steps : 0; }
+};
+
+// One timing: all requests of a run, `concurrency` at a time.
+struct SpeedRow {
+  std::string setup;
+  std::string domain;  // "all" or one
+  int concurrency = 0;
+  std::vector<double> tokens_per_second;  // of every repetition, in order
+  std::vector<double> ratio_to_none;      // in the same repetition
+  double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
+
+  double median_tokens_per_second() const;
+  double median_ratio() const;
+};
+
+struct SpecReport {
+  std::string model;
+  std::string machine;
+  int threads = 0;
+  int max_tokens = 0;
+  int requests_per_domain = 0;
+  std::vector<AcceptanceRow> acceptance;  // every drafter verified in full: Table 1, Figure 2
+  std::vector<AcceptanceRow> lengths;     // DSpark by block length: Figure 4
+  std::vector<AcceptanceRow> thresholds;  // DSpark by confidence threshold: Figure 5
+  std::vector<SpeedRow> load;             // by concurrency: Figures 7, 8
+  std::vector<SpeedRow> domains;          // at batch 1
+};
+
+// Prints progress on the error stream. Errors: those of loading and of requests.
+Result<SpecReport> RunSpecBench(const SpecBenchOptions& options);
+
+std::string SpecReportJson(const SpecReport& report);
+// One page without outside references: tables and plots, each beside the paper's figures.
+std::string SpecReportHtml(const SpecReport& report);
+// What a terminal shows.
+std::string SpecReportText(const SpecReport& report);
+
+}  // namespace foresight
