@@ -45,8 +45,8 @@ TEST(Speculator, GreedyAcceptsTheLikeliestTokensByBothRules) {
     params.temperature = 0;
     Fixture f(params, rule);
     const std::vector<float> target = Logits(4, 1);
-    std::vector<TokenId> best;
-    for (int row = 0; row < 4; ++row) best.push_back(f.sampler.Sample(Row(target, row), row)->token);
+    std::vector<TokenId> best(4);
+    for (int row = 0; row < 4; ++row) best[row] = f.sampler.Sample(Row(target, row), row)->token;
     f.block.Begin(0);
     for (int k = 0; k < 2; ++k)
       EXPECT_EQ(f.speculator.Draft(Row(target, k), f.sampler, f.block).value(), best[k]);

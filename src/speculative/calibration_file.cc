@@ -41,9 +41,9 @@ std::string FormatNumbers(const Range& range, Get get) {
 std::string FormatQuality(const std::vector<PositionQuality>& quality) {
   std::string text =
       "{\"rounds\": " + FormatNumbers(quality, [](const auto& q) { return static_cast<double>(q.rounds); });
-  for (const auto& [name, field] : kQualityFields) {
-    text +=
-        fmt::format(", \"{}\": {}", name, FormatNumbers(quality, [&](const auto& q) { return q.*field; }));
+  for (const QualityField& entry : kQualityFields) {
+    const std::string numbers = FormatNumbers(quality, [&](const auto& q) { return q.*entry.field; });
+    text += fmt::format(", \"{}\": {}", entry.name, numbers);
   }
   return text + "}";
 }

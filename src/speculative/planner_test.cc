@@ -28,6 +28,7 @@ struct Step {
 
   Lengths Plan(StepPlanning& planning) const {
     std::vector<RequestLoad> load;
+    load.reserve(confidences.size());
     for (int r = 0; r < std::ssize(confidences); ++r) {
       load.push_back({.id = {.slot = r, .generation = 1},
                       .drafts_max = static_cast<int>(confidences[r].size()),
@@ -38,7 +39,7 @@ struct Step {
       planning.SetConfidences(r, std::span(confidences[r]).first(depths[r]));
     }
     const std::span<const int> plan = planning.Plan();
-    const Lengths lengths(plan.begin(), plan.end());
+    Lengths lengths(plan.begin(), plan.end());
     planning.EndStep(lengths, std::nullopt);  // everything is accepted
     return lengths;
   }
@@ -142,9 +143,9 @@ TEST(Planners, AgreeWithTheirDefinitions) {  // T16
     const std::vector<Entry> entries = Sorted(step);
     const size_t requests = step.confidences.size();
     const std::span<const double> ms = costs.VerifyMs(1);
-    const double fixed = step.confidences.size() == 0 ? 0 : costs.DraftMs(1);
     const auto any = [](const auto& c) { return !c.empty(); };
-    const double draft = std::any_of(step.confidences.begin(), step.confidences.end(), any) ? fixed : 0;
+    const double draft =
+        std::any_of(step.confidences.begin(), step.confidences.end(), any) ? costs.DraftMs(1) : 0;
     const auto theta = [&](double tokens, size_t k) { return tokens / (draft + ms[requests + k]); };
 
     size_t sync = 0;

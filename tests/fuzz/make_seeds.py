@@ -135,10 +135,27 @@ def generation_config():
     yield "greedy", b'{"do_sample": false, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1}'
 
 
+def step_costs():
+    yield "two_contexts", b'''{"format": "dspark-sps", "version": 1, "model": "m", "engine_build": "b", "device": "d",
+ "gamma": 5, "host_ms": 0.5, "draft_ms": [[1, 2], [8, 3]],
+ "verify_ms": {"512": [[1, 9], [8, 16]], "2048": [[1, 10], [2, 12], [8, 20.5]]}}'''
+
+
+def calibration():
+    quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "auc": [0.8, 0.9], "brier": [0.1, 0.1], '
+               '"mean_pred": [0.5, 0.4], "mean_obs": [0.5, 0.3]}')
+    tables = ", ".join(
+        '{"regime": "%s", "temperatures": [1.2, 0.8], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
+        '"dataset": "x"}, "heldout": {"bins": 20, "before": %s, "after": %s}}' % (regime, quality, quality)
+        for regime in ("unit", "coupled"))
+    yield "two_regimes", ('{"format": "dspark-sts", "version": 1, "draft": "d", "target": "t", "gamma": 2, '
+                          '"tables": [%s]}' % tables).encode()
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     for make in (safetensors, config, tokenizer_json, tokenizer_text, chat_output, python_json, saved_state,
-                 generation_config):
+                 generation_config, step_costs, calibration):
         target = folder / make.__name__
         target.mkdir(parents=True, exist_ok=True)
         for name, content in make():
