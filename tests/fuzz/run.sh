@@ -23,8 +23,8 @@ for target in "$@"; do
     *) dictionary=json.dict ;;
   esac
   echo "== $target: $seconds s"
-  if "build/fuzz/tests/fuzz/${target}_fuzz" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=3000 -max_len=16384 \
-    -print_final_stats=1 -dict="tests/fuzz/$dictionary" -artifact_prefix="build/fuzz/crashes/$target-" \
+  if "build/fuzz/tests/fuzz/${target}_fuzz" -max_total_time="$seconds" -timeout=20 -report_slow_units=20 \
+    -rss_limit_mb=3000 -max_len=16384 -print_final_stats=1 -dict="tests/fuzz/$dictionary" -artifact_prefix="build/fuzz/crashes/$target-" \
     "build/fuzz/corpus/$target" "build/fuzz/seeds/$target" >"build/fuzz/$target.log" 2>&1; then
     grep -E "^stat::(number_of_executed_units|new_units_added|peak_rss_mb)|cov:" "build/fuzz/$target.log" | tail -n 4
   else
