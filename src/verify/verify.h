@@ -30,7 +30,7 @@ inline constexpr double kTableLogitTolerance = 1e-2;
 struct TensorComparison {
   std::string name;
   double max_abs = 0;     // largest |difference|
-  double row_l2_max = 0;  // largest relative L2 error of a row (last axis)
+  double row_l2_max = 0;  // largest relative L2 error of a row
   double tolerance = 0;   // 0: reported, not judged
   bool relative = false;  // which of the two the tolerance is for
   bool passed = true;
