@@ -33,6 +33,10 @@ struct SpeculationOptions {
   // How many drafts a step verifies: "auto", "static:K", "threshold:P", "sync", "lookahead", "async".
   std::string planner = "auto";
   Acceptance acceptance = Acceptance::kAuto;  // of requests that don't say
+  // What `foresight calibrate` wrote: for this model, head and draft length, or the load fails. Empty: the
+  // head's own calibration.json, if it has one; costs are measured at the start.
+  std::string calibration_file = {};
+  std::string step_costs_file = {};
 };
 
 struct EngineOptions {

@@ -12,6 +12,7 @@ void AddRunCommand(CLI::App& app, Status* result);
 void AddBenchCommand(CLI::App& app, Status* result);
 // Under `bench`.
 void AddBenchSpecCommand(CLI::App& bench, Status* result);
+void AddCalibrateCommand(CLI::App& app, Status* result);
 void AddInspectCommand(CLI::App& app, Status* result);
 void AddTokenizeCommand(CLI::App& app, Status* result);
 void AddVerifyCommand(CLI::App& app, Status* result);

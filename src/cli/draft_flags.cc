@@ -17,6 +17,12 @@ const std::map<std::string, Acceptance> kRules = {
 
 }  // namespace
 
+void DraftFlags::AddFilesTo(CLI::App& command) {
+  command.add_option("--calibration", calibration,
+                     "Calibration of the head's confidences (default: its own)");
+  command.add_option("--step-costs", step_costs, "Costs of steps (default: measured at the start)");
+}
+
 void DraftFlags::AddTo(CLI::App& command) {
   command.add_option("--draft", draft, "What drafts: auto, none, ngram (prompt look-up), mtp, dspark")
       ->check(CLI::IsMember(kChoices))
@@ -41,12 +47,15 @@ SpeculationOptions DraftFlags::ToOptions() const {
           .draft_head = head,
           .drafts_max = drafts_max,
           .planner = planner,
-          .acceptance = kRules.at(accept)};
+          .acceptance = kRules.at(accept),
+          .calibration_file = calibration,
+          .step_costs_file = step_costs};
 }
 
 std::string DescribeDrafts(const RequestResult& result, std::string_view method) {
   const DraftCounts& drafts = result.drafts;
-  if (drafts.drafted == 0) return {};
+  if (method == "none") return {};
+  if (drafts.drafted == 0) return fmt::format("drafts by {}: none were worth their cost", method);
   // The first token is the prefill's.
   const double steps = static_cast<double>(std::max<int64_t>(drafts.steps - 1, 1));
   std::string text = fmt::format("drafts by {}: {:.2f} tokens a step", method,

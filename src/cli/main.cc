@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
   Status result;
   AddRunCommand(app, &result);
   AddBenchCommand(app, &result);
+  AddCalibrateCommand(app, &result);
   AddInspectCommand(app, &result);
   AddTokenizeCommand(app, &result);
   AddVerifyCommand(app, &result);

@@ -281,6 +281,7 @@ void AddRunCommand(CLI::App& app, Status* result) {
       "Generate text: one answer for -p, --file or piped standard input; a conversation on a terminal");
   flags->model.AddTo(*command);
   flags->draft.AddTo(*command);
+  flags->draft.AddFilesTo(*command);
   CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "The text to continue");
   command->add_option("-f,--file", flags->file, "A file with the text to continue")->excludes(prompt);
   command->add_flag("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
+#include <fstream>
 #include <mutex>
+#include <sstream>
 #include <thread>
 #include <unordered_map>
 #include <utility>
@@ -46,6 +48,63 @@ Status CheckOptions(const EngineOptions& o) {
   return Status();
 }
 
+Result<std::string> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::ostringstream text;
+  if (!file || !(text << file.rdbuf())) return NotFound("can't read {}", path);
+  return std::move(text).str();
+}
+
+Result<StepCostTable> CostsOf(Runtime& runtime, const EngineOptions& options) {
+  const std::string& path = options.speculation.step_costs_file;
+  if (path.empty()) {
+    return ProfileSteps(runtime, {.drafts_max = options.speculation.drafts_max,
+                                  .max_sequences = options.max_sequences,
+                                  .step_rows_max = options.step_rows_max});
+  }
+  ASSIGN_OR_RETURN(const std::string json, ReadFile(path));
+  Result<StepCostTable> table = ParseStepCosts(json);
+  if (!table.ok()) return table.status().WithContext(path);
+  return table;
+}
+
+// Of the file that was named, or of the draft head's own.
+Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, const EngineOptions& options) {
+  std::string where = options.speculation.calibration_file;
+  std::string json;
+  if (!where.empty()) {
+    ASSIGN_OR_RETURN(json, ReadFile(where));
+  } else if (runtime.draft_files().Contains(kCalibrationFileName)) {
+    ASSIGN_OR_RETURN(json, runtime.draft_files().FindText(kCalibrationFileName));
+    where = runtime.draft_files().origin() + ": " + std::string(kCalibrationFileName);
+  } else {
+    return std::optional<CalibrationTable>();
+  }
+  Result<CalibrationTable> table = ParseCalibration(json);
+  if (!table.ok()) return table.status().WithContext(where);
+  // The head's own is for the length that it was made for; another length drafts without.
+  const int asked = options.speculation.drafts_max;
+  if (options.speculation.calibration_file.empty() && asked > 0 && asked != table->drafts_max) {
+    return std::optional<CalibrationTable>();
+  }
+  return std::optional(std::move(*table));
+}
+
+// Null when nothing drafts.
+Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
+  if (runtime.draft_method() == DraftMethod::kNone) return std::unique_ptr<Speculation>();
+  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(runtime, options));
+  ASSIGN_OR_RETURN(const std::optional<CalibrationTable> calibration, CalibrationOf(runtime, options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Speculation> speculation,
+      Speculation::Create(options.speculation, runtime,
+                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
+                          costs, calibration));
+  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
+                                 speculation->drafter().drafts_max()));
+  return speculation;
+}
+
 }  // namespace
 
 struct Engine::Impl {
@@ -65,6 +124,7 @@ struct Engine::Impl {
   QueueGauge queue;
   EngineLoop loop;  // the thread's, once it runs
   SamplingParams default_sampling;
+  std::string speculation_report;
 
   mutable std::mutex mutex;
   std::condition_variable wake;
@@ -106,19 +166,11 @@ void Engine::Impl::Run() {
 Result<std::unique_ptr<Engine>> EngineAccess::Make(std::unique_ptr<Runtime> runtime,
                                                    const EngineOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
-  std::unique_ptr<Speculation> speculation;
-  if (runtime->draft_method() != DraftMethod::kNone) {
-    ASSIGN_OR_RETURN(const StepCostTable costs,
-                     ProfileSteps(*runtime, {.drafts_max = options.speculation.drafts_max,
-                                             .max_sequences = options.max_sequences,
-                                             .step_rows_max = options.step_rows_max}));
-    ASSIGN_OR_RETURN(speculation, Speculation::Create(options.speculation, *runtime,
-                                                      {.max_sequences = options.max_sequences,
-                                                       .step_rows_max = options.step_rows_max},
-                                                      costs));
-  }
+  ASSIGN_OR_RETURN(std::unique_ptr<Speculation> speculation, MakeSpeculation(*runtime, options));
+  std::string report = speculation == nullptr ? "" : speculation->Report();
   auto impl = std::make_unique<Engine::Impl>(std::move(runtime), std::move(speculation), options);
   RETURN_IF_ERROR(impl->ReadDefaultSampling());
+  impl->speculation_report = std::move(report);
   Engine::Impl* const started = impl.get();
   started->thread = std::jthread([started] { started->Run(); });
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
@@ -259,7 +311,7 @@ const Tokenizer* Engine::tokenizer() const {
 }
 
 std::string Engine::StartUpReport() const {
-  return impl_->runtime->StartUpReport();
+  return impl_->runtime->StartUpReport() + impl_->speculation_report;
 }
 
 EngineStatistics Engine::statistics() const {

@@ -3,11 +3,15 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "engine/runtime.h"
 #include "foresight/engine.h"
 
 namespace foresight {
+
+// Beside a draft head's weights.
+inline constexpr std::string_view kCalibrationFileName = "calibration.json";
 
 struct EngineAccess {
   // An engine around a runtime that was made with the same options. Errors: kInvalidArgument (options).

@@ -21,23 +21,28 @@ uint64_t StoredBytes(const ModelConfig& config) {
   return bytes;
 }
 
-// Tells models apart whose saved states must not be mixed up. The config names the shapes; the head's first
-// bytes tell two trainings of one shape apart without reading the whole model; those of the draft head, two
-// heads.
-uint64_t ModelIdentity(const ModelFiles& files, const ModelWeights& weights, Numerics numerics) {
-  XXH64_hash_t hash = static_cast<XXH64_hash_t>(numerics);
-  const size_t head_bytes = static_cast<size_t>(std::min<int64_t>(weights.head.bytes(), 1 << 16));
-  hash = XXH3_64bits_withSeed(weights.head.data, head_bytes, hash);
-  const auto add_head_of_draft = [&](const MatrixView& matrix) {
-    const size_t bytes = static_cast<size_t>(std::min<int64_t>(matrix.bytes(), 1 << 16));
-    hash = XXH3_64bits_withSeed(matrix.data, bytes, hash);
-  };
-  if (weights.mtp) add_head_of_draft(weights.mtp->e_proj);
-  if (weights.dspark) add_head_of_draft(weights.dspark->main_proj);
+// Hash of shape and first bytes of a matrix: enough to tell two trainings of one shape apart without reading
+// the whole model.
+uint64_t HashOf(const MatrixView& matrix, uint64_t seed) {
+  const size_t bytes = static_cast<size_t>(std::min<int64_t>(matrix.bytes(), 1 << 16));
+  const int64_t shape[] = {matrix.rows, matrix.cols};
+  return XXH3_64bits_withSeed(matrix.data, bytes, XXH3_64bits_withSeed(shape, sizeof(shape), seed));
+}
+
+uint64_t HashOfTarget(const ModelFiles& files, const ModelWeights& weights) {
+  uint64_t hash = HashOf(weights.layers.back().attn.wkv, HashOf(weights.head, 0));
   if (const auto config = files.FindText("config.json"); config.ok()) {
     hash = XXH3_64bits_withSeed(config->data(), config->size(), hash);
   }
   return hash;
+}
+
+uint64_t HashOfDraft(const ModelWeights& weights) {
+  if (weights.mtp) return HashOf(weights.mtp->block.attn.wkv, HashOf(weights.mtp->e_proj, 0));
+  if (weights.dspark) {
+    return HashOf(weights.dspark->stages.back().attn.wkv, HashOf(weights.dspark->main_proj, 0));
+  }
+  return 0;
 }
 
 std::string DescribeLayers(const ModelConfig& config) {
@@ -118,10 +123,20 @@ Status Runtime::Start(LoadedModel loaded, const KernelTable& table, const Engine
                                       .kept_prefixes_max = options.kept_prefixes_max,
                                       .step_rows_max = options.step_rows_max},
                                      machine_.available_bytes));
-  plan_.cache.model_identity = ModelIdentity(files_, loaded_.weights, options.numerics);
+  const uint64_t target = HashOfTarget(files_, loaded_.weights);
+  const uint64_t draft = HashOfDraft(loaded_.weights);
+  target_hash_ = fmt::format("{:016x}", target);
+  if (draft != 0) draft_hash_ = fmt::format("{:016x}", draft);
+  // States of one model, numerics and draft head, whose layers are part of them.
+  const uint64_t parts[] = {target, draft, static_cast<uint64_t>(options.numerics)};
+  plan_.cache.model_identity = XXH3_64bits(parts, sizeof(parts));
   ASSIGN_OR_RETURN(cache_, KvCache::Create(model_->cache_layout(), plan_.cache));
   context_tokens_ = std::min(plan_.cache.max_sequence_tokens, cache_->AvailableTokens());
   return Status();
+}
+
+std::string Runtime::build_name() const {
+  return fmt::format("{}, {}, {} threads", FORESIGHT_VERSION, model_->table().name, pool_->num_threads());
 }
 
 std::string Runtime::StartUpReport() const {

@@ -41,6 +41,16 @@ class Runtime {
   // What the model drafts with, and which head that is.
   DraftMethod draft_method() const { return draft_.method; }
   const std::string& draft_head() const { return draft_.name; }
+  // Name the tensors that calibrations and step costs belong to.
+  const std::string& target_hash() const { return target_hash_; }
+  const std::string& draft_hash() const { return draft_hash_; }  // empty without a head
+  std::string models_name() const {
+    return draft_hash_.empty() ? target_hash_ : target_hash_ + "+" + draft_hash_;
+  }
+  // Of this program on these kernels and threads.
+  std::string build_name() const;
+  // Where the head that drafts comes from; empty without a head.
+  const ModelFiles& draft_files() const { return draft_.own_head ? files_ : draft_.head; }
   const LoadReport& load_report() const { return loaded_.report; }
   const MemoryPlan& memory_plan() const { return plan_; }
   const Machine& machine() const { return machine_; }
@@ -66,6 +76,8 @@ class Runtime {
   ModelFiles files_;
   LoadedModel loaded_;
   ChosenDraft draft_;
+  std::string target_hash_;
+  std::string draft_hash_;
   std::optional<Tokenizer> tokenizer_;
   MemoryPlan plan_;
   int64_t context_tokens_ = 0;

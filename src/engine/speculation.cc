@@ -24,7 +24,8 @@ AcceptanceRule RuleOf(const Sequence& s, Acceptance engine_default) {
 
 Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOptions& options, Runtime& runtime,
                                                          const SpeculationLimits& limits,
-                                                         const std::optional<StepCostTable>& costs) {
+                                                         const std::optional<StepCostTable>& costs,
+                                                         const std::optional<CalibrationTable>& calibration) {
   auto chance = std::make_unique<KeyedChance>();
   auto speculator = std::make_unique<Speculator>(runtime.config().vocab_size, kDraftPositionsMax, *chance);
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
@@ -34,6 +35,11 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
   if (planner.kind == PlannerKind::kGlobal) {
     return InvalidArgument("planner global is not exact with every acceptance rule: it is for benchmarks");
   }
+  if (calibration) {
+    RETURN_IF_ERROR(
+        CheckCalibration(*calibration, runtime.draft_hash(), runtime.target_hash(), drafter->drafts_max()));
+  }
+  Calibration confidences = calibration ? Calibration(*calibration) : Calibration(drafter->drafts_max());
   std::optional<StepCosts> step_costs;
   if (costs) {
     ASSIGN_OR_RETURN(step_costs, StepCosts::Create(*costs, limits.step_rows_max, limits.max_sequences));
@@ -43,13 +49,15 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
                                                                 .drafts_max = drafter->drafts_max(),
                                                                 .rows_max = limits.step_rows_max},
                                                                std::move(step_costs)));
-  return std::unique_ptr<Speculation>(new Speculation(options, runtime, limits, std::move(planning),
-                                                      std::move(chance), std::move(speculator),
-                                                      std::move(drafter)));
+  std::unique_ptr<Speculation> made(new Speculation(options, runtime, limits, std::move(planning),
+                                                    std::move(confidences), std::move(chance),
+                                                    std::move(speculator), std::move(drafter)));
+  made->is_calibrated_ = calibration.has_value();
+  return made;
 }
 
 Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
-                         StepPlanning planning, std::unique_ptr<KeyedChance> chance,
+                         StepPlanning planning, Calibration calibration, std::unique_ptr<KeyedChance> chance,
                          std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter)
     : options_(options),
       vocab_size_(runtime.config().vocab_size),
@@ -57,7 +65,7 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
       speculator_(std::move(speculator)),
       drafter_(std::move(drafter)),
       planning_(std::move(planning)),
-      calibration_(drafter_->drafts_max()),
+      calibration_(std::move(calibration)),
       generations_(limits.max_sequences, 0),
       logits_(static_cast<size_t>(limits.max_sequences) * drafter_->drafts_max()),
       confidences_(drafter_->drafts_max()) {
@@ -97,7 +105,8 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
     s.block->Begin(s.known());
     // The step draws a token of its own behind the accepted ones.
     const int64_t left = s.tokens_max - s.known() - 1;
-    const bool may = c.decodes && s.request().draft;
+    // Not behind the prompt: the first anchor is the first token of the answer, however the prompt was cut.
+    const bool may = c.decodes && s.result.completion_tokens > 0 && s.request().draft;
     loads_.push_back({.id = {.slot = s.slot, .generation = generations_[s.slot]},
                       .drafts_max = may ? static_cast<int>(std::clamp<int64_t>(left, 0, gamma)) : 0,
                       .coupled = s.block->rule() == AcceptanceRule::kCoupled});
@@ -166,6 +175,22 @@ Result<VerifiedTokens> Speculation::Verify(int i, std::span<const float> logits)
 
 void Speculation::EndStep(const std::optional<StepTimes>& times) {
   planning_.EndStep(accepted_, times);
+}
+
+std::string Speculation::Report() const {
+  std::string text =
+      fmt::format("planner  {}, drafts of {} tokens", options_.planner, drafter_->drafts_max());
+  if (drafter_->has_confidences()) {
+    text +=
+        is_calibrated_ ? ", calibrated confidences" : ", confidences as the head gives them (not calibrated)";
+  }
+  if (const std::optional<StepCosts>& costs = planning_.costs()) {
+    const std::span<const double> ms = costs->VerifyMs(0);
+    text += fmt::format("; a step of 1 row {:.2f} ms, of {} {:.2f} ms, a draft {:.2f} ms", ms[1],
+                        drafter_->drafts_max() + 1,
+                        ms[std::min<size_t>(drafter_->drafts_max() + 1, ms.size() - 1)], costs->DraftMs(1));
+  }
+  return text + "\n";
 }
 
 double Speculation::PlainStepSeconds(int64_t context_tokens) const {

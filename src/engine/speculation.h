@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "drafting/drafter.h"
@@ -41,7 +42,8 @@ class Speculation {
   // `costs` may be absent for planners that need none. Errors: kInvalidArgument (options, no such head).
   static Result<std::unique_ptr<Speculation>> Create(const SpeculationOptions& options, Runtime& runtime,
                                                      const SpeculationLimits& limits,
-                                                     const std::optional<StepCostTable>& costs);
+                                                     const std::optional<StepCostTable>& costs,
+                                                     const std::optional<CalibrationTable>& calibration);
 
   const Drafter& drafter() const { return *drafter_; }
   Drafter& drafter() { return *drafter_; }
@@ -65,11 +67,13 @@ class Speculation {
   int num_drafting() const { return static_cast<int>(rounds_.size()); }
   // Seconds that a step of one row takes at this length; 0: not known.
   double PlainStepSeconds(int64_t context_tokens) const;
+  // A line for the start-up log.
+  std::string Report() const;
   const StepPlanning& planning() const { return planning_; }
 
  private:
   Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
-              StepPlanning planning, std::unique_ptr<KeyedChance> chance,
+              StepPlanning planning, Calibration calibration, std::unique_ptr<KeyedChance> chance,
               std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter);
 
   const SpeculationOptions options_;
@@ -79,6 +83,7 @@ class Speculation {
   std::unique_ptr<Drafter> drafter_;
   StepPlanning planning_;
   Calibration calibration_;
+  bool is_calibrated_ = false;
   std::vector<int> free_slots_;
   std::vector<uint32_t> generations_;  // by slot
 

@@ -161,6 +161,9 @@ Result<StepCostTable> Profiler::Run() {
   RETURN_IF_ERROR(MakeStates());
   StepCostTable table;
   table.drafts_max = drafter_->drafts_max();
+  table.model = runtime_.models_name();
+  table.build = runtime_.build_name();
+  table.device = runtime_.machine().processor;
   const Clock::time_point start = Clock::now();
   const auto median = [&](auto measure) -> Result<double> {
     std::array<double, kRepeats> ms;

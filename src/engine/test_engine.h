@@ -154,7 +154,8 @@ class LoopDriver {
     if (runtime.draft_method() == DraftMethod::kNone) return nullptr;
     Result<std::unique_ptr<Speculation>> made = Speculation::Create(
         options.speculation, runtime,
-        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, TestCosts(5));
+        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, TestCosts(5),
+        /*calibration=*/std::nullopt);
     EXPECT_TRUE(made.ok()) << made.status().ToString();
     return std::move(*made);
   }

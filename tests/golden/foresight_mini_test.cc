@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <tuple>
 
 #include "base/json.h"
 #include "engine/engine_access.h"
@@ -102,6 +103,45 @@ TEST(Generation, ASeedGivesTheSameTextAfterPrefixReuse) {
   const std::vector<TokenId> next = Generate(*engine, longer, params, &result);
   EXPECT_GE(result.cached_tokens, 256);
   EXPECT_EQ(Generate(*LoadMini(options), longer, params), next);
+}
+
+// Stop strings, ends of sequence and log-probabilities come out of a step that accepted several tokens as
+// they come one by one.
+TEST(Generation, DraftsDoNotChangeWhereTextStops) {
+  const auto answer = [](Engine& engine, int64_t seed, const std::string& stop) {
+    Request request{.prompt = *engine.Encode("def main():\n    x = 1\n    x = 1\n    x = 1\n")};
+    request.sampling.temperature = seed % 2 == 0 ? 0 : 0.7;
+    request.sampling.seed = seed;
+    request.sampling.max_tokens = 60;
+    request.sampling.logprobs = 1;
+    if (!stop.empty()) request.sampling.stop = {stop};
+    std::string text;
+    std::vector<double> logprobs;
+    const Result<RequestResult> result = engine.Generate(request, [&](const OutputEvent& event) {
+      text += event.text;
+      for (const OutputToken& t : event.tokens) logprobs.push_back(t.logprob);
+    });
+    EXPECT_TRUE(result.ok()) << result.status().ToString();
+    EXPECT_TRUE(result->stop_string < 0 || text.find(stop) == std::string::npos);
+    return std::tuple(text, logprobs, result->finish, result->completion_tokens);
+  };
+  EngineOptions options{.num_threads = 2, .context_tokens = 512};
+  options.speculation.draft = DraftChoice::kNone;
+  const std::unique_ptr<Engine> plain = LoadMini(options);
+  options.speculation.draft = DraftChoice::kNgram;
+  options.speculation.planner = "static:5";
+  const std::unique_ptr<Engine> drafting = LoadMini(options);
+  EXPECT_EQ(drafting->draft_method(), "ngram");
+  for (int64_t seed = 0; seed < 6; ++seed) {
+    const auto whole = answer(*plain, seed, "");
+    EXPECT_EQ(answer(*drafting, seed, ""), whole);
+    // Something that the text has, in the middle.
+    const std::string& text = std::get<0>(whole);
+    ASSERT_GT(text.size(), 12u);
+    const std::string stop = text.substr(text.size() / 2, 3);
+    EXPECT_EQ(answer(*drafting, seed, stop), answer(*plain, seed, stop)) << stop;
+  }
+  EXPECT_GT(drafting->statistics().drafts.total_accepted(), 0);
 }
 
 }  // namespace
