@@ -56,7 +56,7 @@ std::string Parameter(const std::string& name, bool is_string, const std::string
 
 // Parses the text whole and cut in two at every byte, and in single bytes: all must be the same.
 Result<ChatOutput> Parse(const std::string& text, const OutputParserOptions& options) {
-  const Result<ChatOutput> whole = ParseOutput(text, options);
+  Result<ChatOutput> whole = ParseOutput(text, options);
   const auto parse_pieces = [&](const std::vector<std::string>& pieces) {
     Joiner joiner;
     OutputParser parser(options, &joiner);

@@ -28,7 +28,7 @@ std::string PythonFloat(double value) {
                        std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, format).ptr);
   };
   if (value == 0) return std::signbit(value) ? "-0.0" : "0.0";
-  const std::string scientific = print(std::chars_format::scientific);
+  std::string scientific = print(std::chars_format::scientific);
   int exponent = 0;
   const char* digits = scientific.data() + scientific.find('e') + 1;
   std::from_chars(*digits == '+' ? digits + 1 : digits, scientific.data() + scientific.size(), exponent);

@@ -155,6 +155,7 @@ TEST(Distribution, BadLogits) {
 TEST(SampleToken, DrawsFollowTheDistribution) {
   constexpr int kVocab = 8;
   constexpr int kDraws = 200'000;
+  constexpr int kPairs = kDraws / 2;
   std::vector<float> logits = {0.5f, -1, 2, 0, 1.5f, -2, -INFINITY, 1};
   SamplingParams params;
   params.temperature = 1.3;
@@ -177,7 +178,7 @@ TEST(SampleToken, DrawsFollowTheDistribution) {
       const double want = kDraws * d.Probability(a);
       chi += (counts[a] - want) * (counts[a] - want) / want;
       for (TokenId b : d.tokens) {
-        const double pair = kDraws / 2 * d.Probability(a) * d.Probability(b);
+        const double pair = kPairs * d.Probability(a) * d.Probability(b);
         const double got = pairs[a * kVocab + b];
         chi_pairs += (got - pair) * (got - pair) / pair;
       }

@@ -77,8 +77,8 @@ uint8_t FloatToE2M1(float x) {
   // Midpoints .25 .75 1.25 1.75 2.5 3.5 5; a tie goes to the even code.
   constexpr std::array<float, 7> kMid = {.25f, .75f, 1.25f, 1.75f, 2.5f, 3.5f, 5.f};
   uint8_t code = 0;
-  for (uint8_t i = 0; i < kMid.size(); ++i) {
-    if (a > kMid[i] || (a == kMid[i] && (i % 2) == 1)) code = i + 1;
+  for (size_t i = 0; i < kMid.size(); ++i) {
+    if (a > kMid[i] || (a == kMid[i] && (i % 2) == 1)) code = static_cast<uint8_t>(i + 1);
   }
   return sign | code;
 }

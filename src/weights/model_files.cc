@@ -16,10 +16,10 @@ constexpr std::string_view kDraftsFolder = "drafts/";
 }  // namespace
 
 ModelFiles::ModelFiles(std::string origin,
-                       std::vector<std::pair<std::string, std::span<const std::byte>>> files)
+                       const std::vector<std::pair<std::string, std::span<const std::byte>>>& files)
     : origin_(std::move(origin)) {
-  for (auto& [name, bytes] : files) {
-    const bool is_new = files_.emplace(std::move(name), File{nullptr, bytes, Status()}).second;
+  for (const auto& [name, bytes] : files) {
+    const bool is_new = files_.emplace(name, File{nullptr, bytes, Status()}).second;
     CHECK(is_new, "two files of one name in {}", origin_);
   }
 }

@@ -20,7 +20,8 @@ class ModelFiles {
  public:
   ModelFiles() = default;  // no files
   // Files in memory that outlives every copy. Names differ from each other.
-  ModelFiles(std::string origin, std::vector<std::pair<std::string, std::span<const std::byte>>> files);
+  ModelFiles(std::string origin,
+             const std::vector<std::pair<std::string, std::span<const std::byte>>>& files);
 
   // The bytes of a file. Errors: kNotFound; or why the file can't be used (a directory in its place, ...).
   Result<std::span<const std::byte>> Find(std::string_view name) const;

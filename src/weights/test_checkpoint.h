@@ -160,7 +160,7 @@ struct TestCheckpoint {
 inline ModelFiles InMemory(const std::map<std::string, std::string>& files) {
   std::vector<std::pair<std::string, std::span<const std::byte>>> list;
   for (const auto& [name, bytes] : files) list.emplace_back(name, std::as_bytes(std::span(bytes)));
-  return ModelFiles("test", std::move(list));
+  return ModelFiles("test", list);
 }
 
 // Writes files into a new folder, which is removed at the end.

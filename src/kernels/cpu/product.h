@@ -217,6 +217,7 @@ void FewRows(const Product& p, int64_t n) {
     if constexpr (Format::kBlockScales == 4 && outputs == 4) {
       Format::LoadScales(scale, w.scale_stride, s);
     } else {
+      // NOLINTNEXTLINE(bugprone-branch-clone): `outputs` may be 1
       for (int o = 0; o < (Format::kBlockScales == 4 ? outputs : 1); ++o) {
         s[o] = Format::LoadScale(scale + o * w.scale_stride);
       }

@@ -192,7 +192,8 @@ struct Mxfp4Format {
   // Words 4 * row .. 4 * row + 3, one for each 128-bit lane.
   static Scale Spread(__m256i down, int row) {
     auto lane = [row](uint64_t word) {
-      return static_cast<long long>((4 * row + word) * 0x0001000100010001u);
+      const uint64_t words = (4 * row + word) * 0x0001000100010001u;
+      return static_cast<long long>(words);
     };
     const __m512i index =
         _mm512_set_epi64(lane(3), lane(3), lane(2), lane(2), lane(1), lane(1), lane(0), lane(0));

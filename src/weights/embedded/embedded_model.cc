@@ -20,7 +20,7 @@ ModelFiles EmbeddedModel() {
   for (const EmbeddedFile* file = foresight_embedded_files; file->name != nullptr; ++file) {
     files.emplace_back(file->name, std::span(file->begin, file->end));
   }
-  return ModelFiles("embedded model", std::move(files));
+  return ModelFiles("embedded model", files);
 }
 
 }  // namespace foresight
