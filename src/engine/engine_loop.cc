@@ -88,6 +88,7 @@ bool EngineLoop::FreeBlocks(int64_t blocks, int keep) {
 
 bool EngineLoop::Admit(SequenceHandle handle, int64_t headroom, Admission* admission) {
   Sequence& s = *sequences_[handle];
+  if (runtime_.cache().BlocksFor(1) == 0) headroom = 0;  // every layer is SWA: there are no blocks to keep free
   if (!s.saved.bytes.empty() ? !AdmitSaved(s, headroom) : !AdmitByPrefix(s, headroom)) return false;
   if (!s.began()) Begin(s);
   if (speculation_ != nullptr) speculation_->Begin(s);
@@ -132,7 +133,7 @@ bool EngineLoop::AdmitByPrefix(Sequence& s, int64_t headroom) {
   const int64_t wanted = cache.BlocksFor(s.known() + 1) + headroom;
   int prefix = s.request().read_cache ? prefixes_.Find(s.salt, s.before_last()) : PrefixCache::kNone;
   // With a lag the prefix's last block is written again, by a copy.
-  const int64_t copies = lag_ > 0 ? 1 : 0;
+  const int64_t copies = lag_ > 0 ? cache.BlocksFor(1) : 0;
   if (prefix != PrefixCache::kNone &&
       !FreeBlocks(wanted - cache.BlocksFor(prefixes_.tokens(prefix)) + copies, prefix)) {
     prefix = PrefixCache::kNone;  // all of what is kept has to go
