@@ -246,7 +246,7 @@ Result<SpecReport> SpecBench::Run() {
       RETURN_IF_ERROR(MeasureAcceptance(setup, temperature, &report.acceptance));
     }
   }
-  for (int k : {1, 2, 3, 4, 5, 7}) {
+  for (int k : {1, 2, 3, 4, 5}) {
     Progress(fmt::format("block length {}", k));
     RETURN_IF_ERROR(MeasureAcceptance(DSpark(k), 1, &report.lengths));
   }
