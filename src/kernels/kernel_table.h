@@ -16,6 +16,7 @@
 #include "kernels/moe/moe.h"
 #include "kernels/norm_rope/norm_rope.h"
 #include "kernels/sequential_head/sequential_head.h"
+#include "kernels/taps/taps.h"
 
 namespace foresight {
 
@@ -27,7 +28,6 @@ struct KernelTable {
   void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;
   void (*hyper_connection_post)(const KernelContext&, const HyperConnectionPostArgs&) = nullptr;
   void (*hyper_head)(const KernelContext&, const HyperHeadArgs&) = nullptr;
-  void (*stream_mean)(const KernelContext&, const StreamMeanArgs&) = nullptr;
   void (*linear)(const KernelContext&, const LinearArgs&) = nullptr;
   void (*grouped_linear)(const KernelContext&, const GroupedLinearArgs&) = nullptr;
   void (*rms_norm)(const KernelContext&, const RmsNormArgs&) = nullptr;
@@ -40,6 +40,8 @@ struct KernelTable {
   void (*attention)(const KernelContext&, const AttentionArgs&) = nullptr;
   void (*router)(const KernelContext&, const RouterArgs&) = nullptr;
   void (*moe)(const KernelContext&, const MoeArgs&) = nullptr;
+  void (*store_tap)(const KernelContext&, const StoreTapArgs&) = nullptr;
+  void (*load_taps)(const KernelContext&, const LoadTapsArgs&) = nullptr;
   void (*sequential_head)(const KernelContext&, const SequentialHeadArgs&) = nullptr;
 };
 

@@ -49,6 +49,7 @@ uint64_t Fingerprint(const CacheLayout& layout) {
     numbers.insert(numbers.end(),
                    {static_cast<int64_t>(layer.kind), layer.window.item_bytes, layer.window.slots});
   }
+  numbers.push_back(layout.taps.item_bytes);
   return XXH3_64bits(numbers.data(), numbers.size() * sizeof(numbers[0]));
 }
 
@@ -80,6 +81,11 @@ CacheLayout MakeCacheLayout(const ModelConfig& config, CacheFormat format, int64
       layer.index_compressor_rows = CompressorRing(fixed, kind, config.index_head_dim, slack_tokens);
     }
     layout.layers.push_back(layer);
+  }
+  if (config.has_dspark()) {
+    const int64_t values = std::ssize(config.dspark.target_layer_ids) * config.hidden_size;
+    layout.taps =
+        fixed.Ring(values * (format == CacheFormat::kFloat32 ? 4 : 2), config.sliding_window + slack_tokens);
   }
   layout.block_bytes = block.end;
   layout.fixed_bytes = fixed.end;

@@ -4,8 +4,8 @@
 // A sequence has two kinds of memory (model spec 4.1):
 // - blocks of 256 tokens, one contiguous chunk each: for each CSA layer 64 compressed entries and 64 index
 //   keys, for each HCA layer 2 entries. They grow with the sequence and are shared between forks.
-// - a fixed part: for each layer a ring of raw keys, and a ring of rows for each compressor. Its size
-//   doesn't depend on the length.
+// - a fixed part: for each layer a ring of raw keys, and a ring of rows for each compressor; with a DSpark
+//   head a ring of what it taps. Its size doesn't depend on the length.
 #pragma once
 
 #include <cstdint>
@@ -50,7 +50,10 @@ struct CacheLayout {
   int64_t slack_tokens = 0;  // how far back a sequence can be truncated exactly
   int num_main_layers = 0;
   std::vector<LayerCacheLayout> layers;  // the main layers, then the draft layers (all SWA)
-  int64_t block_bytes = 0;               // 0 when every layer is SWA: no blocks are needed then
+  // DSpark: sliding_window + slack rows of num_taps*D values (float32, packed: bf16), of which the draft
+  // layers' rows are made when somebody drafts.
+  RingLayout taps;
+  int64_t block_bytes = 0;  // 0 when every layer is SWA: no blocks are needed then
   int64_t fixed_bytes = 0;
   // Tells layouts apart: two equal ones give the same bytes the same meaning. Covers the shape of the cache,
   // not the weights that filled it.

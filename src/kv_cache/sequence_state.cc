@@ -194,6 +194,13 @@ LayerCacheView SequenceState::View(int layer) const {
           ring(layout.compressor_rows), ring(layout.index_compressor_rows)};
 }
 
+LayerCacheView SequenceState::Taps() const {
+  const RingLayout& taps = cache_->layout_.taps;
+  LayerCacheView view;
+  if (taps.slots > 0) view.window = {fixed() + taps.offset, taps.item_bytes, taps.slots};
+  return view;
+}
+
 void SequenceState::Advance(int64_t n) {
   CHECK(n >= 0 && length() + n <= reserved_, "{} + {} tokens, reserved up to {}", length(), n, reserved_);
   marks_.main.Advance(n);

@@ -109,9 +109,12 @@ class SequenceState {
 
   // Tokens seen; the next one has this position.
   int64_t length() const { return marks_.main.length; }
-  // Tokens that the draft layers have seen. It may be behind `length` (the draft block of position p needs
-  // token p+1) or ahead of it (chained drafts).
+  // Tokens that the draft layers have seen. It may be behind `length` (the MTP-1 block of position p needs
+  // token p+1; a DSpark head takes up taps when it drafts) or ahead of it (chained drafts).
   int64_t draft_length() const { return marks_.draft.length; }
+  // DSpark: the taps of positions [pending_taps(), length()) are in Taps() and not yet taken up. Older ones
+  // that were passed over are of no use to any position that the sequence can come back to.
+  int64_t pending_taps() const { return marks_.PendingTaps(cache_->layout_.taps.slots); }
   int64_t reserved_length() const { return reserved_; }
   // The lowest length that Truncate accepts beside 0.
   int64_t truncatable_to() const;
@@ -121,6 +124,8 @@ class SequenceState {
   Status Reserve(int64_t n);
   // The memory of a layer: main layers, then draft layers. Valid until the next call that isn't const.
   LayerCacheView View(int layer) const;
+  // DSpark: what it taps, by position, as `window`; else empty.
+  LayerCacheView Taps() const;
   // Adds n reserved tokens whose rows have been written in every main layer.
   void Advance(int64_t n);
   // The same for the draft layers, which need no reservation.

@@ -29,6 +29,11 @@ struct LengthMark {
 struct StateMarks {
   LengthMark main;
   LengthMark draft;
+
+  // The first position whose taps are in a ring of `slots` and not in the draft layers.
+  int64_t PendingTaps(int64_t slots) const {
+    return std::min(std::max(draft.length, main.furthest - slots), main.length);
+  }
 };
 
 // A run of valid bytes: of block `block` of the sequence, or of the fixed part (-1).
@@ -41,19 +46,22 @@ struct StatePiece {
 // The valid rows of every ring, in the order of their positions (two runs when they wrap around).
 template <typename Visit>
 void ForEachRingPiece(const CacheLayout& layout, const StateMarks& marks, Visit visit) {
+  const auto visit_rows = [&visit](const RingLayout& ring, int64_t position, int64_t end) {
+    while (ring.slots > 0 && position < end) {
+      const int64_t slot = position % ring.slots;
+      const int64_t rows = std::min(ring.slots - slot, end - position);
+      visit(StatePiece{-1, ring.offset + slot * ring.item_bytes, rows * ring.item_bytes});
+      position += rows;
+    }
+  };
   for (size_t l = 0; l < layout.layers.size(); ++l) {
     const LayerCacheLayout& layer = layout.layers[l];
     const LengthMark& mark = static_cast<int>(l) < layout.num_main_layers ? marks.main : marks.draft;
     for (const RingLayout* ring : {&layer.window, &layer.compressor_rows, &layer.index_compressor_rows}) {
-      int64_t position = std::max<int64_t>(mark.furthest - ring->slots, 0);
-      while (ring->slots > 0 && position < mark.length) {
-        const int64_t slot = position % ring->slots;
-        const int64_t rows = std::min(ring->slots - slot, mark.length - position);
-        visit(StatePiece{-1, ring->offset + slot * ring->item_bytes, rows * ring->item_bytes});
-        position += rows;
-      }
+      visit_rows(*ring, std::max<int64_t>(mark.furthest - ring->slots, 0), mark.length);
     }
   }
+  visit_rows(layout.taps, marks.PendingTaps(layout.taps.slots), marks.main.length);
 }
 
 // The complete entries and keys of every block.

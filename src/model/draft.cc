@@ -90,74 +90,84 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
                      .streams = {step.streams, static_cast<size_t>(rows * m * dim)}};
 }
 
-// Rows behind the last `slots` of a chunk would only be overwritten: a long prefill chunk taps its end alone.
-void Model::BeginContext(const StepState& step, ContextRows& context) {
-  const int64_t slots = cache_layout_.layers.back().window.slots;
-  const size_t num_sequences = step.sequences.size();
-  SequenceRows* sequences = arena_.Allocate<SequenceRows>(static_cast<int64_t>(num_sequences));
-  int32_t* step_rows = arena_.Allocate<int32_t>(step.rows);
-  int64_t* positions = arena_.Allocate<int64_t>(step.rows);
-  for (size_t i = 0; i < num_sequences; ++i) {
-    const SequenceRows& s = step.sequences[i];
-    const int kept = static_cast<int>(std::min<int64_t>(s.num_rows, slots));
-    const int skipped = s.num_rows - kept;
-    sequences[i] = {.first_row = context.rows,
-                    .num_rows = kept,
-                    .first_position = s.first_position + skipped,
-                    .cache = {}};
-    std::iota(step_rows + context.rows, step_rows + context.rows + kept, s.first_row + skipped);
-    std::iota(positions + context.rows, positions + context.rows + kept, s.first_position + skipped);
-    context.rows += kept;
+std::span<const SequenceRows> Model::TapsOf(const StepState& step) {
+  SequenceRows* rows = arena_.Allocate<SequenceRows>(std::ssize(step.sequences));
+  for (size_t i = 0; i < step.sequences.size(); ++i) {
+    rows[i] = step.sequences[i];
+    rows[i].cache = step.inputs->chunks[i].sequence->Taps();
   }
-  context.sequences = {sequences, num_sequences};
-  context.step_rows = step_rows;
-  context.positions = positions;
-  context.taps = arena_.Allocate<float>(context.rows * weights_.dspark->main_proj.cols);
+  return {rows, step.sequences.size()};
 }
 
-void Model::TapLayer(int layer, const StepState& step, const ContextRows& context) {
+void Model::TapLayer(int layer, const StepState& step) {
   const std::vector<int>& taps = config().dspark.target_layer_ids;
   const auto tap = std::find(taps.begin(), taps.end(), layer);
   if (tap == taps.end()) return;
-  const int64_t dim = config().hidden_size;
-  table_.stream_mean(ctx_, {.rows = context.rows,
-                            .m = config().hc_mult,
-                            .dim = config().hidden_size,
-                            .streams = step.streams,
-                            .row_ids = context.step_rows,
-                            .out = context.taps + (tap - taps.begin()) * dim,
-                            .out_stride = std::ssize(taps) * dim});
+  table_.store_tap(ctx_, {.sequences = step.taps,
+                          .m = config().hc_mult,
+                          .dim = config().hidden_size,
+                          .offset = (tap - taps.begin()) * config().hidden_size,
+                          .streams = step.streams});
+}
+
+void Model::TakeUpTaps(std::span<SequenceState* const> sequences) {
+  // In groups whose rows the step memory is made for; the rings' rows of one sequence always are one.
+  for (size_t begin = 0; begin < sequences.size();) {
+    size_t end = begin;
+    int64_t rows = 0;
+    while (end < sequences.size()) {
+      const int64_t more = sequences[end]->length() - sequences[end]->pending_taps();
+      if (end > begin && rows + more > max_step_rows_) break;
+      rows += more;
+      ++end;
+    }
+    if (rows > 0) StoreContext(sequences.subspan(begin, end - begin), static_cast<int>(rows));
+    begin = end;
+  }
+  for (SequenceState* sequence : sequences) {
+    sequence->AdvanceDraft(sequence->length() - sequence->draft_length());
+  }
 }
 
 // dspark.md 1.4 (main_x, kvc), 2.1: one key per position and stage, in the stage's ring.
-void Model::StoreContext(const StepState& step, const ContextRows& context) {
+void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
   ArenaScope scope(arena_);
   const ModelConfig& c = config();
   const DSparkWeights& w = *weights_.dspark;
-  const int64_t rows = context.rows;
   const float eps = static_cast<float>(c.rms_norm_eps);
-  float* main_x = arena_.Allocate<float>(rows * c.hidden_size);
+  SequenceRows* spans = arena_.Allocate<SequenceRows>(std::ssize(sequences));
+  int64_t* positions = arena_.Allocate<int64_t>(rows);
+  int row = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const int64_t first = sequences[i]->pending_taps();
+    const int count = static_cast<int>(sequences[i]->length() - first);
+    spans[i] = {.first_row = row, .num_rows = count, .first_position = first, .cache = sequences[i]->Taps()};
+    std::iota(positions + row, positions + row + count, first);
+    row += count;
+  }
+  const std::span<SequenceRows> pending(spans, sequences.size());
+  const int64_t width = w.main_proj.cols;
+  float* taps = arena_.Allocate<float>(rows * width);
+  table_.load_taps(ctx_, {.sequences = pending, .width = width, .out = taps});
+
+  float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
   const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
-  table_.linear(ctx_, {.rows = context.rows, .x = context.taps, .targets = main});
-  table_.rms_norm(ctx_, {.rows = context.rows,
-                         .dim = c.hidden_size,
-                         .x = main_x,
-                         .weight = w.main_norm,
-                         .eps = eps,
-                         .out = main_x});
+  table_.linear(ctx_, {.rows = rows, .x = taps, .targets = main});
+  table_.rms_norm(
+      ctx_,
+      {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
   const int64_t num_stages = std::ssize(w.stages);
   LinearTarget* keys = arena_.Allocate<LinearTarget>(num_stages);
   for (int64_t i = 0; i < num_stages; ++i) {
-    keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(rows * c.head_dim)};
+    keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
   }
-  table_.linear(ctx_,
-                {.rows = context.rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
-  const RopeAngles angles = Angles(context.rows, context.positions, window_frequencies_);
+  table_.linear(ctx_, {.rows = rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
+  const RopeAngles angles = Angles(rows, positions, window_frequencies_);
   const EntryLayout& layout = cache_layout_.entry;
   std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
   for (int64_t i = 0; i < num_stages; ++i) {
-    table_.key(ctx_, {.rows = context.rows,
+    table_.key(ctx_, {.rows = rows,
                       .layout = layout,
                       .kv = keys[i].out,
                       .norm = w.stages[i].attn.kv_norm,
@@ -165,11 +175,10 @@ void Model::StoreContext(const StepState& step, const ContextRows& context) {
                       .cos = angles.cos,
                       .sin = angles.sin,
                       .entries = entries});
-    for (size_t s = 0; s < context.sequences.size(); ++s) {
-      context.sequences[s].cache =
-          step.inputs->chunks[s].sequence->View(c.num_hidden_layers + static_cast<int>(i));
+    for (size_t s = 0; s < sequences.size(); ++s) {
+      pending[s].cache = sequences[s]->View(c.num_hidden_layers + static_cast<int>(i));
     }
-    table_.store_keys(ctx_, {.sequences = context.sequences, .entries = entries});
+    table_.store_keys(ctx_, {.sequences = pending, .entries = entries});
   }
 }
 
@@ -183,12 +192,7 @@ Status Model::CheckBlock(const DraftBlockInputs& inputs) const {
     return InvalidArgument("{} anchors for {} sequences", inputs.anchors.size(), count);
   }
   for (int64_t r = 0; r < count; ++r) {
-    const SequenceState* sequence = inputs.sequences[r];
-    if (sequence == nullptr) return InvalidArgument("sequence {} of a draft block is null", r);
-    if (sequence->draft_length() != sequence->length()) {
-      return InvalidArgument("sequence {} of a draft block has {} tokens and {} context rows", r,
-                             sequence->length(), sequence->draft_length());
-    }
+    if (inputs.sequences[r] == nullptr) return InvalidArgument("sequence {} of a draft block is null", r);
   }
   return Status();
 }
@@ -219,6 +223,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
                                .logit_rows = {head_rows, static_cast<size_t>(rows)},
                                .observer = inputs.observer};
   RETURN_IF_ERROR(CheckInputs(rows_inputs));
+  TakeUpTaps(inputs.sequences);
   StepState step;
   step.kind = StepKind::kDraftBlock;
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);

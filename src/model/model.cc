@@ -112,8 +112,7 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   last_used_ = arena_.used();
   last_mtp_rows_ = 0;
   Begin(inputs, step);
-  ContextRows context;
-  if (weights_.dspark) BeginContext(step, context);
+  if (weights_.dspark) step.taps = TapsOf(step);
 
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
@@ -122,18 +121,14 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
                       .streams = step.streams});
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
-    if (weights_.dspark) TapLayer(layer, step, context);
+    if (weights_.dspark) TapLayer(layer, step);
     if (inputs.observer != nullptr) {
       inputs.observer->OnBlock(layer, {step.streams, static_cast<size_t>(step.rows * row_floats)});
     }
   }
-  if (weights_.dspark) StoreContext(step, context);
   float* logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, logits);
-  for (const SequenceChunk& chunk : inputs.chunks) {
-    chunk.sequence->Advance(chunk.num_rows);
-    if (weights_.dspark) chunk.sequence->AdvanceDraft(chunk.num_rows);
-  }
+  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
   return StepOutputs{.logits = {logits, inputs.logit_rows.size() * config().vocab_size},
                      .streams = {step.streams, static_cast<size_t>(step.rows * row_floats)}};
 }

@@ -44,10 +44,15 @@ class Model {
 
   // The DSpark backbone (dspark.md 1.4): one block of queries [anchor, noise ...] for each sequence at
   // positions length() .. length() + block - 1, which see each other and the last sliding_window context
-  // rows. Those rows are part of the sequence: with a DSpark head loaded every Step writes them, so
-  // draft_length() equals length() through truncation, forks, prefix hits and restored snapshots. Nothing is
-  // stored. Errors: kUnimplemented (no DSpark head), kInvalidArgument (R*block over max_step_rows, block over
-  // the config's, token out of range, a sequence twice or without its context rows).
+  // rows.
+  //
+  // With a DSpark head loaded every Step keeps what those rows are made of, the taps, as a part of the
+  // sequence that follows it through truncation, forks and snapshots; a block first makes rows of what has
+  // come since the last one. So a sequence that doesn't draft pays for the taps alone, and rejected tokens
+  // cost nothing. Of the block itself nothing is stored.
+  //
+  // Errors: kUnimplemented (no DSpark head), kInvalidArgument (R*block over max_step_rows, block over the
+  // config's, token out of range, a sequence twice).
   Result<DraftBlockOutputs> DraftBlock(const DraftBlockInputs& inputs);
 
   // The sequential head (dspark.md 1.5, 1.6) at position k of the last DraftBlock, k = 0 .. block-1 in order:
@@ -70,8 +75,7 @@ class Model {
     const float* cos = nullptr;  // [rows, rope/2]
     const float* sin = nullptr;
   };
-  struct StepState;    // step_state.h
-  struct ContextRows;  // step_state.h
+  struct StepState;  // step_state.h
 
   Status CheckInputs(const StepInputs& inputs) const;
   Status CheckBlock(const DraftBlockInputs& inputs) const;
@@ -85,9 +89,11 @@ class Model {
   // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
   void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
             float* logits);
-  void BeginContext(const StepState& step, ContextRows& context);
-  void TapLayer(int layer, const StepState& step, const ContextRows& context);
-  void StoreContext(const StepState& step, const ContextRows& context);
+  std::span<const SequenceRows> TapsOf(const StepState& step);
+  void TapLayer(int layer, const StepState& step);
+  // Makes context rows of the pending taps.
+  void TakeUpTaps(std::span<SequenceState* const> sequences);
+  void StoreContext(std::span<SequenceState* const> sequences, int rows);
 
   const ModelWeights& weights_;
   const KernelTable& table_;

@@ -49,7 +49,7 @@ enum class StreamSource : uint8_t {
 // One DSpark round for R sequences (dspark.md 1.1, 1.4). The anchor of a sequence is the token that the
 // target emitted last, at position length(), which no step has seen yet.
 struct DraftBlockInputs {
-  std::span<SequenceState* const> sequences;  // [R], each once; read, not changed
+  std::span<SequenceState* const> sequences;  // [R], each once; their draft layers catch up
   std::span<const TokenId> anchors;           // [R]
   int block = 0;                              // tokens to draft: 1 .. config.dspark.block_size
   StepObserver* observer = nullptr;           // sees the experts of rows r*block + k

@@ -17,7 +17,8 @@ struct Model::StepState {
   StepKind kind = StepKind::kMain;
   const StepInputs* inputs = nullptr;
   std::span<SequenceRows> sequences;
-  float* streams = nullptr;  // [T, m, D]
+  std::span<const SequenceRows> taps;  // the same rows, `cache` the taps ring; with a DSpark head
+  float* streams = nullptr;            // [T, m, D]
   // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
   RopeAngles window;
   RopeAngles compressed;
@@ -25,15 +26,6 @@ struct Model::StepState {
   const RopeAngles& angles(LayerKind layer_kind) const {
     return layer_kind == LayerKind::kSwa ? window : compressed;
   }
-};
-
-// The rows of a step that leave context rows for the DSpark stages, and what they tap (dspark.md 1.2).
-struct Model::ContextRows {
-  int rows = 0;
-  std::span<SequenceRows> sequences;   // as in the step, cut to the rows that the rings can hold
-  const int32_t* step_rows = nullptr;  // [rows]: which rows of the step
-  const int64_t* positions = nullptr;  // [rows]
-  float* taps = nullptr;               // [rows, num_taps * D]
 };
 
 }  // namespace foresight

@@ -10,7 +10,6 @@
   void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& args);   \
   void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args); \
   void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args);                     \
-  void StreamMean(const KernelContext& ctx, const StreamMeanArgs& args);                   \
   void Linear(const KernelContext& ctx, const LinearArgs& args);                           \
   void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args);             \
   void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args);                         \
@@ -23,7 +22,9 @@
   void Attention(const KernelContext& ctx, const AttentionArgs& args);                     \
   void Router(const KernelContext& ctx, const RouterArgs& args);                           \
   void Moe(const KernelContext& ctx, const MoeArgs& args);                                 \
-  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);           \
+  void StoreTap(const KernelContext& ctx, const StoreTapArgs& args);                       \
+  void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args);                       \
+  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);                     \
   }
 
 FORESIGHT_DECLARE_CPU_KERNELS(avx2)

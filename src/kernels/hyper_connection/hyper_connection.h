@@ -82,24 +82,9 @@ struct HyperHeadArgs {
   float* out = nullptr;
 };
 
-// The mean over the streams of selected rows: what a draft head taps of a layer (dspark.md 1.2).
-//
-// Shapes   streams [*, m, D] f32 · row_ids [R] i32: which rows · out: R rows of D f32, out_stride floats
-// apart Numerics float32; faithful: bf16 result.
-struct StreamMeanArgs {
-  int rows = 0;  // R
-  int m = 0;
-  int dim = 0;
-  const float* streams = nullptr;
-  const int32_t* row_ids = nullptr;
-  float* out = nullptr;
-  int64_t out_stride = 0;
-};
-
 void EmbedRef(const KernelContext& ctx, const EmbedArgs& args);
 void HyperConnectionPreRef(const KernelContext& ctx, const HyperConnectionPreArgs& args);
 void HyperConnectionPostRef(const KernelContext& ctx, const HyperConnectionPostArgs& args);
 void HyperHeadRef(const KernelContext& ctx, const HyperHeadArgs& args);
-void StreamMeanRef(const KernelContext& ctx, const StreamMeanArgs& args);
 
 }  // namespace foresight

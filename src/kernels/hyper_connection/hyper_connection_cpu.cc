@@ -291,20 +291,6 @@ void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args) {
   });
 }
 
-void StreamMean(const KernelContext& ctx, const StreamMeanArgs& args) {
-  const Vec share = Set(1.0f / static_cast<float>(args.m));
-  ForJobs(ctx, args.rows, int64_t{args.rows} * args.m * args.dim * 4, [&](int64_t r, int) {
-    const float* row = args.streams + int64_t{args.row_ids[r]} * args.m * args.dim;
-    float* out = args.out + r * args.out_stride;
-    for (int c = 0; c < args.dim; c += kLanes) {  // the config holds D to a multiple of 32
-      Vec sum = Load(row + c);
-      for (int j = 1; j < args.m; ++j) sum = Add(sum, Load(row + int64_t{j} * args.dim + c));
-      const Vec mean = Mul(sum, share);
-      Store(out + c, ctx.faithful() ? RoundToBf16(mean) : mean);
-    }
-  });
-}
-
 }  // namespace foresight::FORESIGHT_ISA
 
 #include "kernels/cpu/isa_end.h"

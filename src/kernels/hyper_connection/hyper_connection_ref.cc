@@ -129,16 +129,4 @@ void HyperHeadRef(const KernelContext& ctx, const HyperHeadArgs& args) {
   }
 }
 
-void StreamMeanRef(const KernelContext& ctx, const StreamMeanArgs& args) {
-  for (int r = 0; r < args.rows; ++r) {
-    const float* row = args.streams + int64_t{args.row_ids[r]} * args.m * args.dim;
-    for (int c = 0; c < args.dim; ++c) {
-      double sum = 0;
-      for (int j = 0; j < args.m; ++j) sum += row[int64_t{j} * args.dim + c];
-      const float mean = static_cast<float>(sum / args.m);
-      args.out[r * args.out_stride + c] = ctx.faithful() ? RoundBf16(mean) : mean;
-    }
-  }
-}
-
 }  // namespace foresight

@@ -14,7 +14,6 @@ namespace {
       .hyper_connection_pre = isa::HyperConnectionPre,   \
       .hyper_connection_post = isa::HyperConnectionPost, \
       .hyper_head = isa::HyperHead,                      \
-      .stream_mean = isa::StreamMean,                    \
       .linear = isa::Linear,                             \
       .grouped_linear = isa::GroupedLinear,              \
       .rms_norm = isa::RmsNorm,                          \
@@ -27,6 +26,8 @@ namespace {
       .attention = isa::Attention,                       \
       .router = isa::Router,                             \
       .moe = isa::Moe,                                   \
+      .store_tap = isa::StoreTap,                        \
+      .load_taps = isa::LoadTaps,                        \
       .sequential_head = isa::SequentialHead,            \
   };
 

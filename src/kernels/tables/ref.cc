@@ -10,7 +10,6 @@ const KernelTable& RefKernels() {
       .hyper_connection_pre = HyperConnectionPreRef,
       .hyper_connection_post = HyperConnectionPostRef,
       .hyper_head = HyperHeadRef,
-      .stream_mean = StreamMeanRef,
       .linear = LinearRef,
       .grouped_linear = GroupedLinearRef,
       .rms_norm = RmsNormRef,
@@ -23,6 +22,8 @@ const KernelTable& RefKernels() {
       .attention = AttentionRef,
       .router = RouterRef,
       .moe = MoeRef,
+      .store_tap = StoreTapRef,
+      .load_taps = LoadTapsRef,
       .sequential_head = SequentialHeadRef,
   };
   return kTable;
