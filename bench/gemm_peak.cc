@@ -2,8 +2,8 @@
 //
 //   foresight-gemm-peak THREADS
 //
-// C [M, N] f32 = A [M, K] bf16 x B [K, N] bf16 with M = 512, N = K = 4096, B in the layout that oneDNN likes best
-// and A, B, C allocated once. A program of its own: oneDNN brings OpenMP's threads, and nothing that
+// C [M, N] f32 = A [M, K] bf16 x B [K, N] bf16 with M = 512, N = K = 4096, B in the layout that oneDNN likes
+// best and A, B, C allocated once. A program of its own: oneDNN brings OpenMP's threads, and nothing that
 // Foresight runs should share a process with them.
 #include <fmt/format.h>
 #include <omp.h>

@@ -32,17 +32,22 @@ std::string_view StatusCodeName(StatusCode code) {
 
 int ExitCode(StatusCode code) {
   switch (code) {
-    case StatusCode::kOk: return 0;
+    case StatusCode::kOk:
+      return 0;
     case StatusCode::kInvalidArgument:
     case StatusCode::kNotFound:
     case StatusCode::kUnimplemented:
-    case StatusCode::kDataLoss: return 2;
-    case StatusCode::kResourceExhausted: return 3;
+    case StatusCode::kDataLoss:
+      return 2;
+    case StatusCode::kResourceExhausted:
+      return 3;
     case StatusCode::kDeadlineExceeded:
     case StatusCode::kDeviceError:
     case StatusCode::kUnavailable:
-    case StatusCode::kInternal: return 70;
-    case StatusCode::kCancelled: return 130;
+    case StatusCode::kInternal:
+      return 70;
+    case StatusCode::kCancelled:
+      return 130;
   }
   return 70;
 }

@@ -308,9 +308,10 @@ void AddBenchCommand(CLI::App& app, Status* result) {
       app.add_subcommand("bench", "Measure prefill and decode against what this machine can do");
   flags->model.AddTo(*command);
   command->remove_option(command->get_option("--context"));
-  command->add_option("--synthetic", flags->synthetic,
-                      "Random weights of a released shape, made in memory: flash:LAYERS or pro:LAYERS, with a draft head "
-                      "+dspark, +dspark:STAGES or +mtp");
+  command->add_option(
+      "--synthetic", flags->synthetic,
+      "Random weights of a released shape, made in memory: flash:LAYERS or pro:LAYERS, with a draft head "
+      "+dspark, +dspark:STAGES or +mtp");
   command->add_option("--experts", flags->experts, "Keep only so many routed experts of a synthetic model");
   command->add_option("--batches", flags->batches, "Sequences decoded at once")
       ->delimiter(',')

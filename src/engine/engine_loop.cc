@@ -88,7 +88,8 @@ bool EngineLoop::FreeBlocks(int64_t blocks, int keep) {
 
 bool EngineLoop::Admit(SequenceHandle handle, int64_t headroom, Admission* admission) {
   Sequence& s = *sequences_[handle];
-  if (runtime_.cache().BlocksFor(1) == 0) headroom = 0;  // every layer is SWA: there are no blocks to keep free
+  if (runtime_.cache().BlocksFor(1) == 0)
+    headroom = 0;  // every layer is SWA: there are no blocks to keep free
   if (!s.saved.bytes.empty() ? !AdmitSaved(s, headroom) : !AdmitByPrefix(s, headroom)) return false;
   if (!s.began()) Begin(s);
   if (speculation_ != nullptr) speculation_->Begin(s);

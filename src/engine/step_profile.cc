@@ -187,8 +187,8 @@ Result<StepCostTable> Profiler::Run() {
     const double spent = MsSince(start) * 1e-3;
     if (verify.size() >= 3 && spent + 2 * (kRepeats + 1) * ms * 1e-3 > options_.seconds_max) break;
   }
-  // In steps of microseconds, or on a busy machine, noise can hide what rows cost; by a table that is flat every
-  // draft would be free.
+  // In steps of microseconds, or on a busy machine, noise can hide what rows cost; by a table that is flat
+  // every draft would be free.
   if (verify.back().ms <= verify.front().ms) {
     for (const CostPoint& point : verify) verify.back().ms = std::max(verify.back().ms, 1.01 * point.ms);
   }

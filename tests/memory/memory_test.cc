@@ -97,7 +97,8 @@ SamplingParams EveryKindOfSampling() {
 void ExpectSteadyStepsAllocateNothing(LoopDriver& driver, int num_requests, const SamplingParams& sampling) {
   const auto sink = std::make_shared<CountingSink>();
   for (int i = 0; i < num_requests; ++i) {
-    Request request{.prompt = std::vector<TokenId>(kPromptTokens, 7 + i), .sampling = sampling, .ignore_eos = true};
+    Request request{
+        .prompt = std::vector<TokenId>(kPromptTokens, 7 + i), .sampling = sampling, .ignore_eos = true};
     // With drafts a step gives several tokens; none ends while counting.
     request.sampling.max_tokens = 8 * (kWarmUpTokens + kCountedTokens);
     driver.Submit(std::move(request), sink);

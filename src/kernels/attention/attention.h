@@ -13,7 +13,7 @@ enum class RawKeys : uint8_t {
   kWindow,  // positions max(0, p-window+1) .. p: causal, self included
   kBlock,   // with s = first_position: the window's rows before the step, max(0, s-window) .. s-1, and all
             // rows of its own sequence in the step. The same set for each of them (dspark.md 1.4).
-           // With CompressedKeys::kNone alone.
+            // With CompressedKeys::kNone alone.
 };
 
 // Which compressed entries a row attends to, besides its raw keys.

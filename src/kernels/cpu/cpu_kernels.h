@@ -24,7 +24,7 @@
   void Moe(const KernelContext& ctx, const MoeArgs& args);                                 \
   void StoreTap(const KernelContext& ctx, const StoreTapArgs& args);                       \
   void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args);                       \
-  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);                     \
+  void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);           \
   }
 
 FORESIGHT_DECLARE_CPU_KERNELS(avx2)

@@ -11,8 +11,8 @@
 namespace foresight::FORESIGHT_ISA {
 namespace {
 
-// Columns of the result per job of the second half: long streams of weights when rows are few, else few enough that
-// the products of all pairs stay in cache.
+// Columns of the result per job of the second half: long streams of weights when rows are few, else few
+// enough that the products of all pairs stay in cache.
 constexpr int64_t kDownOutputs = 32;
 constexpr int64_t kDownOutputsFewRows = 128;
 
