@@ -19,6 +19,7 @@ namespace foresight {
 using RequestNumber = uint64_t;
 
 inline constexpr int kPriorityMax = 100;
+inline constexpr int kDraftPositionsMax = 16;  // tokens of a draft
 
 struct Request {
   std::vector<TokenId> prompt = {};
@@ -29,7 +30,7 @@ struct Request {
   double timeout_seconds = 0;   // from Submit; 0: none
   std::string cache_salt = {};  // prefixes are shared between requests with the same salt only
   bool read_cache = true;       // begin with what is kept of the prompt
-  bool draft = true;            // off: one token a step, whatever the engine does for others
+  int drafts_max = kDraftPositionsMax;  // tokens of its drafts; 0: one token a step, whatever others do
   Acceptance acceptance = Acceptance::kAuto;
   bool keep_in_cache = true;  // keep prompt and answer for later requests
 };
@@ -57,8 +58,6 @@ struct OutputEvent {
   // Whole UTF-8 characters; what may begin a stop string is held back. Empty without a tokenizer.
   std::string_view text;
 };
-
-inline constexpr int kDraftPositionsMax = 16;
 
 // What drafting did. A draft's position counts from 0; `reached`: verified, and those before it accepted; so
 // accepted / reached is how often a draft is accepted when it can be.

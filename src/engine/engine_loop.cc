@@ -238,7 +238,7 @@ bool EngineLoop::Step() {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
   Accept(plan, *lengths, out->logits);
-  const double observe_begin = clock_();
+  const double observe_begin = clock_();  // what was drawn counts as the rows' cost: there is a draw for each
   const Status observed = speculation_ == nullptr ? Status() : speculation_->Observe(observed_);
   const double observe_end = clock_();
   const bool all_decode =
@@ -251,10 +251,11 @@ bool EngineLoop::Step() {
     FailAll(plan, observed);
   }
   const double draft_seconds = model_begin - draft_begin + observe_end - observe_begin;
-  const double host_seconds = clock_() - begin - draft_seconds - model_seconds;
+  const double draw_seconds = observe_begin - now_;
+  const double host_seconds = clock_() - begin - draft_seconds - model_seconds - draw_seconds;
   totals_.model_seconds += model_seconds;
   totals_.draft_seconds += draft_seconds;
-  totals_.host_seconds += host_seconds;
+  totals_.host_seconds += host_seconds + draw_seconds;
   if (speculation_ == nullptr) return true;
   std::optional<StepTimes> times;
   if (all_decode) {
@@ -262,7 +263,7 @@ bool EngineLoop::Step() {
                       .rows = static_cast<int>(rows),
                       .context_tokens = context / std::ssize(plan),
                       .draft_ms = draft_seconds * 1e3,
-                      .verify_ms = model_seconds * 1e3,
+                      .verify_ms = (model_seconds + draw_seconds) * 1e3,
                       .host_ms = host_seconds * 1e3};
   }
   speculation_->EndStep(times);

@@ -106,9 +106,11 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
     // The step draws a token of its own behind the accepted ones.
     const int64_t left = s.tokens_max - s.known() - 1;
     // Not behind the prompt: the first anchor is the first token of the answer, however the prompt was cut.
-    const bool may = c.decodes && s.result.completion_tokens > 0 && s.request().draft;
+    const bool may = c.decodes && s.result.completion_tokens > 0;
     loads_.push_back({.id = {.slot = s.slot, .generation = generations_[s.slot]},
-                      .drafts_max = may ? static_cast<int>(std::clamp<int64_t>(left, 0, gamma)) : 0,
+                      .drafts_max = may ? static_cast<int>(std::clamp<int64_t>(
+                                              left, 0, std::min(gamma, s.request().drafts_max)))
+                                        : 0,
                       .coupled = s.block->rule() == AcceptanceRule::kCoupled});
     context += s.known();
   }

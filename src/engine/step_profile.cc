@@ -28,7 +28,8 @@ class Profiler {
   Profiler(Runtime& runtime, const ProfileOptions& options)
       : runtime_(runtime),
         options_(options),
-        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_) {}
+        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_),
+        sampler_(SamplingParams(), runtime.config().vocab_size) {}
 
   Result<StepCostTable> Run();
 
@@ -38,7 +39,8 @@ class Profiler {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<TokenId>((random_ >> 33) % static_cast<uint64_t>(runtime_.config().vocab_size));
   }
-  // Milliseconds of a step of `rows` rows, spread over `sequences` states, which are then as before.
+  // Milliseconds of a step of `rows` rows, spread over `sequences` states, which are then as before; a token
+  // drawn from each.
   Result<double> StepMs(int rows, int sequences);
   // Of the drafts of `sequences` states, after a step that gives them what they need.
   Result<double> DraftMs(int sequences);
@@ -47,6 +49,7 @@ class Profiler {
   const ProfileOptions options_;
   KeyedChance chance_;
   Speculator speculator_;
+  Sampler sampler_;  // at temperature 1: what a draw costs at most
   std::unique_ptr<Drafter> drafter_;
   std::vector<SequenceState> states_;  // all with options_.context_tokens tokens
   uint64_t random_ = 1;
@@ -95,8 +98,13 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
     chunks.push_back({.sequence = &states_[s], .num_rows = share});
   }
   const Clock::time_point start = Clock::now();
-  ASSIGN_OR_RETURN([[maybe_unused]] const StepOutputs out,
+  ASSIGN_OR_RETURN(const StepOutputs out,
                    runtime_.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows}));
+  const int64_t vocab_size = runtime_.config().vocab_size;
+  for (int row = 0; row < rows; ++row) {
+    ASSIGN_OR_RETURN([[maybe_unused]] const SampledToken token,
+                     sampler_.Sample(out.logits.subspan(row * vocab_size, vocab_size), row));
+  }
   const double ms = MsSince(start);
   for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
   return ms;
@@ -104,8 +112,6 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
 
 Result<double> Profiler::DraftMs(int sequences) {
   const int vocab_size = runtime_.config().vocab_size;
-  SamplingParams greedy;
-  greedy.temperature = 0;
   std::vector<std::vector<TokenId>> tokens(sequences);
   std::vector<TokenId> step_tokens;
   std::vector<SequenceChunk> chunks;
@@ -126,8 +132,8 @@ Result<double> Profiler::DraftMs(int sequences) {
   samplers.reserve(sequences);
   blocks.reserve(sequences);
   for (int s = 0; s < sequences; ++s) {
-    samplers.emplace_back(greedy, vocab_size);
-    blocks.emplace_back(greedy, AcceptanceRule::kCoupled, vocab_size, gamma);
+    samplers.emplace_back(SamplingParams(), vocab_size);
+    blocks.emplace_back(SamplingParams(), AcceptanceRule::kRejection, vocab_size, gamma);
     blocks[s].Begin(std::ssize(tokens[s]));
     rows.push_back({.slot = s,
                     .state = &states_[s],
@@ -180,7 +186,7 @@ Result<StepCostTable> Profiler::Run() {
   const int rows_max = std::min({options_.step_rows_max, kProfiledRowsMax,
                                  states * static_cast<int>(std::min<int64_t>(room, kRowsOfAStateMax))});
   for (int rows = 1, step = 1; rows <= rows_max; rows += step) {
-    const int sequences = std::min(states, (rows + drafter_->drafts_max()) / (drafter_->drafts_max() + 1));
+    const int sequences = std::min(states, rows);
     ASSIGN_OR_RETURN(const double ms, median([&] { return StepMs(rows, sequences); }));
     verify.push_back({.count = rows, .ms = ms});
     if (rows >= 4) step = rows / 2;

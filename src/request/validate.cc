@@ -18,6 +18,9 @@ Status ValidateRequest(const Request& request, const RequestLimits& limits) {
   if (request.priority < -kPriorityMax || request.priority > kPriorityMax) {
     return InvalidArgument("priority: want {}..{}, got {}", -kPriorityMax, kPriorityMax, request.priority);
   }
+  if (request.drafts_max < 0 || request.drafts_max > kDraftPositionsMax) {
+    return InvalidArgument("drafts_max: want 0..{}, got {}", kDraftPositionsMax, request.drafts_max);
+  }
   if (!std::isfinite(request.timeout_seconds) || request.timeout_seconds < 0) {
     return InvalidArgument("timeout_seconds: want 0 or more, got {}", request.timeout_seconds);
   }

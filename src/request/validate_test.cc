@@ -39,6 +39,9 @@ TEST(ValidateRequest, NamesWhatIsOutOfRange) {
   request.priority = kPriorityMax + 1;
   refused(request, "priority");
   request = Good();
+  request.drafts_max = -1;
+  refused(request, "drafts_max");
+  request = Good();
   request.timeout_seconds = -1;
   refused(request, "timeout");
   request.timeout_seconds = std::numeric_limits<double>::quiet_NaN();

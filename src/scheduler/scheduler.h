@@ -31,7 +31,7 @@ struct SchedulerOptions {
 // What a sequence finds of itself when it gets memory.
 struct Admission {
   int64_t computed = 0;  // tokens whose state it has
-  // Positions at which a prefill chunk ends because a state is kept there; ascending, 0: none.
+  // Positions at which a prefill chunk ends because a state is kept there; 0: none.
   std::array<int64_t, 2> stops = {};
 };
 

@@ -1,6 +1,7 @@
 #include "speculative/auto_planner.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -54,6 +55,10 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     any |= depths[r] > 0;
   }
   if (!any) return;
+  if (!guard_.Allows()) {
+    std::fill(depths.begin(), depths.end(), 0);
+    return;
+  }
   planner_.Start(load, history, *costs, depths);
   if (Pays(load, *costs, depths)) {
     step_back_off_.Succeeded();
@@ -72,9 +77,13 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
     drafting += result.drafted[r] > 0;
     admitted += result.admitted[r];
   }
-  if (drafting == 0) return;
   const StepValue plain(load, *costs, 0);
+  guard_.Pass(plain.Ms(0));
+  if (drafting == 0) return;
   const double token_ms = plain.Ms(0) / plain.requests();
+  const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
+  const double ms = result.ms.value_or(StepValue(load, *costs, drafting).Ms(admitted));
+  guard_.Count(plain.Ms(0) + accepted * token_ms - ms);
   const double draft_tokens = costs->DraftMs(drafting) / drafting / token_ms;
   const double row_tokens = admitted == 0 ? 0 : (plain.Ms(admitted) - plain.Ms(0)) / admitted / token_ms;
   for (size_t r = 0; r < load.requests.size(); ++r) {

@@ -31,6 +31,25 @@ class BackOff {
   int wait_ = 0;
 };
 
+// What drafting has won and lost, in milliseconds of plain steps: so that it loses no more than a small share
+// of the time, whatever confidences and costs make it believe. Gains count up to a limit, so that old ones
+// don't cover what is lost now.
+class LossGuard {
+ public:
+  bool Allows() const { return credit_ms_ >= 0; }
+  // A step passes that takes so long without drafts.
+  void Pass(double plain_ms) {
+    credit_ms_ = std::min(credit_ms_ + kAllowedShare * plain_ms, kGainSteps * plain_ms);
+  }
+  // A step with drafts took so much less (more: negative) than plain ones for its tokens.
+  void Count(double gain_ms) { credit_ms_ += gain_ms; }
+
+ private:
+  static constexpr double kAllowedShare = 0.01;
+  static constexpr double kGainSteps = 8;
+  double credit_ms_ = 0;
+};
+
 // Two questions before a step, both answered from history (dspark.md 5.6):
 // - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it
 // doesn't draft
@@ -38,7 +57,8 @@ class BackOff {
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
 // If
 //   not, the step is plain; now and then one is tried all the same, or there would be no history.
-// What is drafted is planned as SyncPlanner does with look-ahead.
+// And a guard over both: when drafting has lost more than it may, steps are plain until they have made up for
+// it. What is drafted is planned as SyncPlanner does with look-ahead.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
@@ -64,6 +84,7 @@ class AutoPlanner final : public Planner {
   int wait_max_;
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
+  LossGuard guard_;
   CapacityPlan plan_;
   SyncPlanner planner_;
 };

@@ -46,9 +46,9 @@ const Machine kBound{.verify = {{1, 30}, {64, 40}, {256, 90}}};
 // Compute bound: a row costs a row.
 const Machine kCompute{.verify = {{1, 10}, {256, 2560}}};
 
-// Tokens a millisecond of virtual time.
+// Tokens a millisecond of virtual time. Requests end after `request_steps` steps; 0: never.
 double Speed(const std::string& planner, const World& world, const Machine& machine, int requests,
-             double verify_error = 1, int steps = 1500) {
+             double verify_error = 1, int steps = 1500, int request_steps = 0) {
   const StepCosts truth = machine.Costs();
   const std::span<const double> verify_ms = truth.VerifyMs(1);
   StepPlanning planning =
@@ -65,6 +65,9 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
   double ms = 0;
   double tokens = 0;
   for (int step = 0; step < steps; ++step) {
+    for (int r = 0; request_steps > 0 && r < requests; ++r) {
+      if ((step + 7 * r) % request_steps == 0) ++load[r].id.generation;  // another request takes its place
+    }
     const std::span<const int> depths =
         planning.BeginStep({.requests = load, .other_rows = 0, .context_tokens = 1});
     std::vector<std::vector<double>> acceptance(requests);
@@ -113,6 +116,34 @@ TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
         }
       }
     }
+  }
+}
+
+// Requests that are over before much is known of them.
+TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecodingOfShortRequests) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute}) {
+    for (double acceptance : {0.3, 0.6}) {
+      for (double overconfidence : {0.0, 0.4}) {
+        for (int requests : {1, 8, 32}) {
+          const World world{.acceptance = acceptance, .spread = 0.2, .overconfidence = overconfidence};
+          const double plain = Speed("static:0", world, *machine, requests);
+          EXPECT_GT(Speed("auto", world, *machine, requests, 1, 1500, /*request_steps=*/40), 0.97 * plain)
+              << "acceptance " << acceptance << ", overconfidence " << overconfidence << ", " << requests
+              << " requests, first row " << machine->verify[0].ms << " ms";
+        }
+      }
+    }
+  }
+}
+
+// Costs that the profile did not see, of drafting and of every row that is verified.
+TEST(AutoPlanner, LosesNoMoreThanAllowedWhenDraftingIsDearerThanItBelieves) {
+  Machine dear = kCompute;
+  dear.verify = {{1, 10}, {2, 13}, {256, 2000}};
+  const World world{.acceptance = 0.6, .spread = 0.2, .overconfidence = 0.3};
+  for (int requests : {1, 8, 32}) {
+    const double plain = Speed("static:0", world, dear, requests);
+    EXPECT_GT(Speed("auto", world, dear, requests, /*verify_error=*/0.1, 1500, 40), 0.97 * plain) << requests;
   }
 }
 

@@ -226,11 +226,14 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
     history_.RecordOutcome(id, verified, accepted[r]);
   }
   if (!requests_.empty()) {
+    std::optional<double> ms;
+    if (costs_ && times) ms = (times->draft_ms + times->verify_ms + times->host_ms) / costs_->scale();
     planner_->Learn(load_, costs_ ? &*costs_ : nullptr,
                     {.drafted = depths_,
                      .admitted = round_.admitted(),
                      .expected = round_.expected(),
-                     .accepted = accepted});
+                     .accepted = accepted,
+                     .ms = ms});
   }
   if (costs_ && times) costs_->Observe(*times);
 }

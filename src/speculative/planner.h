@@ -69,6 +69,8 @@ struct StepResult {
   std::span<const int> admitted;     // of those
   std::span<const double> expected;  // to be accepted, of those, going by their confidences
   std::span<const int> accepted;     // of those
+  // What the step took, at the speed of the machine when it was profiled; absent when it is no example.
+  std::optional<double> ms = std::nullopt;
 };
 
 // A rule. It sees what its arguments show, and that is what it may depend on. One thread at a time; allocates

@@ -260,7 +260,7 @@ TEST(Rejection, RepeatsItsTextForASeedAndASchedule) {
 TEST(Requests, CanDoWithoutDraftsAmongOthersThatHaveThem) {
   const ModelConfig config = SmallestDSparkConfig();
   std::vector<Request> requests = RandomRequests(10);
-  for (size_t i = 0; i < requests.size(); i += 2) requests[i].draft = false;
+  for (size_t i = 0; i < requests.size(); i += 2) requests[i].drafts_max = 0;
   const Outcome run =
       RunAll(requests, config, {.draft = DraftChoice::kDSpark, .planner = "static:5", .batch = 10});
   for (size_t i = 0; i < requests.size(); ++i) {
