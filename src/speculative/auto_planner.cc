@@ -63,9 +63,21 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   if (Pays(load, *costs, depths)) {
     step_back_off_.Succeeded();
   } else if (step_back_off_.Due()) {
-    step_back_off_.Failed(wait_max_);  // a try
+    step_back_off_.Failed(wait_max_);
+    TryOne(depths);
+    planner_.Start(load, history, *costs, depths);
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
+  }
+}
+
+// All learn from what one finds out; each in turn.
+void AutoPlanner::TryOne(std::span<int> depths) {
+  const size_t begin = tries_++ % depths.size();
+  size_t chosen = begin;
+  while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
+  for (size_t r = 0; r < depths.size(); ++r) {
+    if (r != chosen) depths[r] = 0;
   }
 }
 

@@ -51,14 +51,13 @@ class LossGuard {
 };
 
 // Two questions before a step, both answered from history (dspark.md 5.6):
-// - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it
-// doesn't draft
-//   for a growing number of steps, then tries again;
+// - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it does
+//   without for a growing number of steps, then tries again;
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
 // If
-//   not, the step is plain; now and then one is tried all the same, or there would be no history.
-// And a guard over both: when drafting has lost more than it may, steps are plain until they have made up for
-// it. What is drafted is planned as SyncPlanner does with look-ahead.
+//   not, it is plain; now and then one request tries all the same, or there would be no history.
+// A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
+// for it. What is drafted is planned as SyncPlanner does with look-ahead.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
@@ -80,10 +79,14 @@ class AutoPlanner final : public Planner {
   // Whether drafts of these depths raise tokens per second, by what planner_ expects of them.
   bool Pays(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
 
+  // Leaves one of the requests that would draft.
+  void TryOne(std::span<int> depths);
+
   double gain_min_;
   int wait_max_;
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
+  size_t tries_ = 0;
   LossGuard guard_;
   CapacityPlan plan_;
   SyncPlanner planner_;
