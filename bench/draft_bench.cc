@@ -70,27 +70,18 @@ class Batch {
     return MedianMs(
         fmt::format("step, {} row{} of {} sequence{}", rows, rows == 1 ? "" : "s", count,
                     count == 1 ? "" : "s"),
-        [&] {
-          tokens_.resize(count * rows);
-          logit_rows_.resize(count * rows);
-          for (int i = 0; i < count * rows; ++i) {
-            tokens_[i] = Token();
-            logit_rows_[i] = i;
-          }
-          for (int i = 0; i < count; ++i) {
-            Check(states_[i].Truncate(kContext));
-            chunks_[i] = {.sequence = sequences_[i], .num_rows = rows};
-          }
-        },
+        [&] { PrepareStep(rows); },
         [&] {
           Check(model_.Step({.tokens = tokens_, .chunks = chunks_, .logit_rows = logit_rows_}).status());
         });
   }
-  double BlockMs(int block) {
+  // After a verification that kept `accepted` rows, which the draft layers have to take up.
+  double BlockMs(int block, int accepted) {
     return MedianMs(
-        fmt::format("draft block of {}", block),
+        fmt::format("draft block of {} after {} new tokens", block, accepted),
         [&] {
-          for (SequenceState& state : states_) Check(state.Truncate(kContext));
+          PrepareStep(accepted);
+          Check(model_.Step({.tokens = tokens_, .chunks = chunks_, .logit_rows = {}}).status());
           DrawAnchors();
         },
         [&] {
@@ -110,6 +101,19 @@ class Batch {
   }
 
  private:
+  void PrepareStep(int rows) {
+    const int count = static_cast<int>(states_.size());
+    tokens_.resize(count * rows);
+    logit_rows_.resize(count * rows);
+    for (int i = 0; i < count * rows; ++i) {
+      tokens_[i] = Token();
+      logit_rows_[i] = i;
+    }
+    for (int i = 0; i < count; ++i) {
+      Check(states_[i].Truncate(kContext));
+      chunks_[i] = {.sequence = sequences_[i], .num_rows = rows};
+    }
+  }
   TokenId Token() {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<TokenId>((random_ >> 33) % static_cast<uint64_t>(model_.config().vocab_size));
@@ -144,7 +148,7 @@ Status Run(int argc, char** argv) {
   if (!config.has_dspark()) return InvalidArgument("{} has no DSpark head: add +dspark", argv[1]);
   ThreadPool pool(argc > 3 ? std::atoi(argv[3]) : NumProcessors());
   LoadedModel model = MakeSyntheticModel(config);
-  // The same weights without their head: what the context rows cost.
+  // The same weights without their head: what keeping its taps costs.
   LoadedModel plain = MakeSyntheticModel([&] {
     ModelConfig c = config;
     c.num_draft_layers = 0;
@@ -165,9 +169,9 @@ Status Run(int argc, char** argv) {
     fmt::print(" with a head\n");
     const double one = batch.StepMs(1);
     const double verify = batch.StepMs(block + 1);
-    const double draft = batch.BlockMs(block);
+    const double draft = batch.BlockMs(block, /*accepted=*/3);
     const double heads = batch.HeadsMs(block);
-    fmt::print("  context rows cost {:.1f} % of a step; a round (draft and verify all) costs {:.2f} steps\n",
+    fmt::print("  taps cost {:.1f} % of a step; a round (draft and verify all) costs {:.2f} steps\n",
                100 * (one / without - 1), (verify + draft + heads) / without);
   }
   return Status();
