@@ -21,7 +21,7 @@ if(FORESIGHT_FUZZ)
 endif()
 
 function(foresight_module name)
-  cmake_parse_arguments(arg "" "" "DEPS;LIBS;SOURCES;TESTS" ${ARGN})
+  cmake_parse_arguments(arg "" "" "DEPS;LIBS;SOURCES;TESTS;TEST_LIBS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS *.cc)
   file(GLOB tests CONFIGURE_DEPENDS *_test.cc)
   if(tests)
@@ -39,9 +39,8 @@ function(foresight_module name)
   endif()
   if(FORESIGHT_TESTS AND tests)
     add_executable(${name}_test ${tests})
-    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})  # tests/tolerances.h
-    target_link_libraries(${name}_test PRIVATE foresight_${name} GTest::gtest_main)
-    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})  # tests/tolerances.h
+    target_link_libraries(${name}_test PRIVATE foresight_${name} ${arg_TEST_LIBS} GTest::gtest_main)
+    target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR})  # tests/*.h
     add_test(NAME ${name} COMMAND ${name}_test WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   endif()
 endfunction()

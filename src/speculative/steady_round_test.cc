@@ -1,45 +1,12 @@
-// Speculation in steady state allocates nothing: planning, drafting, judging, prompt look-up. Global operator
-// new is counted for the whole test program.
+// Speculation in steady state allocates nothing: planning, drafting, judging, prompt look-up.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <random>
 
 #include "speculative/acceptance.h"
 #include "speculative/ngram.h"
 #include "speculative/planner.h"
-
-namespace {
-std::atomic<int64_t> g_allocations{0};
-
-void* CountedAllocate(std::size_t bytes) {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  void* memory = std::malloc(bytes == 0 ? 1 : bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  return CountedAllocate(bytes);
-}
-void* operator new[](std::size_t bytes) {
-  return CountedAllocate(bytes);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
+#include "tests/allocation_counter.h"
 
 namespace foresight {
 namespace {
@@ -48,9 +15,9 @@ constexpr int kRequests = 256;
 constexpr int kDrafts = 8;
 
 TEST(SteadyRound, CountingWorks) {
-  const int64_t before = g_allocations;
+  const int64_t before = Allocations();
   ::operator delete(::operator new(8));  // unlike a new-expression, a call may not be left out
-  EXPECT_EQ(g_allocations, before + 1);
+  EXPECT_EQ(Allocations(), before + 1);
 }
 
 TEST(SteadyRound, PlanningAllocatesNothing) {
@@ -71,7 +38,7 @@ TEST(SteadyRound, PlanningAllocatesNothing) {
     std::vector<int> accepted(kRequests);
     int64_t before = 0;
     for (int step = 0; step < 50; ++step) {
-      if (step == 5) before = g_allocations;
+      if (step == 5) before = Allocations();
       for (int r = 0; r < kRequests; ++r) {
         load[r] = {
             .id = {.slot = r, .generation = uint32_t(step / 20)}, .drafts_max = kDrafts, .coupled = true};
@@ -91,7 +58,7 @@ TEST(SteadyRound, PlanningAllocatesNothing) {
                                            .verify_ms = 50,
                                            .host_ms = 0.1});
     }
-    EXPECT_EQ(g_allocations - before, 0);
+    EXPECT_EQ(Allocations() - before, 0);
   }
 }
 
@@ -113,7 +80,7 @@ TEST(SteadyRound, DraftingAndJudgingAllocatesNothing) {
     DraftBlock block(params, rule, kVocab, kDrafts);
     int64_t before = 0;
     for (int round = 0; round < 30; ++round) {
-      if (round == 2) before = g_allocations;
+      if (round == 2) before = Allocations();
       block.Begin(round * 9);
       for (int k = 0; k < kDrafts; ++k) {
         // Not quite the target's row: some are accepted, some aren't.
@@ -124,7 +91,7 @@ TEST(SteadyRound, DraftingAndJudgingAllocatesNothing) {
       ASSERT_TRUE(verified.ok());
       for (const SampledToken& token : verified->tokens) sampler.AddGenerated(token.token);
     }
-    EXPECT_EQ(g_allocations - before, 0);
+    EXPECT_EQ(Allocations() - before, 0);
   }
 }
 
@@ -132,13 +99,13 @@ TEST(SteadyRound, PromptLookupAllocatesNothing) {
   NgramDrafter drafter(5000);
   std::mt19937 random(1);
   std::vector<TokenId> out(kDrafts);
-  const int64_t before = g_allocations;
+  const int64_t before = Allocations();
   for (int i = 0; i < 4900; ++i) {
     drafter.Append(static_cast<TokenId>(random() % 20));
     drafter.Propose(out);
     if (i % 7 == 0) drafter.Truncate(drafter.length() - 1);
   }
-  EXPECT_EQ(g_allocations - before, 0);
+  EXPECT_EQ(Allocations() - before, 0);
 }
 
 }  // namespace

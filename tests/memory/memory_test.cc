@@ -4,57 +4,14 @@
 // the process's.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "engine/test_engine.h"
+#include "tests/allocation_counter.h"
 #include "weights/embedded/embedded_model.h"
 #include "weights/synthetic.h"
-
-namespace {
-std::atomic<int64_t> g_allocations{0};
-
-void* CountedAllocate(std::size_t bytes) noexcept {
-  g_allocations.fetch_add(1, std::memory_order_relaxed);
-  return std::malloc(bytes == 0 ? 1 : bytes);
-}
-
-void* CountedAllocateOrThrow(std::size_t bytes) {
-  void* memory = CountedAllocate(bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  return CountedAllocateOrThrow(bytes);
-}
-void* operator new[](std::size_t bytes) {
-  return CountedAllocateOrThrow(bytes);
-}
-// The library's would call the ones above, a sanitizer's would not.
-void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
-  return CountedAllocate(bytes);
-}
-void* operator new[](std::size_t bytes, const std::nothrow_t&) noexcept {
-  return CountedAllocate(bytes);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace foresight {
 namespace {
@@ -104,9 +61,9 @@ void ExpectSteadyStepsAllocateNothing(LoopDriver& driver, int num_requests, cons
     driver.Submit(std::move(request), sink);
   }
   while (sink->tokens < num_requests * kWarmUpTokens) driver.Step();
-  const int64_t before = g_allocations;
+  const int64_t before = Allocations();
   for (int i = 0; i < kCountedTokens; ++i) driver.Step();
-  EXPECT_EQ(g_allocations - before, 0);
+  EXPECT_EQ(Allocations() - before, 0);
   EXPECT_GE(sink->tokens, num_requests * (kWarmUpTokens + kCountedTokens));
   driver.Run();
 }
@@ -134,9 +91,9 @@ void ExpectMemoryIsAsPromised(Result<std::unique_ptr<Runtime>> runtime) {
 }
 
 TEST(Allocations, AreCounted) {
-  const int64_t before = g_allocations;
+  const int64_t before = Allocations();
   ::operator delete(::operator new(8));  // unlike a new-expression, a call may not be left out
-  EXPECT_EQ(g_allocations, before + 1);
+  EXPECT_EQ(Allocations(), before + 1);
 }
 
 TEST(Memory, TinyA) {
