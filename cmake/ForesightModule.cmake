@@ -8,9 +8,12 @@
 add_library(foresight_options INTERFACE)
 target_compile_features(foresight_options INTERFACE cxx_std_20)
 target_include_directories(foresight_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(foresight_options INTERFACE -Wall -Wextra -Werror -Wno-psabi -ffp-contract=off
+target_compile_options(foresight_options INTERFACE
+                       $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-psabi -ffp-contract=off>
                        # g++ 12 reports impossible overlaps in std::string (GCC bug 105651).
-                       $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
+                       $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
+                       # fmt takes nvcc for a compiler without constexpr functions.
+                       $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror -DFMT_USE_CONSTEXPR=1>)
 if(FORESIGHT_SANITIZE)
   target_compile_options(foresight_options INTERFACE -fsanitize=${FORESIGHT_SANITIZE} -fno-omit-frame-pointer
                                                      -fno-sanitize-recover=all)

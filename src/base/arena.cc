@@ -24,6 +24,7 @@ Arena::Arena(size_t bytes) : capacity_(bytes) {
 }
 
 Arena::~Arena() {
+  if (is_borrowed_) return;
   ASAN_UNPOISON_MEMORY_REGION(base_, high_water_);
   munmap(base_, capacity_);
 }
@@ -32,9 +33,11 @@ void* Arena::AllocateBytes(size_t bytes) {
   const size_t begin = (used_ + 63) & ~size_t{63};
   const size_t end = begin + bytes + kRedZone;
   CHECK(end <= capacity_, "arena of {} bytes is too small for {} more", capacity_, bytes);
-  ASAN_POISON_MEMORY_REGION(base_ + used_, begin - used_);
-  ASAN_UNPOISON_MEMORY_REGION(base_ + begin, bytes);
-  ASAN_POISON_MEMORY_REGION(base_ + begin + bytes, kRedZone);
+  if (!is_borrowed_) {
+    ASAN_POISON_MEMORY_REGION(base_ + used_, begin - used_);
+    ASAN_UNPOISON_MEMORY_REGION(base_ + begin, bytes);
+    ASAN_POISON_MEMORY_REGION(base_ + begin + bytes, kRedZone);
+  }
   used_ = end;
   high_water_ = std::max(high_water_, used_);
   return base_ + begin;

@@ -22,6 +22,9 @@ class Arena {
  public:
   // Reserves `bytes` of address space. CHECKs that the reservation works.
   explicit Arena(size_t bytes);
+  // Hands out `memory`, which outlives the arena and which the host may have no access to.
+  explicit Arena(std::span<std::byte> memory)
+      : base_(memory.data()), capacity_(memory.size()), is_borrowed_(true) {}
   ~Arena();
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -36,7 +39,7 @@ class Arena {
   size_t high_water() const { return high_water_; }
   void Rewind(size_t used) {
     DCHECK(used <= used_);
-    ASAN_POISON_MEMORY_REGION(base_ + used, used_ - used);
+    if (!is_borrowed_) ASAN_POISON_MEMORY_REGION(base_ + used, used_ - used);
     used_ = used;
   }
 
@@ -47,6 +50,7 @@ class Arena {
   size_t capacity_ = 0;
   size_t used_ = 0;
   size_t high_water_ = 0;
+  bool is_borrowed_ = false;
 };
 
 // Gives back at scope end what was allocated within.

@@ -3,12 +3,14 @@
 
 #include "base/arena.h"
 #include "base/thread_pool.h"
+#include "device/device.h"
 #include "foresight/numerics.h"
 #include "tensor/cache_view.h"
 
 namespace foresight {
 
 struct KernelContext {
+  Device* device = nullptr;  // that all memory in the arguments belongs to
   ThreadPool* pool = nullptr;
   Arena* scratch = nullptr;  // a kernel rewinds it to where it found it
   Numerics numerics = Numerics::kClean;

@@ -1,6 +1,7 @@
 // The backend seam: one typed function per operation of the model.
 //
-// The model calls entries of a table and knows nothing of devices. Every entry has its definition in the ref
+// The model calls entries of a table and knows nothing of devices. All memory that arguments point to is the
+// context's device's; structs of weights and targets are the host's and point to the device's. Every entry has its definition in the ref
 // table and a parity test that holds the others to it. An entry never fails on well-formed arguments (shapes
 // are fixed when the model is made); violated contracts are programmer errors.
 #pragma once
@@ -21,7 +22,7 @@
 namespace foresight {
 
 struct KernelTable {
-  std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512"
+  std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512", "cuda"
   std::string_view description;  // one line for the start-up report
 
   void (*embed)(const KernelContext&, const EmbedArgs&) = nullptr;
@@ -53,6 +54,8 @@ const KernelTable& RefKernels();
 Result<const KernelTable*> CpuKernels(std::string_view isa);
 // The best CPU table of this processor; kUnimplemented on one without AVX2.
 Result<const KernelTable*> BestCpuKernels();
+// For the NVIDIA GPUs from sm_80 on. Errors: kUnimplemented (a build without CUDA).
+Result<const KernelTable*> CudaKernels();
 // By the name of `--table`: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512".
 Result<const KernelTable*> FindKernels(std::string_view name);
 

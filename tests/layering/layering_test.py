@@ -17,19 +17,20 @@ SRC = ROOT / "src"
 MAY_INCLUDE = {
     "base": set(),
     "tensor": {"base"},
-    "kernels": {"base", "tensor"},
+    "device": {"base", "tensor"},
+    "kernels": {"base", "tensor", "device"},
     "tokenizer": {"base"},
     "chat": {"base", "tokenizer"},
-    "weights": {"base", "tensor", "kernels"},
-    "kv_cache": {"base", "tensor", "weights"},
+    "weights": {"base", "tensor", "device", "kernels"},
+    "kv_cache": {"base", "tensor", "device", "weights"},
     "sampling": {"base", "kernels"},
     "speculative": {"base", "sampling"},
     "request": {"base", "sampling"},
     "scheduler": {"base"},
-    "model": {"base", "tensor", "kernels", "weights", "kv_cache"},
+    "model": {"base", "tensor", "device", "kernels", "weights", "kv_cache"},
     "drafting": {"base", "kv_cache", "sampling", "speculative", "model"},
-    "verify": {"base", "tensor", "kernels", "weights", "kv_cache", "model"},
-    "engine": {"base", "tensor", "kernels", "tokenizer", "weights", "kv_cache", "sampling", "speculative", "request",
+    "verify": {"base", "tensor", "device", "kernels", "weights", "kv_cache", "model"},
+    "engine": {"base", "tensor", "device", "kernels", "tokenizer", "weights", "kv_cache", "sampling", "speculative", "request",
                "scheduler", "model", "drafting"},
 }
 MAY_INCLUDE["cli"] = set(MAY_INCLUDE) - {"cli"}
@@ -38,14 +39,14 @@ INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.MULTILINE)
 
 
 def sources(folder):
-    return sorted(p for p in folder.rglob("*") if p.suffix in {".h", ".cc", ".inc", ".S"})
+    return sorted(p for p in folder.rglob("*") if p.suffix in {".h", ".cc", ".cu", ".cuh", ".inc", ".S"})
 
 
 def tracked_text_files():
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=False
     ).stdout.decode().split("\0")
-    suffixes = {".h", ".cc", ".cmake", ".txt", ".md", ".py", ".sh", ".json", ".S"}
+    suffixes = {".h", ".cc", ".cu", ".cuh", ".cmake", ".txt", ".md", ".py", ".sh", ".json", ".S"}
     for name in filter(None, names):
         path = ROOT / name
         if path.suffix in suffixes and path.is_file() and path.stat().st_size < 1_000_000:

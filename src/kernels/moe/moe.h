@@ -51,7 +51,8 @@ struct MoeArgs {
   int intermediate = 0;  // I
   int experts_per_token = 0;
   float swiglu_limit = 0;
-  std::span<const ExpertWeights> experts;  // [E]
+  std::span<const ExpertWeights> experts;  // [E], all of expert_dtype and one shape
+  DType expert_dtype = DType::kI8;
   ExpertWeights shared;
   const float* x = nullptr;
   const int32_t* ids = nullptr;

@@ -1,0 +1,122 @@
+#include "device/cuda/cuda_device.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace foresight {
+namespace {
+
+constexpr int64_t kHalfBytes = int64_t{8} << 20;
+
+Status Fault(cudaError_t error, const char* what) {
+  return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    return NotFound("device cuda:{}: {}", ordinal, cudaGetErrorString(error));
+  }
+  if (ordinal < 0 || ordinal >= count) return NotFound("device cuda:{}: there are {}", ordinal, count);
+  std::unique_ptr<CudaDevice> device(new CudaDevice);
+  cudaDeviceProp properties;
+  const auto check = [](cudaError_t error, const char* what) {
+    return error == cudaSuccess ? Status() : Fault(error, what);
+  };
+  RETURN_IF_ERROR(check(cudaSetDevice(ordinal), "cudaSetDevice"));
+  RETURN_IF_ERROR(check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
+  device->name_ = properties.name;
+  device->ordinal_ = ordinal;
+  device->num_sms_ = properties.multiProcessorCount;
+  device->compute_capability_ = 10 * properties.major + properties.minor;
+  RETURN_IF_ERROR(check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));
+  for (cudaEvent_t& done : device->half_done_) {
+    RETURN_IF_ERROR(check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreate"));
+  }
+  return device;
+}
+
+CudaDevice::~CudaDevice() {
+  for (cudaEvent_t done : half_done_) {
+    if (done != nullptr) cudaEventDestroy(done);
+  }
+  if (staging_ != nullptr) cudaFreeHost(staging_);
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+int64_t CudaDevice::AvailableBytes() const {
+  size_t available = 0;
+  size_t total = 0;
+  return cudaMemGetInfo(&available, &total) == cudaSuccess ? static_cast<int64_t>(available) : 0;
+}
+
+Result<DeviceMemory> CudaDevice::Allocate(int64_t bytes, std::string_view what) {
+  CHECK(bytes >= 0);
+  if (bytes == 0) return DeviceMemory();
+  void* data = nullptr;
+  if (const cudaError_t error = cudaMalloc(&data, bytes); error != cudaSuccess) {
+    cudaGetLastError();  // a refused allocation leaves the device usable
+    return ResourceExhausted("{}: {} has no {} bytes, {} are free", what, name_, bytes, AvailableBytes());
+  }
+  Zero(data, bytes);
+  return DeviceMemory(this, static_cast<std::byte*>(data), bytes);
+}
+
+void CudaDevice::Free(std::byte* data, int64_t) {
+  cudaFree(data);
+}
+
+void CudaDevice::Note(cudaError_t error, const char* what) {
+  if (error != cudaSuccess && fault_.ok()) fault_ = Fault(error, what);
+}
+
+void CudaDevice::Upload(void* to, const void* from, int64_t bytes) {
+  const std::byte* next = static_cast<const std::byte*>(from);
+  std::byte* target = static_cast<std::byte*>(to);
+  while (bytes > 0) {
+    if (staged_ == kHalfBytes) {
+      Note(cudaEventRecord(half_done_[half_], stream_), "cudaEventRecord");
+      half_ ^= 1;
+      staged_ = 0;
+      Note(cudaEventSynchronize(half_done_[half_]), "upload");
+    }
+    const int64_t part = std::min(bytes, kHalfBytes - staged_);
+    std::byte* pinned = staging_ + half_ * kHalfBytes + staged_;
+    std::memcpy(pinned, next, part);
+    Note(cudaMemcpyAsync(target, pinned, part, cudaMemcpyHostToDevice, stream_), "upload");
+    staged_ += part;
+    next += part;
+    target += part;
+    bytes -= part;
+  }
+}
+
+void CudaDevice::Copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
+}
+
+void CudaDevice::Zero(void* to, int64_t bytes) {
+  if (bytes > 0) Note(cudaMemsetAsync(to, 0, bytes, stream_), "memset");
+}
+
+Status CudaDevice::Download(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "download");
+  return Synchronize();
+}
+
+Status CudaDevice::Synchronize() {
+  Note(cudaStreamSynchronize(stream_), "step");
+  return fault_;
+}
+
+Result<std::unique_ptr<Device>> OpenCudaDevice(int ordinal) {
+  ASSIGN_OR_RETURN(std::unique_ptr<CudaDevice> device, CudaDevice::Open(ordinal));
+  return std::unique_ptr<Device>(std::move(device));
+}
+
+}  // namespace foresight

@@ -1,0 +1,52 @@
+// A CUDA device: one stream, in whose order everything happens.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "device/device.h"
+
+namespace foresight {
+
+class CudaDevice final : public Device {
+ public:
+  static Result<std::unique_ptr<CudaDevice>> Open(int ordinal);
+  ~CudaDevice() override;
+
+  std::string_view name() const override { return name_; }
+  bool is_host() const override { return false; }
+  int64_t AvailableBytes() const override;
+  Result<DeviceMemory> Allocate(int64_t bytes, std::string_view what) override;
+  void Upload(void* to, const void* from, int64_t bytes) override;
+  void Copy(void* to, const void* from, int64_t bytes) override;
+  void Zero(void* to, int64_t bytes) override;
+  Status Download(void* to, const void* from, int64_t bytes) override;
+  Status Synchronize() override;
+
+  cudaStream_t stream() const { return stream_; }
+  int num_sms() const { return num_sms_; }
+  // 10 * major + minor: 80 (A100), 89, 90 (H100, H200), ...
+  int compute_capability() const { return compute_capability_; }
+  // The first error of a launch or an asynchronous operation stays and ends everything after it.
+  void Note(cudaError_t error, const char* what);
+
+ private:
+  CudaDevice() = default;
+  void Free(std::byte* data, int64_t bytes) override;
+
+  std::string name_;
+  int ordinal_ = 0;
+  int num_sms_ = 0;
+  int compute_capability_ = 0;
+  cudaStream_t stream_ = nullptr;
+  // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
+  // copied out of it has arrived.
+  std::byte* staging_ = nullptr;
+  int64_t staged_ = 0;  // bytes used of the half at hand
+  int half_ = 0;
+  cudaEvent_t half_done_[2] = {};
+  Status fault_;
+};
+
+}  // namespace foresight

@@ -1,0 +1,91 @@
+// Where a backend's memory lies, and how bytes get there and back.
+//
+// Kernels, weights, caches and step memory of one model live on one device. Host code never follows a pointer
+// to its memory: it uploads what a step needs, and downloads what it wants to read. On the CPU both are the
+// same memory, so nothing is copied that need not be.
+//
+// One thread at a time: the engine's.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+#include "base/status.h"
+
+namespace foresight {
+
+class Device;
+
+// Memory of a device, given back at the end.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(Device* device, std::byte* data, int64_t bytes)
+      : device_(device), data_(data), bytes_(bytes) {}
+  DeviceMemory(DeviceMemory&& other) noexcept { *this = static_cast<DeviceMemory&&>(other); }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept;
+  ~DeviceMemory();
+
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  Device* device_ = nullptr;
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+class Device {
+ public:
+  virtual ~Device() = default;
+
+  // What it is: "cpu", or the name that its driver gives it.
+  virtual std::string_view name() const = 0;
+  // Whether the host can follow pointers to its memory.
+  virtual bool is_host() const = 0;
+  // Bytes that could be allocated now.
+  virtual int64_t AvailableBytes() const = 0;
+
+  // Zeros. Outlived by the device. `what` is for the message. Errors: kResourceExhausted.
+  virtual Result<DeviceMemory> Allocate(int64_t bytes, std::string_view what) = 0;
+
+  // All in the order of the calls, and in order with the kernels that run on this device. `to` of Upload and
+  // Copy, and `from` of Copy and Download, are its memory. Upload is done with `from` when it returns.
+  virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
+  virtual void Copy(void* to, const void* from, int64_t bytes) = 0;
+  virtual void Zero(void* to, int64_t bytes) = 0;
+  // Waits until `to` holds what everything before this call has left in `from`. Errors: kDeviceError (this or
+  // an earlier operation or kernel failed; the device is of no use any more).
+  virtual Status Download(void* to, const void* from, int64_t bytes) = 0;
+  // Waits for everything before this call. Errors as Download.
+  virtual Status Synchronize() = 0;
+
+ private:
+  friend class DeviceMemory;
+  virtual void Free(std::byte* data, int64_t bytes) = 0;
+};
+
+// The machine's memory; physical pages come when they are first touched.
+class HostDevice final : public Device {
+ public:
+  std::string_view name() const override { return "cpu"; }
+  bool is_host() const override { return true; }
+  int64_t AvailableBytes() const override;
+  Result<DeviceMemory> Allocate(int64_t bytes, std::string_view what) override;
+  void Upload(void* to, const void* from, int64_t bytes) override;
+  void Copy(void* to, const void* from, int64_t bytes) override;
+  void Zero(void* to, int64_t bytes) override;
+  Status Download(void* to, const void* from, int64_t bytes) override;
+  Status Synchronize() override { return Status(); }
+
+ private:
+  void Free(std::byte* data, int64_t bytes) override;
+};
+
+// Device `ordinal` of the CUDA driver. Errors: kUnimplemented (a build without CUDA), kNotFound (no
+// such device, no driver).
+Result<std::unique_ptr<Device>> OpenCudaDevice(int ordinal);
+
+}  // namespace foresight

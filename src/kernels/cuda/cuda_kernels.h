@@ -1,0 +1,32 @@
+// The CUDA implementations of the table's entries. `foresight::cuda` runs on every NVIDIA GPU from sm_80 on.
+//
+// All pointers in the arguments are device memory, `sequences.data()`, `tokens`, `positions`, `row_ids` and
+// `frequencies` included; but for structs of weights and `targets`, which are read on the host and point to
+// device memory. Calls return at once: everything happens in the order of the device's stream.
+#pragma once
+
+#include "kernels/kernel_table.h"
+
+namespace foresight::cuda {
+
+void Embed(const KernelContext& ctx, const EmbedArgs& args);
+void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& args);
+void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args);
+void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args);
+void Linear(const KernelContext& ctx, const LinearArgs& args);
+void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args);
+void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args);
+void RopeTable(const KernelContext& ctx, const RopeTableArgs& args);
+void Query(const KernelContext& ctx, const QueryArgs& args);
+void Key(const KernelContext& ctx, const KeyArgs& args);
+void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& args);
+void Compressor(const KernelContext& ctx, const CompressorArgs& args);
+void Indexer(const KernelContext& ctx, const IndexerArgs& args);
+void Attention(const KernelContext& ctx, const AttentionArgs& args);
+void Router(const KernelContext& ctx, const RouterArgs& args);
+void Moe(const KernelContext& ctx, const MoeArgs& args);
+void StoreTap(const KernelContext& ctx, const StoreTapArgs& args);
+void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args);
+void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);
+
+}  // namespace foresight::cuda
