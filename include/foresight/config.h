@@ -45,7 +45,8 @@ struct EngineOptions {
   int synthetic_experts = 0;   // of those, keep so many routed experts; 0: all
 
   int num_threads = 0;        // 0: the processors that the process may run on
-  std::string table = "cpu";  // kernels: "cpu" is the best of this machine
+  std::string device = "cpu";  // or "cuda", "cuda:N": whose memory holds the model
+  std::string table = "auto";  // kernels: the best of the device
   Numerics numerics = Numerics::kFaithful;
   bool check_all_values = false;     // look for NaN and infinity in every matrix: reads the whole model
   ProgressSink* progress = nullptr;  // of the load; borrowed, may be null

@@ -5,7 +5,8 @@ namespace foresight {
 void ModelFlags::AddTo(CLI::App& command) {
   command.add_option("-m,--model", directory,
                      "Checkpoint directory in the official layout (default: the embedded model)");
-  command.add_option("--table", table, "Kernels: cpu (the best of this machine), cpu-avx512, cpu-avx2, ref")
+  command.add_option("--device", device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
+  command.add_option("--table", table, "Kernels: auto (the best of the device), cpu-avx512, cpu-avx2, cuda, ref")
       ->capture_default_str();
   command.add_option("--numerics", numerics, "faithful (the released model's roundings) or clean (none)")
       ->check(CLI::IsMember({"faithful", "clean"}))
@@ -21,6 +22,7 @@ EngineOptions ModelFlags::ToOptions() const {
   EngineOptions options;
   options.model = directory;
   options.num_threads = threads;
+  options.device = device;
   options.table = table;
   options.numerics = numerics == "clean" ? Numerics::kClean : Numerics::kFaithful;
   options.context_tokens = context_tokens;

@@ -12,7 +12,8 @@ namespace foresight {
 
 struct ModelFlags {
   std::string directory;  // empty: the embedded model
-  std::string table = "cpu";
+  std::string device = "cpu";
+  std::string table = "auto";
   std::string numerics = "faithful";
   int threads = NumProcessors();
   int64_t context_tokens = 0;

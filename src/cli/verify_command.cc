@@ -9,17 +9,18 @@ namespace {
 
 struct VerifyFlags {
   std::string directory;
+  std::string device = "cpu";
   std::string table = "ref";
   int threads = NumProcessors();
   bool json = false;
 };
 
 Status Verify(const VerifyFlags& flags) {
-  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(flags.table));
+  ASSIGN_OR_RETURN(const Backend backend, OpenBackend(flags.device, flags.table));
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModelDirectory(flags.directory));
   ASSIGN_OR_RETURN(const LoadedModel model, LoadModel(files));
   ThreadPool pool(flags.threads);
-  ASSIGN_OR_RETURN(const VerifyReport report, VerifyGolden(model, *table, pool));
+  ASSIGN_OR_RETURN(const VerifyReport report, VerifyGolden(model, backend, pool));
   fmt::print("{}", flags.json ? ReportToJson(report) : ReportToText(report));
   std::fflush(stdout);
   if (!report.passed)
@@ -34,7 +35,8 @@ void AddVerifyCommand(CLI::App& app, Status* result) {
   CLI::App* command =
       app.add_subcommand("verify", "Hold a kernel table to a golden directory (an oracle's results)");
   command->add_option("directory", flags->directory, "A checkpoint with golden.safetensors")->required();
-  command->add_option("--table", flags->table, "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512")
+  command->add_option("--device", flags->device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
+  command->add_option("--table", flags->table, "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda")
       ->capture_default_str();
   command->add_option("-t,--threads", flags->threads, "Threads")
       ->check(CLI::Range(1, 1024))

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "engine/test_engine.h"
+#include "model/costs.h"
 
 namespace foresight {
 namespace {
@@ -205,7 +206,7 @@ TEST(PlanMemory, ManySequencesShareWhatAFewFullContextsTake) {
   const CacheLayout layout = MakeCacheLayout(config, CacheFormat::kPacked);
   const int64_t one = CacheBytes(layout, 4096, 40, 1);
   const Result<MemoryPlan> plan = PlanMemory(config, layout, {.max_sequences = 32, .kept_prefixes_max = 8},
-                                             2 * one + WorkspaceBytes(config, layout, 512));
+                                             2 * one + StepMemoryBytes(config, layout, 512) + (64 << 20));
   ASSERT_TRUE(plan.ok()) << plan.status().ToString();
   EXPECT_EQ(plan->cache.max_sequence_tokens, 4096);
   EXPECT_EQ(plan->cache.max_sequences, 40);

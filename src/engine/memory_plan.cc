@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/units.h"
+#include "model/costs.h"
 
 namespace foresight {
 namespace {
@@ -25,23 +26,6 @@ std::string MemoryPlan::ToString() const {
                      FormatBytes(total_bytes()));
 }
 
-int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int rows) {
-  const int64_t heads = int64_t{config.num_attention_heads} * config.head_dim;
-  const int64_t index_heads = int64_t{config.index_n_heads} * config.index_head_dim;
-  const int64_t compressed = 4 * (int64_t{config.head_dim} + config.index_head_dim);
-  const int64_t attention = 2 * heads + index_heads + compressed + config.q_lora_rank + config.head_dim +
-                            int64_t{config.o_groups} * config.o_lora_rank + config.index_topk +
-                            layout.entry.bytes() / 4;
-  const int64_t slots = config.num_experts_per_tok + 1;
-  const int64_t moe = config.n_routed_experts +
-                      slots * (2 * int64_t{config.moe_intermediate_size} + 2 * int64_t{config.hidden_size});
-  const int64_t block = 2 * int64_t{config.hidden_size} + std::max(attention, moe);
-  const int64_t streams = int64_t{config.hc_mult} * config.hidden_size;
-  const int64_t floats_per_row = streams + std::max<int64_t>(block, config.vocab_size + config.hidden_size);
-  // Kernels keep quantised copies of their inputs beside them: half as much again covers it.
-  return kProgramBytes + rows * floats_per_row * 6;
-}
-
 int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int states, int full) {
   const int64_t blocks = layout.block_bytes == 0 ? 0 : (tokens + kBlockTokens - 1) / kBlockTokens;
   const int64_t table_bytes = blocks * int64_t{sizeof(std::byte*)};
@@ -55,7 +39,7 @@ Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layo
                            config.max_position_embeddings);
   }
   MemoryPlan plan{.weights_bytes = demand.weights_bytes,
-                  .workspace_bytes = WorkspaceBytes(config, layout, demand.step_rows_max),
+                  .workspace_bytes = kProgramBytes + StepMemoryBytes(config, layout, demand.step_rows_max),
                   .cache = {}};
   const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
   const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);

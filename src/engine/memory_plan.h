@@ -29,10 +29,6 @@ struct MemoryPlan {
   std::string ToString() const;
 };
 
-// Bytes of activations and kernel scratch of a step of `rows` rows, all of which want logits: what the
-// model's buffers add up to, rounded up for the kernels' own scratch.
-int64_t WorkspaceBytes(const ModelConfig& config, const CacheLayout& layout, int rows);
-
 // Bytes of caches for `states` sequences of up to `tokens`, with blocks for `full` of them at that length.
 int64_t CacheBytes(const CacheLayout& layout, int64_t tokens, int states, int full);
 

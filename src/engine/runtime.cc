@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "model/costs.h"
 #include "weights/layout.h"
 #include "weights/synthetic.h"
 
@@ -61,8 +62,8 @@ std::string DescribeLayers(const ModelConfig& config) {
 
 Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const EngineOptions& options) {
   if (files.empty()) return NotFound("there are no model files to load");
-  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
   std::unique_ptr<Runtime> runtime(new Runtime);
+  ASSIGN_OR_RETURN(runtime->backend_, OpenBackend(options.device, options.table));
   runtime->machine_ = DescribeMachine();
   runtime->files_ = files;
   ASSIGN_OR_RETURN(runtime->draft_, ChooseDraft(files, options.speculation));
@@ -84,14 +85,14 @@ Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const En
   }
   // Mapped pages are not in memory before they are touched.
   const int64_t weights_to_come = static_cast<int64_t>(loaded.report.bytes - loaded.report.copied_bytes);
-  RETURN_IF_ERROR(runtime->Start(std::move(loaded), *table, options, weights_to_come));
+  RETURN_IF_ERROR(runtime->Start(std::move(loaded), options, weights_to_come));
   return runtime;
 }
 
 Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
                                                      const EngineOptions& options) {
-  ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
   std::unique_ptr<Runtime> runtime(new Runtime);
+  ASSIGN_OR_RETURN(runtime->backend_, OpenBackend(options.device, options.table));
   runtime->machine_ = DescribeMachine();
   const uint64_t bytes = StoredBytes(config);
   if (static_cast<int64_t>(bytes) > runtime->machine_.available_bytes) {
@@ -104,31 +105,54 @@ Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
   if (options.progress != nullptr) options.progress->End();
   // They are in memory now, and what is available has shrunk by them.
   runtime->machine_.available_bytes = DescribeMachine().available_bytes;
-  RETURN_IF_ERROR(runtime->Start(std::move(loaded), *table, options, /*weights_to_come=*/0));
+  RETURN_IF_ERROR(runtime->Start(std::move(loaded), options, /*weights_to_come=*/0));
   return runtime;
 }
 
-Status Runtime::Start(LoadedModel loaded, const KernelTable& table, const EngineOptions& options,
-                      int64_t weights_to_come) {
+Status Runtime::MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options) {
+  ASSIGN_OR_RETURN(device_weights_, UploadWeights(loaded_.weights, device));
+  ASSIGN_OR_RETURN(step_memory_,
+                   device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
+  ASSIGN_OR_RETURN(draft_memory_,
+                   device.Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
+  options.device = &device;
+  options.step_memory = {step_memory_.data(), static_cast<size_t>(step_memory_.bytes())};
+  options.draft_memory = {draft_memory_.data(), static_cast<size_t>(draft_memory_.bytes())};
+  return Status();
+}
+
+Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come) {
   loaded_ = std::move(loaded);
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
-  model_ = std::make_unique<Model>(
-      loaded_.weights, table, *pool_,
-      ModelOptions{.numerics = options.numerics, .max_step_rows = options.step_rows_max});
-  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), model_->cache_layout(),
+  ModelOptions model_options{.numerics = options.numerics, .max_step_rows = options.step_rows_max};
+  available_bytes_ = machine_.available_bytes;
+  Device* const device = backend_.device.get();
+  if (device != nullptr) {
+    available_bytes_ = device->AvailableBytes();
+    weights_to_come = static_cast<int64_t>(loaded_.report.bytes);
+  }
+  const CacheLayout layout = MakeCacheLayout(
+      config(), options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,
+      model_options.rollback_tokens);
+  // Refused before anything is taken.
+  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), layout,
                                      {.weights_bytes = weights_to_come,
                                       .context_tokens = options.context_tokens,
                                       .cache_bytes_max = options.cache_bytes_max,
                                       .max_sequences = options.max_sequences,
                                       .kept_prefixes_max = options.kept_prefixes_max,
                                       .step_rows_max = options.step_rows_max},
-                                     machine_.available_bytes));
+                                     available_bytes_));
+  if (device != nullptr) RETURN_IF_ERROR(MoveTo(*device, layout, model_options));
+  model_ = std::make_unique<Model>(device != nullptr ? device_weights_.weights : loaded_.weights,
+                                   *backend_.kernels, *pool_, model_options);
   const uint64_t target = HashOfTarget(files_, loaded_.weights);
   const uint64_t draft = HashOfDraft(loaded_.weights);
   target_hash_ = fmt::format("{:016x}", target);
   if (draft != 0) draft_hash_ = fmt::format("{:016x}", draft);
   // States of one model, numerics and draft head, whose layers are part of them.
   const uint64_t parts[] = {target, draft, static_cast<uint64_t>(options.numerics)};
+  plan_.cache.device = device;
   plan_.cache.model_identity = XXH3_64bits(parts, sizeof(parts));
   ASSIGN_OR_RETURN(cache_, KvCache::Create(model_->cache_layout(), plan_.cache));
   context_tokens_ = std::min(plan_.cache.max_sequence_tokens, cache_->AvailableTokens());
@@ -139,7 +163,7 @@ std::string Runtime::build_name() const {
   return fmt::format("{}, {}, {} threads", FORESIGHT_VERSION, model_->table().name, pool_->num_threads());
 }
 
-std::string Runtime::StartUpReport() const {
+std::string Runtime::StartUpReport() {
   const ModelConfig& c = config();
   const LoadReport& load = loaded_.report;
   const CacheLayout& layout = model_->cache_layout();
@@ -155,8 +179,8 @@ std::string Runtime::StartUpReport() const {
   text += fmt::format("drafts   {}{}\n", DraftMethodName(draft_.method),
                       draft_.name.empty() ? "" : fmt::format(", head: {}", draft_.name));
   if (tokenizer_) text += fmt::format("text     {}\n", tokenizer_->Description());
-  text += fmt::format("kernels  {}: {}; {} numerics; {} thread{}\n", model_->table().name,
-                      model_->table().description,
+  text += fmt::format("kernels  {}: {}; on {}; {} numerics; {} thread{}\n", model_->table().name,
+                      model_->table().description, device().name(),
                       model_->numerics() == Numerics::kFaithful ? "faithful" : "clean", pool_->num_threads(),
                       pool_->num_threads() == 1 ? "" : "s");
   text +=
@@ -164,7 +188,7 @@ std::string Runtime::StartUpReport() const {
                   packed ? "packed FP8" : "float32", layout.entry.bytes(), KvBytesPerToken(layout),
                   FormatBytes(layout.fixed_bytes), FormatCount(context_tokens()));
   text += fmt::format("memory   {}; available at the start {}\n", plan_.ToString(),
-                      FormatBytes(machine_.available_bytes));
+                      FormatBytes(available_bytes_));
   return text;
 }
 

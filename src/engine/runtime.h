@@ -13,19 +13,20 @@
 #include "engine/machine.h"
 #include "engine/memory_plan.h"
 #include "foresight/config.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
 #include "model/model.h"
 #include "tokenizer/tokenizer.h"
 #include "weights/loader.h"
 #include "weights/model_files.h"
+#include "weights/upload.h"
 
 namespace foresight {
 
 // Used by one thread at a time.
 class Runtime {
  public:
-  // Errors: what LoadModel, Tokenizer::Load, FindKernels, PlanMemory and KvCache::Create say; kNotFound when
+  // Errors: what LoadModel, Tokenizer::Load, OpenBackend, UploadWeights, PlanMemory and KvCache::Create say; kNotFound when
   // `files` is empty. A model without tokenizer.json runs on token ids alone. `options` says how; which model
   // is `files` here.
   static Result<std::unique_ptr<Runtime>> Load(const ModelFiles& files, const EngineOptions& options);
@@ -57,28 +58,35 @@ class Runtime {
   Model& model() { return *model_; }
   KvCache& cache() { return *cache_; }
   ThreadPool& pool() { return *pool_; }
+  Device& device() { return model_->device(); }
   // Of one sequence: what the plan says, or what the blocks hold if that is less.
   int64_t context_tokens() const { return context_tokens_; }
   bool is_synthetic() const { return files_.empty(); }
 
   // What was chosen and why it fits, a line each; for the start-up log.
-  std::string StartUpReport() const;
+  std::string StartUpReport();
   // Stored weights, caches and workspace that are in use at their peak so far. What is resident stays within
   // 5 % and 100 MB of it.
   int64_t AccountedBytes() const;
 
  private:
   Runtime() = default;
-  Status Start(LoadedModel loaded, const KernelTable& table, const EngineOptions& options,
-               int64_t weights_to_come);
+  Status Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come);
+  // Memory of `device` for steps, and the weights in it.
+  Status MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options);
 
   Machine machine_;
   ModelFiles files_;
+  Backend backend_;
   LoadedModel loaded_;
+  DeviceWeights device_weights_;  // with a device of its own
+  DeviceMemory step_memory_;
+  DeviceMemory draft_memory_;
   ChosenDraft draft_;
   std::string target_hash_;
   std::string draft_hash_;
   std::optional<Tokenizer> tokenizer_;
+  int64_t available_bytes_ = 0;  // of the device, at the start
   MemoryPlan plan_;
   int64_t context_tokens_ = 0;
   std::unique_ptr<ThreadPool> pool_;

@@ -24,6 +24,7 @@ namespace foresight {
 struct KernelTable {
   std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512", "cuda"
   std::string_view description;  // one line for the start-up report
+  bool is_host = true;           // whose memory it works in: the machine's, or a device's
 
   void (*embed)(const KernelContext&, const EmbedArgs&) = nullptr;
   void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;
@@ -56,7 +57,7 @@ Result<const KernelTable*> CpuKernels(std::string_view isa);
 Result<const KernelTable*> BestCpuKernels();
 // For the NVIDIA GPUs from sm_80 on. Errors: kUnimplemented (a build without CUDA).
 Result<const KernelTable*> CudaKernels();
-// By the name of `--table`: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512".
+// By name: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512", "cuda".
 Result<const KernelTable*> FindKernels(std::string_view name);
 
 }  // namespace foresight

@@ -1,43 +1,12 @@
 #include "kv_cache/block_pool.h"
 
-#include <sys/mman.h>
-
-#include <utility>
-
 #include "base/check.h"
 
 namespace foresight {
 
-Result<ReservedMemory> ReservedMemory::Create(int64_t bytes) {
-  CHECK(bytes >= 0);
-  ReservedMemory memory;
-  if (bytes == 0) return memory;
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) {
-    return ResourceExhausted("KV cache: the system has no {} bytes of address space", bytes);
-  }
-  madvise(p, bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
-  memory.data_ = static_cast<std::byte*>(p);
-  memory.bytes_ = bytes;
-  return memory;
-}
-
-ReservedMemory::ReservedMemory(ReservedMemory&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-ReservedMemory& ReservedMemory::operator=(ReservedMemory&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-ReservedMemory::~ReservedMemory() {
-  if (data_ != nullptr) munmap(data_, bytes_);
-}
-
-Result<BlockPool> BlockPool::Create(int64_t block_bytes, int64_t capacity) {
+Result<BlockPool> BlockPool::Create(Device& device, int64_t block_bytes, int64_t capacity) {
   BlockPool pool;
-  ASSIGN_OR_RETURN(pool.memory_, ReservedMemory::Create(block_bytes * capacity));
+  ASSIGN_OR_RETURN(pool.memory_, device.Allocate(block_bytes * capacity, "KV cache blocks"));
   pool.block_bytes_ = block_bytes;
   pool.capacity_ = capacity;
   pool.references_.assign(capacity, 0);

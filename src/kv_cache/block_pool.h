@@ -1,8 +1,8 @@
 // The memory of all blocks: a fixed number of chunks of equal size, counted references, no allocation after
 // the start.
 //
-// The whole range is reserved as address space and gets physical pages when first touched. Released blocks
-// keep their pages and are handed out again first, so what is resident is the most that was ever in use.
+// On the host the range gets physical pages when first touched. Released blocks keep their pages and are handed
+// out again first, so what is resident is the most that was ever in use.
 // One thread: the engine's.
 #pragma once
 
@@ -11,30 +11,15 @@
 #include <vector>
 
 #include "base/status.h"
+#include "device/device.h"
 
 namespace foresight {
 
-// Address space that is given back at the end. Zero until written.
-class ReservedMemory {
- public:
-  ReservedMemory() = default;
-  // Errors: kResourceExhausted.
-  static Result<ReservedMemory> Create(int64_t bytes);
-  ReservedMemory(ReservedMemory&& other) noexcept;
-  ReservedMemory& operator=(ReservedMemory&& other) noexcept;
-  ~ReservedMemory();
-
-  std::byte* data() const { return data_; }
-
- private:
-  std::byte* data_ = nullptr;
-  int64_t bytes_ = 0;
-};
-
 class BlockPool {
  public:
-  // Errors: kResourceExhausted when the address space can't be had.
-  static Result<BlockPool> Create(int64_t block_bytes, int64_t capacity);
+  BlockPool() = default;  // holds nothing
+  // Errors: kResourceExhausted when the device doesn't have the memory.
+  static Result<BlockPool> Create(Device& device, int64_t block_bytes, int64_t capacity);
 
   // A block with one reference; its content is whatever was there. There must be a free one (CHECK).
   std::byte* Allocate();
@@ -52,9 +37,7 @@ class BlockPool {
   int64_t touched() const { return touched_; }
 
  private:
-  BlockPool() = default;
-
-  ReservedMemory memory_;
+  DeviceMemory memory_;
   int64_t block_bytes_ = 0;
   int64_t capacity_ = 0;
   int64_t touched_ = 0;              // blocks [0, touched_) have been handed out at least once

@@ -1,7 +1,6 @@
 #include "kv_cache/sequence_state.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -18,9 +17,9 @@ int64_t NumBlocks(const CacheLayout& layout, int64_t tokens) {
   return layout.block_bytes == 0 ? 0 : (tokens + kBlockTokens - 1) / kBlockTokens;
 }
 
-int64_t SlotBytes(const CacheLayout& layout, int64_t tokens_max) {
-  const int64_t bytes = layout.fixed_bytes + NumBlocks(layout, tokens_max) * int64_t{sizeof(std::byte*)};
-  return (bytes + 63) / 64 * 64;
+// Of the device, and of the host's table beside it.
+int64_t SlotBytes(const CacheLayout& layout, int64_t table_bytes) {
+  return (layout.fixed_bytes + table_bytes + 63) / 64 * 64;
 }
 
 }  // namespace
@@ -34,7 +33,10 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const CacheLayout& layout, cons
     return InvalidArgument("KV cache: max_sequence_tokens: want 1..{}, got {}", kSequenceTokensMax,
                            options.max_sequence_tokens);
   }
-  const int64_t slots_bytes = SlotBytes(layout, options.max_sequence_tokens) * options.max_sequences;
+  const int64_t table_blocks = NumBlocks(layout, options.max_sequence_tokens);
+  const int64_t table_bytes = table_blocks * int64_t{sizeof(std::byte*)};
+  const int64_t slot_bytes = SlotBytes(layout, table_bytes);
+  const int64_t slots_bytes = (slot_bytes + table_bytes) * options.max_sequences;
   const int64_t budget_bytes_min = slots_bytes + layout.block_bytes;
   if (options.budget_bytes < budget_bytes_min) {
     return InvalidArgument(
@@ -46,22 +48,19 @@ Result<std::unique_ptr<KvCache>> KvCache::Create(const CacheLayout& layout, cons
   if (layout.block_bytes > 0) {
     // More than the longest sequences take is never used.
     capacity = std::min((options.budget_bytes - slots_bytes) / layout.block_bytes,
-                        NumBlocks(layout, options.max_sequence_tokens) * options.max_sequences);
+                        table_blocks * options.max_sequences);
   }
-  ASSIGN_OR_RETURN(BlockPool pool, BlockPool::Create(layout.block_bytes, capacity));
-  ASSIGN_OR_RETURN(ReservedMemory slots, ReservedMemory::Create(slots_bytes));
-  return std::unique_ptr<KvCache>(new KvCache(layout, options, std::move(pool), std::move(slots)));
-}
-
-KvCache::KvCache(const CacheLayout& layout, const KvCacheOptions& options, BlockPool pool,
-                 ReservedMemory slots)
-    : layout_(layout),
-      options_(options),
-      pool_(std::move(pool)),
-      slots_(std::move(slots)),
-      slot_bytes_(SlotBytes(layout, options.max_sequence_tokens)) {
-  free_slots_.reserve(options.max_sequences);
-  held_.assign(pool_.capacity(), 0);
+  std::unique_ptr<KvCache> cache(new KvCache(layout, options));
+  ASSIGN_OR_RETURN(cache->pool_, BlockPool::Create(cache->device(), layout.block_bytes, capacity));
+  ASSIGN_OR_RETURN(cache->slots_,
+                   cache->device().Allocate(slot_bytes * options.max_sequences, "KV cache sequences"));
+  ASSIGN_OR_RETURN(cache->tables_,
+                   cache->host_.Allocate(table_bytes * options.max_sequences, "KV cache tables"));
+  cache->slot_bytes_ = slot_bytes;
+  cache->table_blocks_ = table_blocks;
+  cache->free_slots_.reserve(options.max_sequences);
+  cache->held_.assign(capacity, 0);
+  return cache;
 }
 
 KvCache::~KvCache() {
@@ -109,7 +108,7 @@ CacheStats KvCache::stats() const {
   stats.block_bytes = layout_.block_bytes;
   stats.blocks_capacity = pool_.capacity();
   stats.blocks_in_use = pool_.in_use();
-  stats.sequence_bytes = slot_bytes_;
+  stats.sequence_bytes = slot_bytes_ + table_blocks_ * int64_t{sizeof(std::byte*)};
   stats.sequences = touched_slots_ - static_cast<int64_t>(free_slots_.size());
   stats.total_bytes = stats.blocks_in_use * stats.block_bytes + stats.sequences * stats.sequence_bytes;
   stats.resident_bytes = pool_.touched() * stats.block_bytes + touched_slots_ * stats.sequence_bytes;
@@ -142,8 +141,13 @@ void SequenceState::GiveBack() {
   cache_ = nullptr;
 }
 
-std::byte** SequenceState::table() const {
+std::byte** SequenceState::device_table() const {
   return reinterpret_cast<std::byte**>(fixed() + cache_->layout_.fixed_bytes);
+}
+
+void SequenceState::PublishBlocks(int64_t first, int64_t end) {
+  if (first >= end) return;
+  cache_->device().Upload(device_table() + first, table() + first, (end - first) * int64_t{sizeof(std::byte*)});
 }
 
 void SequenceState::ReleaseBlocks(int64_t keep) {
@@ -172,11 +176,14 @@ Status SequenceState::Reserve(int64_t n) {
   }
   if (copy) {
     std::byte* own = pool.Allocate();
-    std::memcpy(own, table()[first], pool.block_bytes());
+    cache_->device().Copy(own, table()[first], pool.block_bytes());
     pool.Release(table()[first]);
     table()[first] = own;
+    PublishBlocks(first, first + 1);
   }
+  const int64_t appended = num_blocks_;
   while (num_blocks_ < end) table()[num_blocks_++] = pool.Allocate();
+  PublishBlocks(appended, num_blocks_);
   reserved_ = length() + n;
   return Status();
 }
@@ -188,7 +195,7 @@ LayerCacheView SequenceState::View(int layer) const {
   };
   const auto paged = [this](const PagedLayout& paged) {
     return paged.item_bytes == 0 ? PagedView{}
-                                 : PagedView{table(), paged.offset, paged.item_bytes, paged.per_block};
+                                 : PagedView{device_table(), paged.offset, paged.item_bytes, paged.per_block};
   };
   return {ring(layout.window), paged(layout.compressed), paged(layout.index_keys),
           ring(layout.compressor_rows), ring(layout.index_compressor_rows)};
@@ -199,6 +206,12 @@ LayerCacheView SequenceState::Taps() const {
   LayerCacheView view;
   if (taps.slots > 0) view.window = {fixed() + taps.offset, taps.item_bytes, taps.slots};
   return view;
+}
+
+const std::byte* SequenceState::CompressedEntry(int layer, int64_t s) const {
+  const PagedLayout& paged = cache_->layout_.layers[layer].compressed;
+  CHECK(s / paged.per_block < num_blocks_);
+  return table()[s / paged.per_block] + paged.offset + s % paged.per_block * paged.item_bytes;
 }
 
 void SequenceState::Advance(int64_t n) {
@@ -261,10 +274,11 @@ Result<SequenceState> SequenceState::Fork() {
     fork.table()[i] = table()[i];
   }
   fork.num_blocks_ = num_blocks_;
+  fork.PublishBlocks(0, num_blocks_);
   fork.marks_ = marks_;
   fork.reserved_ = reserved_;
   ForEachRingPiece(cache_->layout_, marks_, [&](const StatePiece& piece) {
-    std::memcpy(fork.fixed() + piece.offset, fixed() + piece.offset, piece.bytes);
+    cache_->device().Copy(fork.fixed() + piece.offset, fixed() + piece.offset, piece.bytes);
   });
   return fork;
 }

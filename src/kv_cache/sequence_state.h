@@ -28,6 +28,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "device/device.h"
 #include "kv_cache/block_pool.h"
 #include "kv_cache/cache_layout.h"
 #include "kv_cache/state_pieces.h"
@@ -36,6 +37,7 @@
 namespace foresight {
 
 struct KvCacheOptions {
+  Device* device = nullptr;         // whose memory it is; borrowed; null: the machine's
   int64_t budget_bytes = 0;         // of everything: blocks and the fixed parts of max_sequences
   int max_sequences = 1;            // states that exist at a time, forks included
   int64_t max_sequence_tokens = 0;  // the longest sequence
@@ -82,15 +84,22 @@ class KvCache {
 
  private:
   friend class SequenceState;
-  KvCache(const CacheLayout& layout, const KvCacheOptions& options, BlockPool pool, ReservedMemory slots);
+  KvCache(const CacheLayout& layout, const KvCacheOptions& options) : layout_(layout), options_(options) {}
 
+  Device& device() { return options_.device != nullptr ? *options_.device : host_; }
   std::byte* SlotData(int slot) const { return slots_.data() + slot * slot_bytes_; }
+  std::byte** HostTable(int slot) const {
+    return reinterpret_cast<std::byte**>(tables_.data()) + slot * table_blocks_;
+  }
 
+  HostDevice host_;
   CacheLayout layout_;
   KvCacheOptions options_;
   BlockPool pool_;
-  ReservedMemory slots_;  // [max_sequences] fixed part, then block table
+  DeviceMemory slots_;  // [max_sequences] fixed part, then the block table as kernels read it
   int64_t slot_bytes_ = 0;
+  DeviceMemory tables_;  // [max_sequences] block tables as the host reads them; the host's memory
+  int64_t table_blocks_ = 0;
   std::vector<int> free_slots_;
   int touched_slots_ = 0;
   std::vector<int32_t> held_;  // [blocks]: scratch of BlocksHeldOnlyBy, zeros between calls
@@ -126,6 +135,8 @@ class SequenceState {
   LayerCacheView View(int layer) const;
   // DSpark: what it taps, by position, as `window`; else empty.
   LayerCacheView Taps() const;
+  // Where compressed entry s of a main layer lies.
+  const std::byte* CompressedEntry(int layer, int64_t s) const;
   // Adds n reserved tokens whose rows have been written in every main layer.
   void Advance(int64_t n);
   // The same for the draft layers, which need no reservation.
@@ -146,14 +157,16 @@ class SequenceState {
 
   // Bytes that Save gives.
   int64_t SavedBytes() const;
-  // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need.
+  // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need. Of a faulty
+  // device: no bytes, which Restore refuses.
   Snapshot Save() const;
   // Replaces this state. Errors: kDataLoss (damaged or cut off), kInvalidArgument (of another model, layout
   // or version; longer than max_sequence_tokens), kResourceExhausted (blocks). Nothing has changed then.
   Status Restore(std::span<const std::byte> snapshot);
   Status Restore(const Snapshot& snapshot) { return Restore(snapshot.bytes); }
   // Through a temporary file beside `path`, which is complete on the disk before it takes its name.
-  // Errors: kInvalidArgument (can't be created), kResourceExhausted (disk full), kUnavailable (other).
+  // Errors: kInvalidArgument (can't be created), kResourceExhausted (disk full), kDeviceError, kUnavailable
+  // (other).
   Status SaveToFile(const std::string& path) const;
   // Errors as Restore and MappedFile::Open.
   Status RestoreFromFile(const std::string& path);
@@ -162,8 +175,11 @@ class SequenceState {
   friend class KvCache;
   SequenceState(KvCache* cache, int slot) : cache_(cache), slot_(slot) {}
 
-  // Block i of the sequence is table()[i]; valid for i < num_blocks_.
-  std::byte** table() const;
+  // Block i of the sequence is table()[i]; valid for i < num_blocks_. Kernels read a copy of it, which
+  // PublishBlocks brings up to date.
+  std::byte** table() const { return cache_->HostTable(slot_); }
+  std::byte** device_table() const;
+  void PublishBlocks(int64_t first, int64_t end);
   std::byte* fixed() const { return cache_->SlotData(slot_); }
   void ReleaseBlocks(int64_t keep);
   void GiveBack();

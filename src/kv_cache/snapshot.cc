@@ -13,6 +13,7 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
+#include <vector>
 
 #include "base/check.h"
 #include "base/mapped_file.h"
@@ -52,17 +53,26 @@ int64_t PieceBytes(const CacheLayout& layout, const StateMarks& marks) {
   return bytes;
 }
 
-// Calls write(data, bytes) for each part of the saved form, in order.
+// Calls write(data, bytes) for each part of the saved form, in order. Errors: kDeviceError.
 template <typename Write>
-void WriteState(const KvCache& cache, const StateMarks& marks, std::byte* const* table,
-                const std::byte* fixed, Write write) {
+Status WriteState(const KvCache& cache, Device& device, const StateMarks& marks, std::byte* const* table,
+                  const std::byte* fixed, Write write) {
   XXH3_state_t hash;
   XXH3_64bits_reset(&hash);
+  Status status;
+  std::vector<std::byte> downloaded;
   ForEachPiece(cache.layout(), marks, [&](const StatePiece& piece) {
+    if (!status.ok()) return;
     const std::byte* data = (piece.block < 0 ? fixed : table[piece.block]) + piece.offset;
+    if (!device.is_host()) {
+      downloaded.resize(static_cast<size_t>(piece.bytes));
+      status = device.Download(downloaded.data(), data, piece.bytes);
+      data = downloaded.data();
+    }
     XXH3_64bits_update(&hash, data, piece.bytes);
     write(data, piece.bytes);
   });
+  RETURN_IF_ERROR(status);
   StateRecord record;
   record.layout_fingerprint = cache.layout().fingerprint;
   record.model_identity = cache.options().model_identity;
@@ -73,6 +83,7 @@ void WriteState(const KvCache& cache, const StateMarks& marks, std::byte* const*
   XXH3_64bits_update(&hash, &record, offsetof(StateRecord, hash));
   record.hash = XXH3_64bits_digest(&hash);
   write(reinterpret_cast<const std::byte*>(&record), static_cast<int64_t>(sizeof(record)));
+  return Status();
 }
 
 bool IsPossible(const LengthMark& mark, int64_t slack, int64_t tokens_max) {
@@ -147,9 +158,11 @@ int64_t SequenceState::SavedBytes() const {
 Snapshot SequenceState::Save() const {
   Snapshot snapshot;
   snapshot.bytes.reserve(SavedBytes());
-  WriteState(*cache_, marks_, table(), fixed(), [&](const std::byte* data, int64_t bytes) {
+  const auto append = [&](const std::byte* data, int64_t bytes) {
     snapshot.bytes.insert(snapshot.bytes.end(), data, data + bytes);
-  });
+  };
+  // What a faulty device gives is no state; without a record nobody takes it for one.
+  if (!WriteState(*cache_, cache_->device(), marks_, table(), fixed(), append).ok()) snapshot.bytes.clear();
   return snapshot;
 }
 
@@ -165,10 +178,11 @@ Status SequenceState::Restore(std::span<const std::byte> snapshot) {
   }
   Reset();
   while (num_blocks_ < wanted) table()[num_blocks_++] = pool.Allocate();
+  PublishBlocks(0, num_blocks_);
   const std::byte* next = snapshot.data();
   ForEachPiece(cache_->layout(), marks, [&](const StatePiece& piece) {
     std::byte* to = (piece.block < 0 ? fixed() : table()[piece.block]) + piece.offset;
-    std::memcpy(to, next, piece.bytes);
+    cache_->device().Upload(to, next, piece.bytes);
     next += piece.bytes;
   });
   marks_ = marks;
@@ -187,9 +201,10 @@ Status SequenceState::SaveToFile(const std::string& path) const {
       return FileError(ENOMEM);
     }
     bool written = true;
-    WriteState(*cache_, marks_, table(), fixed(), [&](const std::byte* data, int64_t bytes) {
+    const auto write = [&](const std::byte* data, int64_t bytes) {
       written = written && std::fwrite(data, 1, bytes, file.get()) == static_cast<size_t>(bytes);
-    });
+    };
+    RETURN_IF_ERROR(WriteState(*cache_, cache_->device(), marks_, table(), fixed(), write));
     if (!written || std::fflush(file.get()) != 0 || fsync(fd) != 0) return FileError(errno);
     return Status();
   };

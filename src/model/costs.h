@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "kv_cache/cache_layout.h"
 #include "weights/model_weights.h"
 
 namespace foresight {
@@ -20,5 +21,11 @@ std::vector<std::span<const std::byte>> WeightsOfToken(const ModelWeights& weigh
 // Floating-point operations of one row's matrix products with weights (2 per multiply-add), its logits
 // counted or not; attention over the cache is not in it.
 int64_t MatrixFlopsPerRow(const ModelWeights& weights, bool with_logits);
+
+// Bytes of activations and kernel scratch of a step of `rows` rows, all of which want logits: what the
+// model's buffers add up to, rounded up for the kernels' own scratch.
+int64_t StepMemoryBytes(const ModelConfig& config, const CacheLayout& layout, int rows);
+// Bytes of what a round of drafts for `rows` rows leaves behind.
+int64_t DraftMemoryBytes(const ModelConfig& config, int rows);
 
 }  // namespace foresight

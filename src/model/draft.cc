@@ -24,7 +24,11 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   }
   // A chain keeps what it is made of.
   arena_.Rewind(chained ? last_mtp_used_ : last_used_);
-  if (!chained) draft_arena_.Rewind(0);
+  if (!chained) {
+    draft_arena_.Rewind(0);
+    host_draft_outputs_.Rewind(0);
+  }
+  staging_.Restart();
   block_rows_ = 0;
   StepState step;
   step.kind = StepKind::kMtp;
@@ -33,7 +37,12 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
   step.streams = arena_.Allocate<float>(rows * m * dim);
   const size_t used = arena_.used();
-  Begin(inputs, step);
+  float* const post = staging_.Allocate<float>(rows * m);
+  float* const comb = staging_.Allocate<float>(rows * m * m);
+  std::fill(post, post + rows * m, 1.0f);
+  for (int64_t i = 0; i < rows * m * m; ++i)
+    comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
+  Begin(inputs, /*first_layer=*/config().num_hidden_layers, /*num_layers=*/1, step);
   {
     // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
     ArenaScope scope(arena_);
@@ -43,7 +52,7 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
     float* h = arena_.Allocate<float>(rows * m * dim);
     table_.embed(ctx_, {.rows = step.rows,
                         .m = 1,
-                        .tokens = inputs.tokens.data(),
+                        .tokens = step.tokens,
                         .embed = weights_.embed,
                         .streams = embedded});
     table_.rms_norm(ctx_, {.rows = step.rows,
@@ -52,9 +61,12 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
                            .weight = mtp.enorm,
                            .eps = eps,
                            .out = embedded});
-    for (int64_t t = 0; t < rows; ++t) {
-      const float* from = source_streams + stream_rows[t] * m * dim;
-      std::copy(from, from + m * dim, h + t * m * dim);
+    for (int64_t t = 0; t < rows;) {  // runs of neighbours at once
+      int64_t end = t + 1;
+      while (end < rows && stream_rows[end] == stream_rows[end - 1] + 1) ++end;
+      device().Copy(h + t * m * dim, source_streams + stream_rows[t] * m * dim,
+                    (end - t) * m * dim * static_cast<int64_t>(sizeof(float)));
+      t = end;
     }
     table_.rms_norm(ctx_, {.rows = step.rows * m,
                            .dim = static_cast<int>(dim),
@@ -66,37 +78,24 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
     const LinearTarget h_target[] = {{.w = mtp.h_proj, .out = step.streams}};
     table_.linear(ctx_, {.rows = step.rows, .x = embedded, .targets = e_target});
     table_.linear(ctx_, {.rows = step.rows * m, .x = h, .targets = h_target});
-    float* post = arena_.Allocate<float>(rows * m);
-    float* comb = arena_.Allocate<float>(rows * m * m);
-    std::fill(post, post + rows * m, 1.0f);
-    for (int64_t i = 0; i < rows * m * m; ++i)
-      comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
     table_.hyper_connection_post(ctx_, {.rows = step.rows,
                                         .m = m,
                                         .dim = static_cast<int>(dim),
                                         .x = e,
-                                        .post = post,
-                                        .comb = comb,
+                                        .post = staging_.OnDevice(post),
+                                        .comb = staging_.OnDevice(comb),
                                         .streams = step.streams});
   }
   RunBlock(mtp.block, config().num_hidden_layers, step);
   float* logits = draft_arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(mtp.hc_head, mtp.norm, step, /*hidden=*/nullptr, logits);
+  ASSIGN_OR_RETURN(const auto read,
+                   Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_draft_outputs_));
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->AdvanceDraft(chunk.num_rows);
   last_mtp_streams_ = step.streams;
   last_mtp_rows_ = step.rows;
   last_mtp_used_ = used;
-  return StepOutputs{.logits = {logits, inputs.logit_rows.size() * config().vocab_size},
-                     .streams = {step.streams, static_cast<size_t>(rows * m * dim)}};
-}
-
-std::span<const SequenceRows> Model::TapsOf(const StepState& step) {
-  SequenceRows* rows = arena_.Allocate<SequenceRows>(std::ssize(step.sequences));
-  for (size_t i = 0; i < step.sequences.size(); ++i) {
-    rows[i] = step.sequences[i];
-    rows[i].cache = step.inputs->chunks[i].sequence->Taps();
-  }
-  return {rows, step.sequences.size()};
+  return StepOutputs{.logits = read};
 }
 
 void Model::TapLayer(int layer, const StepState& step) {
@@ -117,7 +116,7 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences) {
     int64_t rows = 0;
     while (end < sequences.size()) {
       const int64_t more = sequences[end]->length() - sequences[end]->pending_taps();
-      if (end > begin && rows + more > max_step_rows_) break;
+      if (end > begin && rows + more > options_.max_step_rows) break;
       rows += more;
       ++end;
     }
@@ -135,20 +134,30 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
   const ModelConfig& c = config();
   const DSparkWeights& w = *weights_.dspark;
   const float eps = static_cast<float>(c.rms_norm_eps);
-  SequenceRows* spans = arena_.Allocate<SequenceRows>(std::ssize(sequences));
-  int64_t* positions = arena_.Allocate<int64_t>(rows);
+  const int64_t num_stages = std::ssize(w.stages);
+  const int64_t num_sequences = std::ssize(sequences);
+  // The rows with their taps, then with the cache of each stage.
+  SequenceRows* const spans = staging_.Allocate<SequenceRows>(num_sequences * (1 + num_stages));
+  int64_t* const positions = staging_.Allocate<int64_t>(rows);
   int row = 0;
-  for (size_t i = 0; i < sequences.size(); ++i) {
+  for (int64_t i = 0; i < num_sequences; ++i) {
     const int64_t first = sequences[i]->pending_taps();
     const int count = static_cast<int>(sequences[i]->length() - first);
     spans[i] = {.first_row = row, .num_rows = count, .first_position = first, .cache = sequences[i]->Taps()};
+    for (int64_t stage = 0; stage < num_stages; ++stage) {
+      SequenceRows& of_stage = spans[(1 + stage) * num_sequences + i] = spans[i];
+      of_stage.cache = sequences[i]->View(c.num_hidden_layers + static_cast<int>(stage));
+    }
     std::iota(positions + row, positions + row + count, first);
     row += count;
   }
-  const std::span<SequenceRows> pending(spans, sequences.size());
+  staging_.Flush();
+  const auto pending = [&](int64_t group) {
+    return std::span<const SequenceRows>(staging_.OnDevice(spans) + group * num_sequences, sequences.size());
+  };
   const int64_t width = w.main_proj.cols;
   float* taps = arena_.Allocate<float>(rows * width);
-  table_.load_taps(ctx_, {.sequences = pending, .width = width, .out = taps});
+  table_.load_taps(ctx_, {.sequences = pending(0), .width = width, .out = taps});
 
   float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
   const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
@@ -157,13 +166,12 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
       ctx_,
       {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
-  const int64_t num_stages = std::ssize(w.stages);
-  LinearTarget* keys = arena_.Allocate<LinearTarget>(num_stages);
+  LinearTarget* const keys = staging_.Allocate<LinearTarget>(num_stages);  // the host's alone
   for (int64_t i = 0; i < num_stages; ++i) {
     keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
   }
   table_.linear(ctx_, {.rows = rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
-  const RopeAngles angles = Angles(rows, positions, window_frequencies_);
+  const RopeAngles angles = Angles(rows, staging_.OnDevice(positions), window_frequencies_);
   const EntryLayout& layout = cache_layout_.entry;
   std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
   for (int64_t i = 0; i < num_stages; ++i) {
@@ -175,10 +183,7 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
                       .cos = angles.cos,
                       .sin = angles.sin,
                       .entries = entries});
-    for (size_t s = 0; s < sequences.size(); ++s) {
-      pending[s].cache = sequences[s]->View(c.num_hidden_layers + static_cast<int>(i));
-    }
-    table_.store_keys(ctx_, {.sequences = pending, .entries = entries});
+    table_.store_keys(ctx_, {.sequences = pending(1 + i), .entries = entries});
   }
 }
 
@@ -208,10 +213,11 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
   // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
   arena_.Rewind(last_used_);
+  staging_.Restart();
   last_mtp_rows_ = 0;
-  TokenId* tokens = arena_.Allocate<TokenId>(rows);
-  SequenceChunk* chunks = arena_.Allocate<SequenceChunk>(count);
-  int32_t* head_rows = arena_.Allocate<int32_t>(rows);
+  TokenId* tokens = staging_.Allocate<TokenId>(rows);
+  SequenceChunk* chunks = staging_.Allocate<SequenceChunk>(count);
+  int32_t* head_rows = staging_.Allocate<int32_t>(rows);
   std::fill(tokens, tokens + rows, c.dspark.noise_token_id);
   for (int r = 0; r < count; ++r) {
     tokens[r * block] = inputs.anchors[r];
@@ -227,10 +233,10 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   StepState step;
   step.kind = StepKind::kDraftBlock;
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
-  Begin(rows_inputs, step);
+  Begin(rows_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
   table_.embed(ctx_, {.rows = step.rows,
                       .m = c.hc_mult,
-                      .tokens = tokens,
+                      .tokens = step.tokens,
                       .embed = weights_.embed,
                       .streams = step.streams});
   for (size_t i = 0; i < w.stages.size(); ++i) {
@@ -238,6 +244,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   }
 
   draft_arena_.Rewind(0);
+  host_draft_outputs_.Rewind(0);
   block_rows_ = count;
   block_size_ = block;
   next_position_ = 0;
@@ -247,11 +254,13 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   block_state_ = nullptr;
   if (w.head.type == MarkovHeadType::kRnn) {
     block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
-    std::fill(block_state_, block_state_ + count * w.head.rank(), 0.0f);
+    device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
   Head(w.hc_head, w.norm, step, block_hidden_, block_logits_);
-  return DraftBlockOutputs{.hidden = {block_hidden_, static_cast<size_t>(rows) * c.hidden_size},
-                           .base_logits = {block_logits_, static_cast<size_t>(rows) * c.vocab_size}};
+  if (!device().is_host() && inputs.observer == nullptr) return DraftBlockOutputs{};
+  ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * c.hidden_size, host_draft_outputs_));
+  ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * c.vocab_size, host_draft_outputs_));
+  return DraftBlockOutputs{.hidden = hidden, .base_logits = logits};
 }
 
 Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previous) {
@@ -269,21 +278,27 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
     }
   }
   const SequentialHeadWeights& w = weights_.dspark->head;
+  ArenaScope scope(arena_);
+  staging_.Restart();
+  TokenId* const tokens = staging_.Allocate<TokenId>(block_rows_);
+  std::copy(previous.begin(), previous.end(), tokens);
+  staging_.Flush();
   const int64_t first = int64_t{k} * block_rows_;
   float* logits = block_logits_ + first * c.vocab_size;
   float* confidence = block_confidence_ + first;
   table_.sequential_head(ctx_, {.rows = block_rows_,
                                 .dim = c.hidden_size,
                                 .weights = &w,
-                                .previous = previous.data(),
+                                .previous = staging_.OnDevice(tokens),
                                 .hidden = block_hidden_ + first * c.hidden_size,
                                 .state = block_state_,
                                 .logits = logits,
                                 .confidence = confidence});
   ++next_position_;
-  const size_t count = static_cast<size_t>(block_rows_);
-  return DraftHeadOutputs{.logits = {logits, count * c.vocab_size},
-                          .confidence_logits = {confidence, w.confidence ? count : 0}};
+  ASSIGN_OR_RETURN(const auto read, Read(logits, int64_t{block_rows_} * c.vocab_size, host_draft_outputs_));
+  ASSIGN_OR_RETURN(const auto read_confidence,
+                   Read(confidence, w.confidence ? block_rows_ : 0, host_draft_outputs_));
+  return DraftHeadOutputs{.logits = read, .confidence_logits = read_confidence};
 }
 
 }  // namespace foresight

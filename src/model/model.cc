@@ -11,31 +11,56 @@ namespace {
 // Address space for one step's activations and kernel scratch; physical memory follows use.
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
 
+Arena StepArena(std::span<std::byte> memory) {
+  return memory.empty() ? Arena(kStepAddressSpace) : Arena(memory);
+}
+
 }  // namespace
 
 Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& pool,
              const ModelOptions& options)
     : weights_(weights),
       table_(table),
-      numerics_(options.numerics),
-      max_step_rows_(options.max_step_rows),
+      options_(options),
       cache_layout_(MakeCacheLayout(
           weights.config,
           options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,
           options.rollback_tokens)),
-      window_frequencies_(WindowRopeFrequencies(weights.config)),
-      compressed_frequencies_(CompressedRopeFrequencies(weights.config)),
-      arena_(kStepAddressSpace),
-      draft_arena_(kStepAddressSpace),
-      ctx_{.pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
-  CHECK(max_step_rows_ > 0);
-  sequences_.reserve(max_step_rows_);
+      arena_(StepArena(options.step_memory)),
+      draft_arena_(StepArena(options.draft_memory)),
+      staging_(device(), arena_),
+      host_outputs_(kStepAddressSpace),
+      host_draft_outputs_(kStepAddressSpace),
+      ctx_{.device = &device(), .pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
+  CHECK(options.max_step_rows > 0);
+  CHECK(device().is_host() || !(options.step_memory.empty() || options.draft_memory.empty()));
+  UploadConstants();
+}
+
+void Model::UploadConstants() {
+  const auto upload = [this]<typename T>(const std::vector<T>& values) -> const T* {
+    T* data = arena_.Allocate<T>(std::ssize(values));
+    device().Upload(data, values.data(), std::ssize(values) * static_cast<int64_t>(sizeof(T)));
+    return data;
+  };
+  window_frequencies_ = upload(WindowRopeFrequencies(config()));
+  compressed_frequencies_ = upload(CompressedRopeFrequencies(config()));
+  const auto add_experts = [&](const BlockWeights& block) {
+    const std::vector<ExpertWeights>& experts = block.ffn.experts;
+    experts_.emplace_back(device().is_host() ? experts.data() : upload(experts), experts.size());
+  };
+  for (const BlockWeights& block : weights_.layers) add_experts(block);
+  if (weights_.mtp) add_experts(weights_.mtp->block);
+  if (weights_.dspark) {
+    for (const BlockWeights& stage : weights_.dspark->stages) add_experts(stage);
+  }
+  constants_used_ = last_used_ = last_mtp_used_ = arena_.used();
 }
 
 Status Model::CheckInputs(const StepInputs& inputs) const {
   const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
-  if (rows == 0 || rows > max_step_rows_) {
-    return InvalidArgument("a step takes 1 to {} rows, got {}", max_step_rows_, rows);
+  if (rows == 0 || rows > options_.max_step_rows) {
+    return InvalidArgument("a step takes 1 to {} rows, got {}", options_.max_step_rows, rows);
   }
   int64_t in_chunks = 0;
   for (size_t i = 0; i < inputs.chunks.size(); ++i) {
@@ -61,35 +86,67 @@ Status Model::CheckInputs(const StepInputs& inputs) const {
   return Status();
 }
 
-Model::RopeAngles Model::Angles(int rows, const int64_t* positions, const std::vector<float>& frequencies) {
+Model::RopeAngles Model::Angles(int rows, const int64_t* positions, const float* frequencies) {
   const int pairs = config().qk_rope_head_dim / 2;
   float* cos = arena_.Allocate<float>(int64_t{rows} * pairs);
   float* sin = arena_.Allocate<float>(int64_t{rows} * pairs);
   table_.rope_table(ctx_, {.rows = rows,
                            .pairs = pairs,
                            .positions = positions,
-                           .frequencies = frequencies.data(),
+                           .frequencies = frequencies,
                            .cos = cos,
                            .sin = sin});
   return {cos, sin};
 }
 
-void Model::Begin(const StepInputs& inputs, StepState& step) {
+void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step) {
   const bool main = step.kind == StepKind::kMain;
+  const int64_t count = std::ssize(inputs.chunks);
   step.rows = static_cast<int>(inputs.tokens.size());
   step.inputs = &inputs;
-  sequences_.clear();
-  int64_t* positions = arena_.Allocate<int64_t>(step.rows);
+  step.num_sequences = inputs.chunks.size();
+  step.first_layer = first_layer;
+  const auto copy = [this]<typename T>(std::span<const T> values) {
+    T* staged = staging_.Allocate<T>(std::ssize(values));
+    std::copy(values.begin(), values.end(), staged);
+    return staged;
+  };
+  TokenId* const tokens = copy(inputs.tokens);
+  int32_t* const logit_rows = copy(inputs.logit_rows);
+  int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
+  SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_layers);
+  SequenceRows* const taps = staging_.Allocate<SequenceRows>(main && weights_.dspark ? count : 0);
   int row = 0;
-  for (const SequenceChunk& chunk : inputs.chunks) {
+  for (int64_t i = 0; i < count; ++i) {
+    const SequenceChunk& chunk = inputs.chunks[i];
     const int64_t first = main ? chunk.sequence->length() : chunk.sequence->draft_length();
-    sequences_.push_back(
-        {.first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}});
-    for (int i = 0; i < chunk.num_rows; ++i) positions[row++] = first + i;
+    const SequenceRows rows = {
+        .first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}};
+    for (int layer = 0; layer < num_layers; ++layer) {
+      SequenceRows& of_layer = sequences[layer * count + i] = rows;
+      of_layer.cache = chunk.sequence->View(first_layer + layer);
+    }
+    if (main && weights_.dspark) {
+      taps[i] = rows;
+      taps[i].cache = chunk.sequence->Taps();
+    }
+    for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
+    step.positions_end = std::max(step.positions_end, first + chunk.num_rows);
   }
-  step.sequences = sequences_;
-  step.window = Angles(step.rows, positions, window_frequencies_);
-  if (main) step.compressed = Angles(step.rows, positions, compressed_frequencies_);
+  staging_.Flush();
+  step.tokens = staging_.OnDevice(tokens);
+  step.logit_rows = staging_.OnDevice(logit_rows);
+  step.sequences = staging_.OnDevice(sequences);
+  if (main && weights_.dspark) step.taps = {staging_.OnDevice(taps), step.num_sequences};
+  step.window = Angles(step.rows, staging_.OnDevice(positions), window_frequencies_);
+  if (main) step.compressed = Angles(step.rows, staging_.OnDevice(positions), compressed_frequencies_);
+}
+
+Result<std::span<const float>> Model::Read(const float* data, int64_t count, Arena& host) {
+  if (device().is_host()) return std::span(data, static_cast<size_t>(count));
+  float* values = host.Allocate<float>(count);
+  RETURN_IF_ERROR(device().Download(values, data, count * static_cast<int64_t>(sizeof(float))));
+  return std::span<const float>(values, static_cast<size_t>(count));
 }
 
 Result<StepOutputs> Model::Step(const StepInputs& inputs) {
@@ -103,7 +160,9 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
     }
     return reserved;
   }
-  arena_.Rewind(0);
+  arena_.Rewind(constants_used_);
+  staging_.Restart();
+  host_outputs_.Rewind(0);
   StepState step;
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   step.streams = arena_.Allocate<float>(static_cast<int64_t>(inputs.tokens.size()) * row_floats);
@@ -111,26 +170,26 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   last_rows_ = static_cast<int>(inputs.tokens.size());
   last_used_ = arena_.used();
   last_mtp_rows_ = 0;
-  Begin(inputs, step);
-  if (weights_.dspark) step.taps = TapsOf(step);
+  Begin(inputs, /*first_layer=*/0, config().num_hidden_layers, step);
 
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
-                      .tokens = inputs.tokens.data(),
+                      .tokens = step.tokens,
                       .embed = weights_.embed,
                       .streams = step.streams});
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
     if (weights_.dspark) TapLayer(layer, step);
     if (inputs.observer != nullptr) {
-      inputs.observer->OnBlock(layer, {step.streams, static_cast<size_t>(step.rows * row_floats)});
+      ASSIGN_OR_RETURN(const auto streams, Read(step.streams, step.rows * row_floats, host_outputs_));
+      inputs.observer->OnBlock(layer, streams);
     }
   }
   float* logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, logits);
+  ASSIGN_OR_RETURN(const auto read, Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
-  return StepOutputs{.logits = {logits, inputs.logit_rows.size() * config().vocab_size},
-                     .streams = {step.streams, static_cast<size_t>(step.rows * row_floats)}};
+  return StepOutputs{.logits = read};
 }
 
 // Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them.
@@ -142,9 +201,6 @@ void Model::RunBlock(const BlockWeights& w, int layer, StepState& step) {
   float* y = arena_.Allocate<float>(int64_t{step.rows} * dim);
   float* post = arena_.Allocate<float>(int64_t{step.rows} * m);
   float* comb = arena_.Allocate<float>(int64_t{step.rows} * m * m);
-  for (size_t i = 0; i < step.sequences.size(); ++i) {
-    step.sequences[i].cache = step.inputs->chunks[i].sequence->View(layer);
-  }
   auto pre = [&](const HyperConnectionWeights& hc, const VectorView& norm) {
     table_.hyper_connection_pre(ctx_, {.rows = step.rows,
                                        .m = m,
@@ -183,6 +239,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   const int64_t rows = step.rows;
   const float eps = static_cast<float>(c.rms_norm_eps);
   const EntryLayout& layout = cache_layout_.entry;
+  const std::span<const SequenceRows> sequences = step.Sequences(layer);
   auto buffer = [&](int64_t width) { return arena_.Allocate<float>(rows * width); };
 
   // Everything that is projected from x, in one call.
@@ -236,12 +293,12 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
   // looking.
-  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, step, a, b);
+  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, sequences, a, b);
   int32_t* picks = nullptr;
   if (attn.indexer) {
-    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step, index_a, index_b);
+    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, sequences, index_a, index_b);
     picks = arena_.Allocate<int32_t>(rows * c.index_topk);
-    table_.indexer(ctx_, {.sequences = step.sequences,
+    table_.indexer(ctx_, {.sequences = sequences,
                           .heads = c.index_n_heads,
                           .rope_dim = c.qk_rope_head_dim,
                           .topk = c.index_topk,
@@ -251,13 +308,11 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .cos = cos,
                           .sin = sin,
                           .picks = picks});
-    if (step.inputs->observer != nullptr) {
-      step.inputs->observer->OnPicks(layer, {picks, static_cast<size_t>(rows * c.index_topk)});
-    }
+    if (step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
   }
 
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
-  table_.attention(ctx_, {.sequences = step.sequences,
+  table_.attention(ctx_, {.sequences = sequences,
                           .heads = c.num_attention_heads,
                           .window = c.sliding_window,
                           .layout = layout,
@@ -275,7 +330,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .sin = sin,
                           .out = heads_out});
   if (step.kind != StepKind::kDraftBlock) {
-    table_.store_keys(ctx_, {.sequences = step.sequences, .entries = entries});
+    table_.store_keys(ctx_, {.sequences = sequences, .entries = entries});
   }
 
   float* low_rank = buffer(attn.wo_a.rows);
@@ -285,10 +340,10 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   table_.linear(ctx_, {.rows = step.rows, .x = low_rank, .targets = output});
 }
 
-void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, StepState& step,
-                     const float* a, float* b) {
+void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer,
+                     std::span<const SequenceRows> sequences, const float* a, float* b) {
   const ModelConfig& c = config();
-  table_.compressor(ctx_, {.sequences = step.sequences,
+  table_.compressor(ctx_, {.sequences = sequences,
                            .ratio = static_cast<int>(kind),
                            .for_indexer = for_indexer,
                            .entry = cache_layout_.entry,
@@ -300,7 +355,7 @@ void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexe
                            .ape = w.ape,
                            .norm = w.norm,
                            .norm_eps = static_cast<float>(c.rms_norm_eps),
-                           .frequencies = compressed_frequencies_.data()});
+                           .frequencies = compressed_frequencies_});
 }
 
 // Model spec 2.9.
@@ -321,7 +376,7 @@ void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* 
                          .logits = logits,
                          .bias = w.ffn.gate_bias,
                          .tid2eid = w.ffn.tid2eid,
-                         .tokens = step.inputs->tokens.data(),
+                         .tokens = step.tokens,
                          .forced_ids = forced_ids,
                          .ids = ids,
                          .weights = weights});
@@ -329,20 +384,38 @@ void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* 
   route(nullptr);
   if (step.inputs->observer != nullptr) {
     int32_t* forced = arena_.Allocate<int32_t>(slots);
-    std::copy(ids, ids + slots, forced);
-    if (step.inputs->observer->OnExperts(layer, {forced, static_cast<size_t>(slots)})) route(forced);
+    if (ObserveExperts(layer, step, ids, forced)) route(forced);
   }
   table_.moe(ctx_, {.rows = step.rows,
                     .dim = c.hidden_size,
                     .intermediate = c.moe_intermediate_size,
                     .experts_per_token = c.num_experts_per_tok,
                     .swiglu_limit = static_cast<float>(c.swiglu_limit),
-                    .experts = w.ffn.experts,
+                    .experts = experts_[layer],
+                    .expert_dtype = w.ffn.experts[0].w1.dtype,
                     .shared = w.ffn.shared,
                     .x = x,
                     .ids = ids,
                     .weights = weights,
                     .out = out});
+}
+
+// A fault of the device shows in what the step reads last.
+void Model::ObservePicks(int layer, const StepState& step, int32_t* picks) {
+  std::vector<int32_t> values(static_cast<size_t>(step.rows) * config().index_topk);
+  const int64_t bytes = std::ssize(values) * static_cast<int64_t>(sizeof(int32_t));
+  if (!device().Download(values.data(), picks, bytes).ok()) return;
+  step.inputs->observer->OnPicks(layer, values);
+  device().Upload(picks, values.data(), bytes);
+}
+
+bool Model::ObserveExperts(int layer, const StepState& step, const int32_t* ids, int32_t* forced) {
+  std::vector<int32_t> values(static_cast<size_t>(step.rows) * config().num_experts_per_tok);
+  const int64_t bytes = std::ssize(values) * static_cast<int64_t>(sizeof(int32_t));
+  if (!device().Download(values.data(), ids, bytes).ok()) return false;
+  if (!step.inputs->observer->OnExperts(layer, values)) return false;
+  device().Upload(forced, values.data(), bytes);
+  return true;
 }
 
 // Model spec 2.10, for the rows that want logits.
@@ -357,7 +430,7 @@ void Model::Head(const HyperHeadWeights& w, const VectorView& norm, const StepSt
                            .m = c.hc_mult,
                            .dim = c.hidden_size,
                            .streams = step.streams,
-                           .row_ids = step.inputs->logit_rows.data(),
+                           .row_ids = step.logit_rows,
                            .fn = w.fn,
                            .base = w.base,
                            .scale = w.scale,

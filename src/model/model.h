@@ -8,8 +8,10 @@
 #include "base/arena.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "device/device.h"
 #include "kernels/kernel_table.h"
 #include "kv_cache/cache_layout.h"
+#include "model/staging.h"
 #include "model/step.h"
 #include "weights/model_weights.h"
 
@@ -19,6 +21,11 @@ struct ModelOptions {
   Numerics numerics = Numerics::kFaithful;
   int max_step_rows = 512;
   int rollback_tokens = 64;  // how far back a sequence can be truncated
+  // Whose memory weights and caches are in, and of it: memory for the activations of a step, and for what drafts
+  // leave behind. Borrowed. Null: the machine, whose address space is reserved as needed.
+  Device* device = nullptr;
+  std::span<std::byte> step_memory = {};
+  std::span<std::byte> draft_memory = {};
 };
 
 // Used by one thread at a time. Weights, table and pool are borrowed and outlive the model.
@@ -63,12 +70,15 @@ class Model {
   const ModelWeights& weights() const { return weights_; }
   const ModelConfig& config() const { return weights_.config; }
   const KernelTable& table() const { return table_; }
-  Numerics numerics() const { return numerics_; }
-  int max_step_rows() const { return max_step_rows_; }
+  Numerics numerics() const { return options_.numerics; }
+  int max_step_rows() const { return options_.max_step_rows; }
+  Device& device() { return options_.device != nullptr ? *options_.device : host_; }
   // What a KvCache for this model's sequences is made with.
   const CacheLayout& cache_layout() const { return cache_layout_; }
   // Bytes of step memory in use at the peak so far.
-  size_t workspace_bytes() const { return arena_.high_water() + draft_arena_.high_water(); }
+  size_t workspace_bytes() const {
+    return arena_.high_water() + draft_arena_.high_water() + staging_.host_bytes();
+  }
 
  private:
   struct RopeAngles {
@@ -77,34 +87,47 @@ class Model {
   };
   struct StepState;  // step_state.h
 
+  // Puts what every step needs at the bottom of the step memory.
+  void UploadConstants();
   Status CheckInputs(const StepInputs& inputs) const;
   Status CheckBlock(const DraftBlockInputs& inputs) const;
-  void Begin(const StepInputs& inputs, StepState& step);
-  RopeAngles Angles(int rows, const int64_t* positions, const std::vector<float>& frequencies);
+  // Stages the rows of a step: tokens, positions, the sequences as layers [first_layer, first_layer +
+  // num_layers) see them, and uploads it.
+  void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
+  RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
-  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, StepState& step, const float* a,
-                float* b);
+  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer,
+                std::span<const SequenceRows> sequences, const float* a, float* b);
+  void ObservePicks(int layer, const StepState& step, int32_t* picks);
+  // Whether the observer has replaced `ids`; then by `forced`.
+  bool ObserveExperts(int layer, const StepState& step, const int32_t* ids, int32_t* forced);
   void Moe(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
   // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
   void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
             float* logits);
-  std::span<const SequenceRows> TapsOf(const StepState& step);
   void TapLayer(int layer, const StepState& step);
+  // `count` floats of device memory as the host reads them.
+  Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
   // Makes context rows of the pending taps.
   void TakeUpTaps(std::span<SequenceState* const> sequences);
   void StoreContext(std::span<SequenceState* const> sequences, int rows);
 
+  HostDevice host_;
   const ModelWeights& weights_;
   const KernelTable& table_;
-  const Numerics numerics_;
-  const int max_step_rows_;
+  const ModelOptions options_;
   const CacheLayout cache_layout_;
-  const std::vector<float> window_frequencies_;
-  const std::vector<float> compressed_frequencies_;
-  std::vector<SequenceRows> sequences_;  // of the step at hand; kept for its capacity
+  const float* window_frequencies_ = nullptr;      // [rope/2], of the device
+  const float* compressed_frequencies_ = nullptr;  // likewise
+  // [main layers, draft blocks]: the block's experts, where kernels find them.
+  std::vector<std::span<const ExpertWeights>> experts_;
   Arena arena_;
   Arena draft_arena_;  // outputs of draft steps, which outlive the steps between
+  size_t constants_used_ = 0;  // the arena up to the end of what is never given back
+  Staging staging_;
+  Arena host_outputs_;        // what was read of a step
+  Arena host_draft_outputs_;  // of draft steps
   KernelContext ctx_;
   const float* last_streams_ = nullptr;  // [T, m, D] of the last Step
   int last_rows_ = 0;

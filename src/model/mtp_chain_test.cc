@@ -244,6 +244,16 @@ void ExpectNear(std::span<const float> got, const Values& want, const std::strin
   EXPECT_LE(worst, 5e-5) << what;
 }
 
+// The streams after the last block.
+class LastStreams : public StepObserver {
+ public:
+  bool OnExperts(int, std::span<int32_t>) override { return false; }
+  void OnPicks(int, std::span<int32_t>) override {}
+  void OnBlock(int, std::span<const float> s) override { streams.assign(s.begin(), s.end()); }
+
+  std::vector<float> streams;
+};
+
 TEST(MtpChain, FollowsTheDirectEvaluation) {
   const ModelConfig c = SmallMtpConfig();
   DraftHost host(SmallMtpModel().weights, RefKernels(), Numerics::kClean);
@@ -251,8 +261,9 @@ TEST(MtpChain, FollowsTheDirectEvaluation) {
   const int prompt = 10;
   SequenceState sequence = host.NewSequence();
   const SequenceChunk chunk[] = {{.sequence = &sequence, .num_rows = prompt}};
-  const Result<StepOutputs> step =
-      host.model().Step({.tokens = std::span(tokens).first(prompt), .chunks = chunk, .logit_rows = {}});
+  LastStreams last;
+  const Result<StepOutputs> step = host.model().Step(
+      {.tokens = std::span(tokens).first(prompt), .chunks = chunk, .logit_rows = {}, .observer = &last});
   ASSERT_TRUE(step.ok());
   const size_t d = static_cast<size_t>(c.hidden_size);
   const auto streams_of = [&](std::span<const float> all, size_t row) {
@@ -265,7 +276,7 @@ TEST(MtpChain, FollowsTheDirectEvaluation) {
   };
   DirectMtp direct(SmallMtpModel().weights);
   std::vector<Streams> z;
-  for (int p = 0; p < prompt; ++p) z.push_back(direct.Next(streams_of(step->streams, p), tokens[p + 1]));
+  for (int p = 0; p < prompt; ++p) z.push_back(direct.Next(streams_of(last.streams, p), tokens[p + 1]));
 
   std::vector<int32_t> rows(prompt);
   std::iota(rows.begin(), rows.end(), 0);

@@ -36,8 +36,7 @@ struct StepInputs {
 
 // Valid until the model's next step.
 struct StepOutputs {
-  std::span<const float> logits;   // [R, V]
-  std::span<const float> streams;  // [T, m, D] after the last block: what draft heads read
+  std::span<const float> logits;  // [R, V]
 };
 
 // Whose streams an MTP-1 step reads.
@@ -56,10 +55,11 @@ struct DraftBlockInputs {
 };
 
 // Position k (0-based here: slot k of the block predicts the token at length() + k + 1) of sequence r.
-// Valid until the next DraftBlock; the steps between don't touch them.
+// Valid until the next DraftBlock; the steps between don't touch them. DraftHead may add its bias in place.
 struct DraftBlockOutputs {
+  // Of a device that the host can't read: empty without an observer.
   std::span<const float> hidden;       // [block, R, D], before the norm: what confidence and heads read
-  std::span<const float> base_logits;  // [block, R, V]; DraftHead adds its bias in place
+  std::span<const float> base_logits;  // [block, R, V]
 };
 
 // Valid as long as the block's outputs.

@@ -16,13 +16,23 @@ struct Model::StepState {
   int rows = 0;
   StepKind kind = StepKind::kMain;
   const StepInputs* inputs = nullptr;
-  std::span<SequenceRows> sequences;
+  // The rest is the device's memory.
+  const TokenId* tokens = nullptr;      // [T]
+  const int32_t* logit_rows = nullptr;  // [R]
+  // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) * num_sequences).
+  const SequenceRows* sequences = nullptr;
+  size_t num_sequences = 0;
+  int first_layer = 0;
   std::span<const SequenceRows> taps;  // the same rows, `cache` the taps ring; with a DSpark head
+  int64_t positions_end = 0;           // past the last position of any row
   float* streams = nullptr;            // [T, m, D]
   // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
   RopeAngles window;
   RopeAngles compressed;
 
+  std::span<const SequenceRows> Sequences(int layer) const {
+    return {sequences + static_cast<size_t>(layer - first_layer) * num_sequences, num_sequences};
+  }
   const RopeAngles& angles(LayerKind layer_kind) const {
     return layer_kind == LayerKind::kSwa ? window : compressed;
   }

@@ -2,14 +2,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <numeric>
 #include <optional>
 
 #include "kv_cache/sequence_state.h"
+#include "model/costs.h"
 #include "model/model.h"
 #include "verify/comparison.h"
 #include "verify/draft_rounds.h"
 #include "verify/golden.h"
+#include "weights/upload.h"
 
 namespace foresight {
 namespace {
@@ -66,18 +69,36 @@ struct PromptRun {
   DraftRounds rounds;                          // when the golden has DSpark rounds
 };
 
+// What a model runs on, and its weights there.
+struct Place {
+  const KernelTable& table;
+  Device* device;  // null: the machine
+  const ModelWeights& weights;
+};
+
 class Verifier {
  public:
-  Verifier(const LoadedModel& loaded, const KernelTable& table, ThreadPool& pool, Golden golden)
-      : weights_(loaded.weights), table_(table), pool_(pool), golden_(std::move(golden)) {}
+  Verifier(const Place& tested, const Place& reference, ThreadPool& pool, Golden golden)
+      : weights_(reference.weights),
+        tested_(tested),
+        reference_(reference),
+        pool_(pool),
+        golden_(std::move(golden)) {}
 
   Result<VerifyReport> Run();
 
  private:
   const ModelConfig& config() const { return weights_.config; }
   Status ReadGolden();
-  // Every Model and KvCache lives for one run: nothing carries over.
-  Result<PromptRun> RunPrompt(const KernelTable& table, const Choices* forced,
+  // A model with memory for its steps and a cache, for one run: nothing carries over.
+  struct ModelRun {
+    DeviceMemory step_memory;
+    DeviceMemory draft_memory;
+    std::unique_ptr<Model> model;
+    std::unique_ptr<KvCache> cache;
+  };
+  Result<ModelRun> Prepare(const Place& place, ModelOptions options, int64_t tokens);
+  Result<PromptRun> RunPrompt(const Place& place, const Choices* forced,
                               const DraftRounds* forced_rounds = nullptr);
   Result<std::vector<TokenId>> RunGreedy();
   Status CompareTensor(const std::string& name, size_t rank, const std::vector<float>& got, bool judged,
@@ -87,10 +108,10 @@ class Verifier {
   Status CompareGreedy(double logit_error, bool is_ref, VerifyReport& report);
   // Experts of one stage over all rounds.
   SetComparison CompareStageExperts(size_t stage, const DraftRounds& got, const DraftRounds& want) const;
-  Result<std::unique_ptr<KvCache>> MakeCache(const Model& model, int64_t tokens) const;
 
-  const ModelWeights& weights_;
-  const KernelTable& table_;
+  const ModelWeights& weights_;  // the host's
+  const Place tested_;
+  const Place reference_;
   ThreadPool& pool_;
   Golden golden_;
   std::vector<TokenId> tokens_;
@@ -146,26 +167,42 @@ Status Verifier::ReadGolden() {
   return Status();
 }
 
-Result<std::unique_ptr<KvCache>> Verifier::MakeCache(const Model& model, int64_t tokens) const {
-  const CacheLayout& layout = model.cache_layout();
+Result<Verifier::ModelRun> Verifier::Prepare(const Place& place, ModelOptions options, int64_t tokens) {
+  ModelRun run;
+  if (place.device != nullptr) {
+    const CacheLayout layout = MakeCacheLayout(config(), CacheFormat::kFloat32, options.rollback_tokens);
+    ASSIGN_OR_RETURN(run.step_memory,
+                     place.device->Allocate(StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
+    ASSIGN_OR_RETURN(run.draft_memory,
+                     place.device->Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
+    options.device = place.device;
+    options.step_memory = {run.step_memory.data(), static_cast<size_t>(run.step_memory.bytes())};
+    options.draft_memory = {run.draft_memory.data(), static_cast<size_t>(run.draft_memory.bytes())};
+  }
+  run.model = std::make_unique<Model>(place.weights, place.table, pool_, options);
+  const CacheLayout& layout = run.model->cache_layout();
   const int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens + 1;
   // Room for the blocks, the fixed part and the block table, which the cache counts to the byte.
   const int64_t budget = blocks * (layout.block_bytes + 64) + layout.fixed_bytes + (int64_t{1} << 20);
-  return KvCache::Create(
-      layout, {.budget_bytes = budget, .max_sequences = 1, .max_sequence_tokens = blocks * kBlockTokens});
+  ASSIGN_OR_RETURN(run.cache, KvCache::Create(layout, {.device = place.device,
+                                                       .budget_bytes = budget,
+                                                       .max_sequences = 1,
+                                                       .max_sequence_tokens = blocks * kBlockTokens}));
+  return run;
 }
 
-Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* forced,
+Result<PromptRun> Verifier::RunPrompt(const Place& place, const Choices* forced,
                                       const DraftRounds* forced_rounds) {
   const int rows = static_cast<int>(tokens_.size());
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   // DSpark's anchors lie anywhere in the prompt: the sequence is cut back to each of them.
-  Model model(weights_, table, pool_,
-              {.numerics = Numerics::kClean,
-               .max_step_rows = std::max(rows, draft_ ? draft_->block : 0),
-               .rollback_tokens = draft_ ? rows : 0});
-  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, MakeCache(model, rows));
-  ASSIGN_OR_RETURN(SequenceState sequence, cache->NewSequence());
+  ASSIGN_OR_RETURN(const ModelRun made, Prepare(place,
+                                                {.numerics = Numerics::kClean,
+                                                 .max_step_rows = std::max(rows, draft_ ? draft_->block : 0),
+                                                 .rollback_tokens = draft_ ? rows : 0},
+                                                rows));
+  Model& model = *made.model;
+  ASSIGN_OR_RETURN(SequenceState sequence, made.cache->NewSequence());
 
   const size_t layers = weights_.layers.size() + config().num_draft_layers;
   Recorder recorder(layers, forced, positions_, row_floats);
@@ -182,15 +219,16 @@ Result<PromptRun> Verifier::RunPrompt(const KernelTable& table, const Choices* f
                 .compressed = {},
                 .rounds = {}};
 
+  std::vector<std::byte> entry(static_cast<size_t>(model.cache_layout().entry.bytes()));
   run.compressed.resize(weights_.layers.size());
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     if (weights_.layers[l].kind == LayerKind::kSwa) continue;
-    const LayerCacheView view = sequence.View(static_cast<int>(l));
     const int64_t entries = rows / static_cast<int>(weights_.layers[l].kind);
     run.compressed[l].resize(entries * config().head_dim);
     for (int64_t s = 0; s < entries; ++s) {
-      DecodeEntry(model.cache_layout().entry, view.compressed[s],
-                  run.compressed[l].data() + s * config().head_dim);
+      RETURN_IF_ERROR(model.device().Download(
+          entry.data(), sequence.CompressedEntry(static_cast<int>(l), s), std::ssize(entry)));
+      DecodeEntry(model.cache_layout().entry, entry.data(), run.compressed[l].data() + s * config().head_dim);
     }
   }
   if (weights_.mtp && rows > 1) {
@@ -221,10 +259,12 @@ Result<std::vector<TokenId>> Verifier::RunGreedy() {
     step_tokens.push_back(static_cast<TokenId>(id));
   }
   if (step_tokens.empty()) return InvalidArgument("golden greedy_prompt is empty");
-  Model model(weights_, table_, pool_,
-              {.numerics = Numerics::kClean, .max_step_rows = static_cast<int>(step_tokens.size())});
-  ASSIGN_OR_RETURN(const std::unique_ptr<KvCache> cache, MakeCache(model, std::ssize(prompt) + count));
-  ASSIGN_OR_RETURN(SequenceState sequence, cache->NewSequence());
+  ASSIGN_OR_RETURN(
+      const ModelRun made,
+      Prepare(tested_, {.numerics = Numerics::kClean, .max_step_rows = static_cast<int>(step_tokens.size())},
+              std::ssize(prompt) + count));
+  Model& model = *made.model;
+  ASSIGN_OR_RETURN(SequenceState sequence, made.cache->NewSequence());
   std::vector<TokenId> generated;
   while (std::ssize(generated) < count) {
     const int rows = static_cast<int>(step_tokens.size());
@@ -330,20 +370,20 @@ SetComparison Verifier::CompareStageExperts(size_t stage, const DraftRounds& got
 
 Result<VerifyReport> Verifier::Run() {
   RETURN_IF_ERROR(ReadGolden());
-  const bool is_ref = &table_ == &RefKernels();
+  const bool is_ref = &tested_.table == &RefKernels();
   VerifyReport report;
-  report.table = table_.name;
+  report.table = tested_.table.name;
 
   // What the table under test chooses by itself, and what it is held to.
-  ASSIGN_OR_RETURN(const PromptRun own, RunPrompt(table_, nullptr));
+  ASSIGN_OR_RETURN(const PromptRun own, RunPrompt(tested_, nullptr));
   double logit_error = 0;
   if (is_ref) {
     RETURN_IF_ERROR(CompareRun(own, is_ref, report));
   } else {
-    ASSIGN_OR_RETURN(const PromptRun ref, RunPrompt(RefKernels(), &oracle_));
+    ASSIGN_OR_RETURN(const PromptRun ref, RunPrompt(reference_, &oracle_));
     Choices forced = oracle_;
     forced.experts = ref.chosen.experts;
-    ASSIGN_OR_RETURN(const PromptRun injected, RunPrompt(table_, &forced, &ref.rounds));
+    ASSIGN_OR_RETURN(const PromptRun injected, RunPrompt(tested_, &forced, &ref.rounds));
     RETURN_IF_ERROR(CompareRun(injected, is_ref, report));
     for (size_t l = 0; l < forced.experts.size(); ++l) {
       if (forced.experts[l].empty()) continue;
@@ -381,9 +421,15 @@ Result<VerifyReport> Verifier::Run() {
 
 }  // namespace
 
-Result<VerifyReport> VerifyGolden(const LoadedModel& model, const KernelTable& table, ThreadPool& pool) {
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool) {
   ASSIGN_OR_RETURN(Golden golden, Golden::Open(model.files));
-  return Verifier(model, table, pool, std::move(golden)).Run();
+  DeviceWeights on_device;
+  if (backend.device != nullptr) {
+    ASSIGN_OR_RETURN(on_device, UploadWeights(model.weights, *backend.device));
+  }
+  const Place tested = {*backend.kernels, backend.device.get(),
+                        backend.device != nullptr ? on_device.weights : model.weights};
+  return Verifier(tested, {RefKernels(), nullptr, model.weights}, pool, std::move(golden)).Run();
 }
 
 }  // namespace foresight

@@ -14,7 +14,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "weights/loader.h"
 #include "weights/model_files.h"
 
@@ -61,7 +61,7 @@ struct VerifyReport {
 
 // Errors: anything that keeps the comparison from being made (no golden.safetensors, shapes that contradict
 // the config); a failed comparison is a report with passed = false.
-Result<VerifyReport> VerifyGolden(const LoadedModel& model, const KernelTable& table, ThreadPool& pool);
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool);
 
 // The table on the console; JSON for machines.
 std::string ReportToText(const VerifyReport& report);

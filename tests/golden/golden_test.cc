@@ -24,14 +24,14 @@ class GoldenTest : public testing::TestWithParam<Case> {};
 TEST_P(GoldenTest, WithinTolerances) {
   const Case& c = GetParam();
   if (!std::filesystem::exists(c.directory)) GTEST_SKIP() << c.directory << " is not here";
-  Result<const KernelTable*> table = FindKernels(c.table);
-  if (!table.ok()) GTEST_SKIP() << table.status().ToString();
+  Result<Backend> backend = OpenBackend(c.table.starts_with("cuda") ? "cuda" : "cpu", c.table);
+  if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
   Result<ModelFiles> files = OpenModelDirectory(c.directory);
   ASSERT_TRUE(files.ok()) << files.status().ToString();
   Result<LoadedModel> model = LoadModel(*files);
   ASSERT_TRUE(model.ok()) << model.status().ToString();
   ThreadPool pool(2);
-  Result<VerifyReport> report = VerifyGolden(*model, **table, pool);
+  Result<VerifyReport> report = VerifyGolden(*model, *backend, pool);
   ASSERT_TRUE(report.ok()) << report.status().ToString();
   EXPECT_TRUE(report->passed) << ReportToText(*report);
   EXPECT_EQ(report->table, c.table);
@@ -41,7 +41,7 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const char* directory : {"tests/golden/nano-a", "tests/golden/nano-s", "../shared/golden/mini-b",
                                 "../shared/golden/wide-c", "../shared/golden/spark-a"}) {
-    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512"}) cases.push_back({directory, table});
+    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda"}) cases.push_back({directory, table});
   }
   return cases;
 }

@@ -6,6 +6,7 @@ Result<const KernelTable*> CudaKernels() {
   static constexpr KernelTable kTable = {
       .name = "cuda",
       .description = "CUDA for NVIDIA GPUs from sm_80 on",
+      .is_host = false,
       .embed = cuda::Embed,
       .hyper_connection_pre = cuda::HyperConnectionPre,
       .hyper_connection_post = cuda::HyperConnectionPost,

@@ -93,7 +93,8 @@ Result<const KernelTable*> FindKernels(std::string_view name) {
   if (name == "ref") return &RefKernels();
   if (name == "cpu") return BestCpuKernels();
   if (name.starts_with("cpu-")) return CpuKernels(name.substr(4));
-  return InvalidArgument("kernel table: want ref, cpu, cpu-avx2 or cpu-avx512, got \"{}\"", name);
+  if (name == "cuda") return CudaKernels();
+  return InvalidArgument("kernel table: want ref, cpu, cpu-avx2, cpu-avx512 or cuda, got \"{}\"", name);
 }
 
 }  // namespace foresight
