@@ -86,6 +86,7 @@ void Model::Begin(const StepInputs& inputs, StepState& step) {
     sequences_.push_back(
         {.first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}});
     for (int i = 0; i < chunk.num_rows; ++i) positions[row++] = first + i;
+    step.end = std::max(step.end, first + chunk.num_rows);
   }
   step.sequences = sequences_;
   step.window = Angles(step.rows, positions, window_frequencies_);
@@ -242,6 +243,8 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
     Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step, index_a, index_b);
     picks = arena_.Allocate<int32_t>(rows * c.index_topk);
     table_.indexer(ctx_, {.sequences = step.sequences,
+                          .rows = step.rows,
+                          .entries_max = step.end / static_cast<int>(w.kind),
                           .heads = c.index_n_heads,
                           .rope_dim = c.qk_rope_head_dim,
                           .topk = c.index_topk,
@@ -258,6 +261,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
   table_.attention(ctx_, {.sequences = step.sequences,
+                          .rows = step.rows,
                           .heads = c.num_attention_heads,
                           .window = c.sliding_window,
                           .layout = layout,
@@ -289,6 +293,7 @@ void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexe
                      const float* a, float* b) {
   const ModelConfig& c = config();
   table_.compressor(ctx_, {.sequences = step.sequences,
+                           .rows = step.rows,
                            .ratio = static_cast<int>(kind),
                            .for_indexer = for_indexer,
                            .entry = cache_layout_.entry,

@@ -14,6 +14,7 @@ enum class StepKind : uint8_t {
 
 struct Model::StepState {
   int rows = 0;
+  int64_t end = 0;  // behind the largest position
   StepKind kind = StepKind::kMain;
   const StepInputs* inputs = nullptr;
   std::span<SequenceRows> sequences;
