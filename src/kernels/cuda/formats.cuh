@@ -23,6 +23,11 @@ __device__ inline uint16_t Bf16Bits(float x) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
+// Two bf16 values in one word.
+__device__ inline uint32_t PackBf16(float low, float high) {
+  return Bf16Bits(low) | static_cast<uint32_t>(Bf16Bits(high)) << 16;
+}
+
 // 2^(byte-127); byte 0 is the subnormal 2^-127, byte 255 NaN.
 __device__ inline float E8M0(uint8_t byte) {
   if (byte == 0) return __uint_as_float(0x00400000);

@@ -101,10 +101,6 @@ __device__ inline void DecodeE2M1(uint32_t codes, __nv_bfloat162 scale, uint32_t
   }
 }
 
-__device__ inline uint32_t PackBf16(float low, float high) {
-  return Bf16Bits(low) | static_cast<uint32_t>(Bf16Bits(high)) << 16;
-}
-
 // Scores of packed keys of at most 128 values: 32 keys by all heads per warp. All products are exact in bf16.
 //
 // A dot product doesn't care for the order of its dims, so lane t of a quad takes dims [32t, 32t+32) of a
