@@ -46,6 +46,7 @@ void Attention(const KernelTable& table, const KernelContext& ctx, int heads, in
   const std::vector<float> cos(rows * 32, 1.f), sin(rows * 32, 0.f), sink(heads, 0.f);
   const std::vector<SequenceRows> sequences = {{0, rows, position, cache.view()}};
   const AttentionArgs args{.sequences = sequences,
+                           .rows = rows,
                            .heads = heads,
                            .window = 128,
                            .layout = layout,
@@ -81,6 +82,8 @@ void Indexer(const KernelTable& table, const KernelContext& ctx, int64_t context
                      context),
          2.0 * 64 * 128 * static_cast<double>(entries), [&] {
            table.indexer(ctx, {.sequences = sequences,
+                               .rows = 1,
+                               .entries_max = entries,
                                .heads = 64,
                                .rope_dim = 64,
                                .topk = 512,

@@ -293,12 +293,14 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
   // looking.
-  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, sequences, a, b);
+  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, step.rows, sequences, a, b);
   int32_t* picks = nullptr;
   if (attn.indexer) {
-    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, sequences, index_a, index_b);
+    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step.rows, sequences, index_a, index_b);
     picks = arena_.Allocate<int32_t>(rows * c.index_topk);
     table_.indexer(ctx_, {.sequences = sequences,
+                          .rows = step.rows,
+                          .entries_max = step.positions_end / static_cast<int>(w.kind),
                           .heads = c.index_n_heads,
                           .rope_dim = c.qk_rope_head_dim,
                           .topk = c.index_topk,
@@ -313,6 +315,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
   table_.attention(ctx_, {.sequences = sequences,
+                          .rows = step.rows,
                           .heads = c.num_attention_heads,
                           .window = c.sliding_window,
                           .layout = layout,
@@ -340,10 +343,11 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   table_.linear(ctx_, {.rows = step.rows, .x = low_rank, .targets = output});
 }
 
-void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer,
+void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
                      std::span<const SequenceRows> sequences, const float* a, float* b) {
   const ModelConfig& c = config();
   table_.compressor(ctx_, {.sequences = sequences,
+                           .rows = rows,
                            .ratio = static_cast<int>(kind),
                            .for_indexer = for_indexer,
                            .entry = cache_layout_.entry,

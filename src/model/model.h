@@ -97,7 +97,7 @@ class Model {
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
-  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer,
+  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
                 std::span<const SequenceRows> sequences, const float* a, float* b);
   void ObservePicks(int layer, const StepState& step, int32_t* picks);
   // Whether the observer has replaced `ids`; then by `forced`.

@@ -38,6 +38,7 @@ enum class CompressedKeys : uint8_t {
 //          product (the denominator keeps float32), bf16 output of the core and after the inverse RoPE.
 struct AttentionArgs {
   std::span<const SequenceRows> sequences;
+  int rows = 0;  // T, of all sequences
   int heads = 0;
   int window = 0;
   EntryLayout layout;

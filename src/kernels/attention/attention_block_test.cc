@@ -72,6 +72,7 @@ std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelCon
   }
   std::vector<float> out(q.size(), NAN);
   table.attention(ctx, {.sequences = sequences,
+                        .rows = rows,
                         .heads = shape.heads,
                         .window = shape.window,
                         .layout = shape.layout(),

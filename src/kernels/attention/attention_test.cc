@@ -132,6 +132,7 @@ std::vector<std::vector<float>> RunAll(const KernelTable& table, const KernelCon
     }
     std::vector<float> out(total * row_values, std::nanf(""));
     const AttentionArgs args{.sequences = rows,
+                             .rows = total,
                              .heads = c.heads,
                              .window = c.window,
                              .layout = c.layout(),
@@ -267,6 +268,7 @@ TEST(AttentionSink, TakesPartInTheMaximum) {
   for (const KernelTable* table : CpuTables()) {
     std::vector<float> out(128, 7.f);
     table->attention(ctx, {.sequences = rows,
+                           .rows = 1,
                            .heads = 1,
                            .window = 4,
                            .layout = layout,

@@ -15,7 +15,8 @@ namespace foresight {
 //   of the sequence's paged cache; items as in the specification (r = 4: previous window with the first half
 //   of the channels, current window with the second half; entry 0 has no previous window).
 //
-// Shapes   a, b [T, c*n] f32, c = 2 when r = 4 else 1; b is changed (ape added) · ape [r, c*n] f32 · norm [n]
+// Shapes   a, b [T, c*n] f32, c = 2 when r = 4 else 1; b may be changed (ape added) · ape [r, c*n] f32 · norm
+// [n]
 //          frequencies [rope_dim/2] f32
 // State    rows of positions before the step come from the ring (cache.compressor_rows, or
 // index_compressor_rows for
@@ -26,6 +27,7 @@ namespace foresight {
 // rounding.
 struct CompressorArgs {
   std::span<const SequenceRows> sequences;
+  int rows = 0;   // T, of all sequences
   int ratio = 0;  // r: 4 or 128
   bool for_indexer = false;
   EntryLayout entry;         // when !for_indexer

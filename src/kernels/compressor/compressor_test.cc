@@ -69,6 +69,7 @@ void Compress(const KernelTable& table, const KernelContext& ctx, const Case& c,
   }
   table.compressor(ctx,
                    {.sequences = rows,
+                    .rows = total,
                     .ratio = c.ratio,
                     .for_indexer = c.for_indexer,
                     .entry = c.entry(),

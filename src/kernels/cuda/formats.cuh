@@ -23,6 +23,11 @@ __device__ inline uint16_t Bf16Bits(float x) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
+// Two bf16 values in one word.
+__device__ inline uint32_t PackBf16(float low, float high) {
+  return Bf16Bits(low) | static_cast<uint32_t>(Bf16Bits(high)) << 16;
+}
+
 // 2^(byte-127); byte 0 is the subnormal 2^-127, byte 255 NaN.
 __device__ inline float E8M0(uint8_t byte) {
   if (byte == 0) return __uint_as_float(0x00400000);
@@ -49,6 +54,21 @@ __device__ inline uint8_t ActQuantScale(float amax) {
   const float scale = fmaxf(amax, 1e-4f) * (1.0f / 448.0f);
   const uint32_t bits = __float_as_uint(scale);
   return static_cast<uint8_t>((bits >> 23) + ((bits & 0x7fffff) != 0));
+}
+
+// The nearest E2M1 code, ties to the even code, saturating at +-6.
+__device__ inline uint32_t ToE2M1(float x) {
+  const float a = fabsf(x);
+  const int code =
+      (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f) + (a >= 3.5f) + (a > 5.0f);
+  return static_cast<uint32_t>(code) | __float_as_uint(x) >> 28 & 8;
+}
+
+// fp4_quant's scale for a block with the given max|x| (model spec 2.1), as an E8M0 byte.
+__device__ inline uint8_t Fp4QuantScale(float amax) {
+  const uint32_t bits = __float_as_uint(fmaxf(amax, 6.0f * 0x1p-126f) / 6.0f);
+  const uint32_t byte = (bits >> 23) + ((bits & 0x7fffff) != 0);
+  return static_cast<uint8_t>(byte < 254 ? byte : 254);
 }
 
 // Value i of a cache entry.

@@ -10,17 +10,18 @@ inline CudaDevice& DeviceOf(const KernelContext& ctx) {
   return static_cast<CudaDevice&>(*ctx.device);
 }
 
-// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream; a refused launch becomes the
-// device's fault. More than 48 KB of shared memory is asked for by itself. A grid of zero is no launch.
+// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream; a refused launch becomes
+// the device's fault. More than 48 KB of shared memory is asked for by itself. A grid of zero is no launch.
 template <typename... Parameters, typename... Args>
-void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
-            Args... args) {
+void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   CudaDevice& device = DeviceOf(ctx);
   if (shared_bytes > (size_t{48} << 10)) {
-    device.Note(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                     cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
-                "shared memory of a kernel");
+    device.Note(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
+        "shared memory of a kernel");
   }
   kernel<<<grid, block, shared_bytes, device.stream()>>>(static_cast<Parameters>(args)...);
   device.Note(cudaGetLastError(), "launch of a kernel");

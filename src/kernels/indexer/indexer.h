@@ -19,6 +19,9 @@ namespace foresight {
 // computed.
 struct IndexerArgs {
   std::span<const SequenceRows> sequences;
+  int rows = 0;  // T, of all sequences
+  // No row sees more entries than this. Where the host can't read positions, scratch is sized by it.
+  int64_t entries_max = 0;
   int heads = 0;  // Hi
   int rope_dim = 0;
   int topk = 0;

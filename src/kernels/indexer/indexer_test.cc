@@ -61,6 +61,7 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
   std::vector<float> q, w, cos, sin;
   std::vector<SequenceRows> rows;
   int total = 0;
+  int64_t entries_max = 0;
   const auto append = [](std::vector<float>& to, const std::vector<float>& from, int64_t width, int begin,
                          int end) {
     to.insert(to.end(), from.begin() + begin * width, from.begin() + end * width);
@@ -74,9 +75,12 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
     s->WriteKeys(c, begin, end);
     rows.push_back({total, end - begin, begin, s->cache.view()});
     total += end - begin;
+    entries_max = std::max<int64_t>(entries_max, end / 4);
   }
   std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
   table.indexer(ctx, {.sequences = rows,
+                      .rows = total,
+                      .entries_max = entries_max,
                       .heads = c.heads,
                       .rope_dim = c.rope_dim,
                       .topk = c.topk,

@@ -1,0 +1,114 @@
+// Norm, rotation and cache encodings of one vector by one thread block, for the kernels that make keys. The
+// vector lies in shared memory; functions named so are called by all threads of a block of whole warps, after
+// a barrier.
+#pragma once
+
+#include "kernels/cuda/formats.cuh"
+#include "kernels/cuda/reduce.cuh"
+
+namespace foresight::cuda {
+
+// x = w * x / rms(x), rounded to bf16 when `round`. `sums` [32] is shared memory.
+__device__ inline void NormShared(float* x, int dim, const VectorView& weight, float eps, bool round,
+                                  float* sums) {
+  float squares = 0;
+  for (int i = threadIdx.x; i < dim; i += blockDim.x) squares += x[i] * x[i];
+  const float rinv = 1.0f / sqrtf(BlockSum(squares, sums) / static_cast<float>(dim) + eps);
+  for (int i = threadIdx.x; i < dim; i += blockDim.x) {
+    const float y = VectorValue(weight, i) * (x[i] * rinv);
+    x[i] = round ? RoundBf16(y) : y;
+  }
+  __syncthreads();
+}
+
+// cos and sin of float32(position) * frequency. The float32 product is part of the trained behaviour; the
+// angle is reduced in full (model spec 1.3).
+struct AngleOf {
+  __device__ AngleOf(int64_t position, float frequency) {
+    const double angle = __fmul_rn(static_cast<float>(position), frequency);
+    double s, c;
+    sincos(angle, &s, &c);
+    cos = static_cast<float>(c);
+    sin = static_cast<float>(s);
+  }
+  float cos;
+  float sin;
+};
+
+// (a, b) turned by the angle with the given cos and sin.
+__device__ inline float2 Turned(float2 v, float cos, float sin) {
+  return {v.x * cos - v.y * sin, v.x * sin + v.y * cos};
+}
+
+// EncodeEntry of tensor/cache_view.h.
+__device__ inline void EncodeEntryShared(const EntryLayout& layout, const float* x, std::byte* out) {
+  if (layout.format == CacheFormat::kFloat32) {
+    float* to = reinterpret_cast<float*>(out);
+    for (int i = threadIdx.x; i < layout.dim; i += blockDim.x) to[i] = x[i];
+    return;
+  }
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int warps = blockDim.x / 32;
+  const int nope = layout.dim - layout.rope_dim;
+  const int blocks = nope / 64;
+  uint8_t* codes = reinterpret_cast<uint8_t*>(out);
+  uint8_t* scales = codes + nope + 2 * layout.rope_dim;
+  for (int k = warp; k < blocks; k += warps) {
+    const float a = RoundBf16(x[64 * k + 2 * lane]);
+    const float b = RoundBf16(x[64 * k + 2 * lane + 1]);
+    const uint8_t scale_byte = ActQuantScale(WarpMax(fmaxf(fabsf(a), fabsf(b))));
+    const float scale = E8M0(scale_byte);
+    codes[64 * k + 2 * lane] = ToE4M3(a / scale);
+    codes[64 * k + 2 * lane + 1] = ToE4M3(b / scale);
+    if (lane == 0) scales[k] = scale_byte;
+  }
+  for (int k = blocks + threadIdx.x; k < (blocks + 7) / 8 * 8; k += blockDim.x) scales[k] = 0;
+  uint16_t* rope = reinterpret_cast<uint16_t*>(codes + nope);
+  for (int i = threadIdx.x; i < layout.rope_dim; i += blockDim.x) rope[i] = Bf16Bits(x[nope + i]);
+}
+
+// Hadamard of tensor/formats.h, with its roundings.
+__device__ inline void HadamardShared(float* x, int dim) {
+  for (int half = 1; half < dim; half *= 2) {
+    for (int i = threadIdx.x; i < dim / 2; i += blockDim.x) {
+      const int at = i / half * 2 * half + i % half;
+      const float a = x[at];
+      const float b = x[at + half];
+      x[at] = a + b;
+      x[at + half] = a - b;
+    }
+    __syncthreads();
+  }
+  const float scale = 1.0f / sqrtf(static_cast<float>(dim));
+  for (int i = threadIdx.x; i < dim; i += blockDim.x) x[i] *= scale;
+  __syncthreads();
+}
+
+// The scale of each 32 values of x, one value per lane, as an E8M0 byte.
+__device__ inline uint8_t Fp4ScaleOfWarp(float x) {
+  return Fp4QuantScale(WarpMax(fabsf(x)));
+}
+
+// EncodeIndexKey of tensor/cache_view.h; changes x.
+__device__ inline void EncodeIndexKeyShared(const IndexKeyLayout& layout, float* x, std::byte* out) {
+  if (layout.format == CacheFormat::kFloat32) {
+    float* to = reinterpret_cast<float*>(out);
+    for (int i = threadIdx.x; i < layout.dim; i += blockDim.x) to[i] = x[i];
+    return;
+  }
+  HadamardShared(x, layout.dim);
+  const int lane = threadIdx.x % 32;
+  uint8_t* codes = reinterpret_cast<uint8_t*>(out);
+  uint8_t* scales = codes + layout.dim / 2;
+  for (int k = threadIdx.x / 32; k < layout.dim / 32; k += blockDim.x / 32) {
+    const float v = RoundBf16(x[32 * k + lane]);
+    const uint8_t scale = Fp4ScaleOfWarp(v);
+    const uint32_t code = ToE2M1(v / E8M0(scale));
+    const uint32_t next = __shfl_down_sync(0xffffffff, code, 1);
+    if (lane % 2 == 0) codes[(32 * k + lane) / 2] = static_cast<uint8_t>(code | next << 4);
+    if (lane == 0) scales[k] = scale;
+  }
+}
+
+}  // namespace foresight::cuda
