@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
 #include "kernels/norm_rope/rotate.h"
 #include "tests/tolerances.h"
 
@@ -181,6 +182,40 @@ TEST(AttentionBlock, IsTheSameToTheBitInAnyCompanyAndOnAnyThreads) {
             << table->name << ", " << threads << " threads";
       }
     }
+  }
+}
+
+using AttentionBlockCuda = OnDevice<>;
+
+TEST_F(AttentionBlockCuda, SeesTheWindowBeforeItAndAllOfItself) {
+  KernelHost host(2);
+  for (const Shape& shape : Shapes()) {
+    for (int64_t s : {0, 1, 19, 20, 24, 32, 33, 300}) {
+      for (int rows : {1, 5, 8}) {
+        const Block block(shape, s, rows, static_cast<uint32_t>(s * 10 + rows));
+        const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {&block});
+        const auto got =
+            Attend(CudaKernelsForHostArguments(), device_->context(shape.numerics), shape, {&block});
+        EXPECT_LE(RelativeL2(got[0], want[0]), shape.numerics == Numerics::kFaithful
+                                                   ? tolerances::kBf16Probabilities
+                                                   : tolerances::kSplitBf16)
+            << "s " << s << " rows " << rows;
+      }
+    }
+  }
+}
+
+TEST_F(AttentionBlockCuda, IsTheSameToTheBitInAnyCompany) {
+  for (const Shape& shape : Shapes()) {
+    const KernelContext ctx = device_->context(shape.numerics);
+    const Block a(shape, 211, 5, 1);
+    const Block b(shape, 3, 8, 2);
+    const Block c(shape, 40, 1, 3);
+    std::vector<std::vector<float>> want;
+    for (const Block* block : {&a, &b, &c}) {
+      want.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {block})[0]);
+    }
+    EXPECT_EQ(Attend(CudaKernelsForHostArguments(), ctx, shape, {&a, &b, &c}), want);
   }
 }
 

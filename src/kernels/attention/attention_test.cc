@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -240,6 +241,41 @@ TEST_P(Attention, IsTheSameToTheBitInAnyChunksAndCompany) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Attention, testing::ValuesIn(Cases()));
 
+using AttentionCuda = OnDevice<testing::TestWithParam<Case>>;
+
+TEST_P(AttentionCuda, FollowsTheDefinition) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  for (int length : {1, 2, 5, 9, 31, 33, 129, c.dim == 512 ? 70 : 260}) {
+    Sequence s(c, length, 7 + length);
+    const auto want = RunAll(RefKernels(), host.context(c.numerics), c, {&s}, 4, kWhole);
+    const auto got = RunAll(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}, 4, kWhole);
+    EXPECT_LE(WorstRowError(got[0], want[0], int64_t{c.heads} * c.dim),
+              c.numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16)
+        << "length " << length;
+  }
+}
+
+TEST_P(AttentionCuda, IsTheSameToTheBitInAnyChunksAndCompany) {
+  const Case& c = GetParam();
+  const KernelTable& table = CudaKernelsForHostArguments();
+  const KernelContext ctx = device_->context(c.numerics);
+  Sequence a(c, c.dim == 512 ? 70 : 260, 1);
+  Sequence b(c, 75, 2);
+  const auto want_a = RunAll(table, ctx, c, {&a}, 0, kWhole);
+  const auto want_b = RunAll(table, ctx, c, {&b}, 0, kWhole);
+  EXPECT_EQ(RunAll(table, ctx, c, {&b}, 0, [](int, size_t) { return 1; }), want_b) << "row by row";
+  for (uint32_t seed = 0; seed < 3; ++seed) {
+    RandomFloats random(seed);
+    const auto got = RunAll(table, ctx, c, {&a, &b}, static_cast<int>(3 * seed),
+                            [&](int, size_t) { return random.Below(seed == 0 ? 4 : 60); });
+    EXPECT_EQ(got[0], want_a[0]) << "seed " << seed;
+    EXPECT_EQ(got[1], want_b[0]) << "seed " << seed;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionCuda, testing::ValuesIn(Cases()));
+
 // The parts of one row are spread over threads when there is enough to do: released heads, one row.
 TEST(AttentionOfOneRow, IsTheSameToTheBitOnAnyThreads) {
   for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
@@ -257,29 +293,36 @@ TEST(AttentionOfOneRow, IsTheSameToTheBitOnAnyThreads) {
 }
 
 // A huge sink takes all the weight: no overflow, outputs near zero.
-TEST(AttentionSink, TakesPartInTheMaximum) {
-  KernelHost host(1);
-  const KernelContext ctx = host.context(Numerics::kClean);
+void ExpectSinkInMaximum(const KernelTable& table, const KernelContext& ctx) {
   const EntryLayout layout{CacheFormat::kFloat32, 128, 64};
   FakeCache cache({.entry = layout, .window_slots = 4});
   const std::vector<float> ones(128, 1.f);
   const std::vector<float> cos(32, 1.f), sin(32, 0.f), sink = {200.f};
   const std::vector<SequenceRows> rows = {{0, 1, 0, cache.view()}};
-  for (const KernelTable* table : CpuTables()) {
-    std::vector<float> out(128, 7.f);
-    table->attention(ctx, {.sequences = rows,
-                           .rows = 1,
-                           .heads = 1,
-                           .window = 4,
-                           .layout = layout,
-                           .q = ones.data(),
-                           .entries = reinterpret_cast<const std::byte*>(ones.data()),
-                           .sink = {DType::kF32, 1, reinterpret_cast<const std::byte*>(sink.data())},
-                           .cos = cos.data(),
-                           .sin = sin.data(),
-                           .out = out.data()});
-    for (float v : out) EXPECT_LT(std::fabs(v), 1e-30f) << table->name;
-  }
+  std::vector<float> out(128, 7.f);
+  table.attention(ctx, {.sequences = rows,
+                        .rows = 1,
+                        .heads = 1,
+                        .window = 4,
+                        .layout = layout,
+                        .q = ones.data(),
+                        .entries = reinterpret_cast<const std::byte*>(ones.data()),
+                        .sink = {DType::kF32, 1, reinterpret_cast<const std::byte*>(sink.data())},
+                        .cos = cos.data(),
+                        .sin = sin.data(),
+                        .out = out.data()});
+  for (float v : out) EXPECT_LT(std::fabs(v), 1e-30f) << table.name;
+}
+
+TEST(AttentionSink, TakesPartInTheMaximum) {
+  KernelHost host(1);
+  for (const KernelTable* table : CpuTables()) ExpectSinkInMaximum(*table, host.context(Numerics::kClean));
+}
+
+using AttentionSinkCuda = OnDevice<>;
+
+TEST_F(AttentionSinkCuda, TakesPartInTheMaximum) {
+  ExpectSinkInMaximum(CudaKernelsForHostArguments(), device_->context(Numerics::kClean));
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -107,6 +108,35 @@ std::vector<float> Values(const Case& c, const Sequence& s) {
   return values;
 }
 
+double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0;
+  double norm = 1e-30;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    norm += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return std::sqrt(error / norm);
+}
+
+// A bf16 that falls to the other side may take its E4M3 or E2M1 code with it.
+double Tolerance(const Case& c) {
+  return c.numerics == Numerics::kFaithful ? 10 * tolerances::kBf16Flips : tolerances::kFloat32;
+}
+
+// A sequence in steps of random sizes, below another one.
+std::vector<std::byte> EntriesOfChunks(const KernelTable& table, const KernelContext& ctx, const Case& c,
+                                       int length, int seed) {
+  RandomFloats random(seed);
+  Sequence got(c, length, 5, /*extra_slots=*/seed);
+  Sequence other(c, length, 6);
+  for (int at = 0; at < length;) {
+    const int count = std::min(seed == 0 ? 1 : 1 + random.Below(seed == 1 ? 200 : 9), length - at);
+    Compress(table, ctx, c, {{&other, at, at + count}, {&got, at, at + count}});
+    at += count;
+  }
+  return Entries(c, got);
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (Numerics n : {Numerics::kClean, Numerics::kFaithful}) {
@@ -132,17 +162,7 @@ TEST_P(Compressor, FollowsTheDefinition) {
     for (const KernelTable* table : CpuTables()) {
       Sequence got(c, length, 5);
       Compress(*table, ctx, c, {{&got, 0, length}});
-      const std::vector<float> values = Values(c, got);
-      double error = 0;
-      double norm = 1e-30;
-      for (size_t i = 0; i < values.size(); ++i) {
-        error += std::pow(static_cast<double>(values[i]) - want_values[i], 2);
-        norm += std::pow(static_cast<double>(want_values[i]), 2);
-      }
-      // A bf16 that falls to the other side may take its E4M3 or E2M1 code with it.
-      const double tolerance =
-          c.numerics == Numerics::kFaithful ? 10 * tolerances::kBf16Flips : tolerances::kFloat32;
-      EXPECT_LE(std::sqrt(error / norm), tolerance) << table->name << " length " << length;
+      EXPECT_LE(RelativeL2(Values(c, got), want_values), Tolerance(c)) << table->name << " length " << length;
     }
   }
 }
@@ -157,21 +177,41 @@ TEST_P(Compressor, WritesTheSameBytesInAnyChunksAndCompany) {
     const std::vector<std::byte> bytes = Entries(c, want);
     for (int seed = 0; seed < 4; ++seed) {
       KernelHost host(1 + seed % 3);
-      const KernelContext ctx = host.context(c.numerics);
-      RandomFloats random(seed);
-      Sequence got(c, kLength, 5, /*extra_slots=*/seed);
-      Sequence other(c, kLength, 6);
-      for (int at = 0; at < kLength;) {
-        const int count = std::min(seed == 0 ? 1 : 1 + random.Below(seed == 1 ? 200 : 9), kLength - at);
-        Compress(*table, ctx, c, {{&other, at, at + count}, {&got, at, at + count}});
-        at += count;
-      }
-      EXPECT_EQ(Entries(c, got), bytes) << table->name << " seed " << seed;
+      EXPECT_EQ(EntriesOfChunks(*table, host.context(c.numerics), c, kLength, seed), bytes)
+          << table->name << " seed " << seed;
     }
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Compressor, testing::ValuesIn(Cases()));
+
+using CompressorCuda = OnDevice<testing::TestWithParam<Case>>;
+
+TEST_P(CompressorCuda, FollowsTheDefinition) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  for (int length : {3, 4, 8, 9, 128, 260}) {
+    Sequence want(c, length, 5);
+    Compress(RefKernels(), host.context(c.numerics), c, {{&want, 0, length}});
+    Sequence got(c, length, 5);
+    Compress(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {{&got, 0, length}});
+    EXPECT_LE(RelativeL2(Values(c, got), Values(c, want)), Tolerance(c)) << "length " << length;
+  }
+}
+
+TEST_P(CompressorCuda, WritesTheSameBytesInAnyChunksAndCompany) {
+  const Case& c = GetParam();
+  constexpr int kLength = 270;
+  const KernelContext ctx = device_->context(c.numerics);
+  Sequence want(c, kLength, 5);
+  Compress(CudaKernelsForHostArguments(), ctx, c, {{&want, 0, kLength}});
+  for (int seed = 0; seed < 4; ++seed) {
+    EXPECT_EQ(EntriesOfChunks(CudaKernelsForHostArguments(), ctx, c, kLength, seed), Entries(c, want))
+        << "seed " << seed;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, CompressorCuda, testing::ValuesIn(Cases()));
 
 }  // namespace
 }  // namespace foresight

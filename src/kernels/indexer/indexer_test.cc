@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
 
 namespace foresight {
 namespace {
@@ -94,6 +95,24 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
   return picks;
 }
 
+// Those of the rows of a sequence of 300 in steps of random sizes, each below a row of another sequence.
+std::vector<int32_t> PicksOfChunks(const KernelTable& table, const KernelContext& ctx, const Case& c,
+                                   uint32_t seed) {
+  RandomFloats random(seed);
+  Sequence fresh(c, 300, 1);  // keys that no row has seen yet are NaN
+  Sequence b(c, 210, 2);
+  std::vector<int32_t> got;
+  for (int at = 0; at < 300;) {
+    const int count = std::min(1 + random.Below(at < 200 ? 70 : 3), 300 - at);
+    const int other = std::min(at, 209);
+    b.WriteKeys(c, 0, other);
+    const auto picks = Picks(table, ctx, c, {{&b, {other, other + 1}}, {&fresh, {at, at + count}}});
+    got.insert(got.end(), picks.begin() + c.topk, picks.end());
+    at += count;
+  }
+  return got;
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (Numerics n : {Numerics::kClean, Numerics::kFaithful}) {
@@ -128,22 +147,11 @@ TEST_P(Indexer, PicksTheSameInAnyChunksAndCompany) {
   const Case& c = GetParam();
   for (const KernelTable* table : CpuTables()) {
     Sequence a(c, 300, 1);
-    Sequence b(c, 210, 2);
     KernelHost one(1);
     const auto want = Picks(*table, one.context(c.numerics), c, {{&a, {0, 300}}});
     for (int threads : {1, 3}) {
       KernelHost host(threads);
-      const KernelContext ctx = host.context(c.numerics);
-      RandomFloats random(threads);
-      Sequence fresh(c, 300, 1);  // keys that no row has seen yet are NaN
-      std::vector<int32_t> got;
-      for (int at = 0; at < 300;) {
-        const int count = std::min(1 + random.Below(at < 200 ? 70 : 3), 300 - at);
-        const int other = std::min(at, 209);
-        const auto picks = Picks(*table, ctx, c, {{&b, {other, other + 1}}, {&fresh, {at, at + count}}});
-        got.insert(got.end(), picks.begin() + c.topk, picks.end());
-        at += count;
-      }
+      const auto got = PicksOfChunks(*table, host.context(c.numerics), c, threads);
       EXPECT_EQ(got, want) << table->name << " " << threads << " threads";
     }
   }
@@ -163,6 +171,63 @@ TEST_P(Indexer, BreaksTiesByTheLowerIndex) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Indexer, testing::ValuesIn(Cases()));
+
+using IndexerCuda = OnDevice<testing::TestWithParam<Case>>;
+
+TEST_P(IndexerCuda, PicksWhatTheDefinitionPicks) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  for (int length : {1, 2, 3, 4, 5, 27, 28, 33, 300}) {
+    Sequence s(c, length, 3 + length);
+    EXPECT_EQ(Picks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {{&s, {0, length}}}),
+              Picks(RefKernels(), host.context(c.numerics), c, {{&s, {0, length}}}))
+        << "length " << length;
+  }
+}
+
+TEST_P(IndexerCuda, PicksTheSameInAnyChunksAndCompany) {
+  const Case& c = GetParam();
+  const KernelContext ctx = device_->context(c.numerics);
+  Sequence a(c, 300, 1);
+  const auto want = Picks(CudaKernelsForHostArguments(), ctx, c, {{&a, {0, 300}}});
+  for (uint32_t seed : {1, 3}) {
+    EXPECT_EQ(PicksOfChunks(CudaKernelsForHostArguments(), ctx, c, seed), want) << "seed " << seed;
+  }
+}
+
+TEST_P(IndexerCuda, BreaksTiesByTheLowerIndex) {
+  const Case& c = GetParam();
+  KernelHost host(2);
+  Sequence s(c, 280, 11, /*half_zero=*/true);
+  for (size_t i = 0; i < s.w.size(); ++i) s.w[i] = -std::fabs(s.w[i]);
+  EXPECT_EQ(Picks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {{&s, {0, 280}}}),
+            Picks(RefKernels(), host.context(c.numerics), c, {{&s, {0, 280}}}));
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, IndexerCuda, testing::ValuesIn(Cases()));
+
+using IndexerTilesCuda = OnDevice<>;
+
+// Rows of scores longer than a block of threads, in more turns than one.
+TEST_F(IndexerTilesCuda, DoNotChangePicks) {
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    const Case c{.numerics = numerics, .heads = 8, .dim = 32, .rope_dim = 32, .topk = 700};
+    KernelHost host(2);
+    Sequence s(c, 40000, 4);
+    s.WriteKeys(c, 0, 40000);
+    const auto run = [&](const KernelTable& table, const KernelContext& ctx, int begin) {
+      return Picks(table, ctx, c, {{&s, {begin, 40000}}});
+    };
+    const auto many = run(CudaKernelsForHostArguments(), device_->context(numerics), 38500);
+    const auto last = run(CudaKernelsForHostArguments(), device_->context(numerics), 39999);
+    EXPECT_TRUE(std::equal(last.begin(), last.end(), many.end() - c.topk));
+    const auto want = run(RefKernels(), host.context(numerics), 39999);
+    // Among ten thousand scores some are nearer to each other than float32's error.
+    std::vector<int32_t> common;
+    std::set_intersection(last.begin(), last.end(), want.begin(), want.end(), std::back_inserter(common));
+    EXPECT_GE(common.size(), 698u);
+  }
+}
 
 // A step with more scores than are held at a time: many rows of a long context.
 TEST(IndexerTiles, DoNotChangePicks) {

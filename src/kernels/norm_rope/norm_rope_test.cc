@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -27,182 +28,221 @@ VectorView F32View(const std::vector<float>& x) {
   return {DType::kF32, static_cast<int64_t>(x.size()), reinterpret_cast<const std::byte*>(x.data())};
 }
 
-class NormRope : public testing::TestWithParam<Numerics> {
- protected:
-  double tolerance() const { return GetParam() == Numerics::kFaithful ? kBf16Flips : kFloat32; }
-  KernelHost host_{2};
-  KernelContext ctx_ = host_.context(GetParam());
-};
+double Tolerance(const KernelContext& ctx) {
+  return ctx.faithful() ? kBf16Flips : kFloat32;
+}
 
-TEST_P(NormRope, RmsNormFollowsTheDefinition) {
+void ExpectRmsNorm(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   RandomFloats random(1);
-  for (const KernelTable* table : CpuTables()) {
-    for (int dim : {32, 96, 128, 512, 1056}) {
-      for (int rows : {1, 5, 70}) {
-        const std::vector<float> x = random.Vector(int64_t{rows} * dim, 3);
-        const std::vector<float> weight = random.Vector(dim);
-        std::vector<bf16> half(dim);
-        for (int i = 0; i < dim; ++i) half[i] = FloatToBf16(weight[i]);
-        for (const VectorView& w :
-             {F32View(weight),
-              VectorView{DType::kBF16, dim, reinterpret_cast<const std::byte*>(half.data())}}) {
-          RmsNormArgs args{.rows = rows, .dim = dim, .x = x.data(), .weight = w, .eps = 1e-6f};
-          std::vector<float> want(x.size());
-          args.out = want.data();
-          RmsNormRef(ctx_, args);
-          std::vector<float> got = x;  // in place is allowed
-          args.x = args.out = got.data();
-          table->rms_norm(ctx_, args);
-          EXPECT_LE(RelativeL2(got, want), tolerance()) << table->name << " dim " << dim << " rows " << rows;
-        }
+  for (int dim : {32, 96, 128, 512, 1056}) {
+    for (int rows : {1, 5, 70}) {
+      const std::vector<float> x = random.Vector(int64_t{rows} * dim, 3);
+      const std::vector<float> weight = random.Vector(dim);
+      std::vector<bf16> half(dim);
+      for (int i = 0; i < dim; ++i) half[i] = FloatToBf16(weight[i]);
+      for (const VectorView& w :
+           {F32View(weight),
+            VectorView{DType::kBF16, dim, reinterpret_cast<const std::byte*>(half.data())}}) {
+        RmsNormArgs args{.rows = rows, .dim = dim, .x = x.data(), .weight = w, .eps = 1e-6f};
+        std::vector<float> want(x.size());
+        args.out = want.data();
+        RmsNormRef(host, args);
+        std::vector<float> got = x;  // in place is allowed
+        args.x = args.out = got.data();
+        table.rms_norm(ctx, args);
+        EXPECT_LE(RelativeL2(got, want), Tolerance(ctx)) << table.name << " dim " << dim << " rows " << rows;
       }
     }
   }
 }
 
-TEST_P(NormRope, RopeTableEqualsTheDefinitionUpToAMillion) {
+void ExpectRopeTable(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   const std::vector<int64_t> positions = {0, 1, 127, 65535, 1048575};
   const std::vector<float> frequencies = {1.f, 0.68765602f, 3.6355386e-3f, 5.680529e-7f};
   const int count = static_cast<int>(positions.size() * frequencies.size());
-  for (const KernelTable* table : CpuTables()) {
-    std::vector<float> cos(count), sin(count), want_cos(count), want_sin(count);
-    RopeTableArgs args{.rows = static_cast<int>(positions.size()),
-                       .pairs = static_cast<int>(frequencies.size()),
-                       .positions = positions.data(),
-                       .frequencies = frequencies.data()};
-    args.cos = want_cos.data();
-    args.sin = want_sin.data();
-    RopeTableRef(ctx_, args);
-    args.cos = cos.data();
-    args.sin = sin.data();
-    table->rope_table(ctx_, args);
-    EXPECT_EQ(cos, want_cos) << table->name;
-    EXPECT_EQ(sin, want_sin) << table->name;
-  }
+  std::vector<float> cos(count), sin(count), want_cos(count), want_sin(count);
+  RopeTableArgs args{.rows = static_cast<int>(positions.size()),
+                     .pairs = static_cast<int>(frequencies.size()),
+                     .positions = positions.data(),
+                     .frequencies = frequencies.data()};
+  args.cos = want_cos.data();
+  args.sin = want_sin.data();
+  RopeTableRef(host, args);
+  args.cos = cos.data();
+  args.sin = sin.data();
+  table.rope_table(ctx, args);
+  EXPECT_EQ(cos, want_cos) << table.name;
+  EXPECT_EQ(sin, want_sin) << table.name;
 }
 
-TEST_P(NormRope, QueryFollowsTheDefinition) {
+void ExpectQuery(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   RandomFloats random(2);
-  for (const KernelTable* table : CpuTables()) {
-    for (int dim : {128, 512}) {
-      for (int heads : {1, 3, 64}) {
-        const int rows = 3;
-        std::vector<float> want = random.Vector(int64_t{rows} * heads * dim, 2);
-        std::vector<float> got = want;
-        const std::vector<float> cos = random.Vector(rows * 32);
-        const std::vector<float> sin = random.Vector(rows * 32);
-        QueryArgs args{.rows = rows,
-                       .heads = heads,
-                       .dim = dim,
-                       .rope_dim = 64,
-                       .eps = 1e-6f,
-                       .cos = cos.data(),
-                       .sin = sin.data()};
-        args.q = want.data();
-        QueryRef(ctx_, args);
-        args.q = got.data();
-        table->query(ctx_, args);
-        EXPECT_LE(RelativeL2(got, want), tolerance()) << table->name << " dim " << dim << " heads " << heads;
-      }
-    }
-  }
-}
-
-TEST_P(NormRope, KeyFollowsTheDefinition) {
-  RandomFloats random(3);
-  const CacheFormat format = ctx_.faithful() ? CacheFormat::kPacked : CacheFormat::kFloat32;
-  for (const KernelTable* table : CpuTables()) {
-    for (int dim : {128, 512}) {
-      const EntryLayout layout{format, dim, 64};
-      const int rows = 37;
-      const std::vector<float> kv = random.Vector(rows * dim, 2);
-      const std::vector<float> norm = random.Vector(dim);
+  for (int dim : {128, 512}) {
+    for (int heads : {1, 3, 64}) {
+      const int rows = 3;
+      std::vector<float> want = random.Vector(int64_t{rows} * heads * dim, 2);
+      std::vector<float> got = want;
       const std::vector<float> cos = random.Vector(rows * 32);
       const std::vector<float> sin = random.Vector(rows * 32);
-      std::vector<std::byte> want(rows * layout.bytes()), got(want.size());
-      KeyArgs args{.rows = rows,
-                   .layout = layout,
-                   .kv = kv.data(),
-                   .norm = F32View(norm),
-                   .eps = 1e-6f,
-                   .cos = cos.data(),
-                   .sin = sin.data()};
-      args.entries = want.data();
-      KeyRef(ctx_, args);
-      args.entries = got.data();
-      table->key(ctx_, args);
-      std::vector<float> want_values(rows * dim), got_values(rows * dim);
-      for (int t = 0; t < rows; ++t) {
-        DecodeEntry(layout, want.data() + t * layout.bytes(), want_values.data() + t * dim);
-        DecodeEntry(layout, got.data() + t * layout.bytes(), got_values.data() + t * dim);
-      }
-      // A value that rounds to the other bf16 may round to the other E4M3: 2^-3 off.
-      EXPECT_LE(RelativeL2(got_values, want_values), ctx_.faithful() ? 5 * kBf16Flips : kFloat32)
-          << table->name << " dim " << dim;
+      QueryArgs args{.rows = rows,
+                     .heads = heads,
+                     .dim = dim,
+                     .rope_dim = 64,
+                     .eps = 1e-6f,
+                     .cos = cos.data(),
+                     .sin = sin.data()};
+      args.q = want.data();
+      QueryRef(host, args);
+      args.q = got.data();
+      table.query(ctx, args);
+      EXPECT_LE(RelativeL2(got, want), Tolerance(ctx)) << table.name << " dim " << dim << " heads " << heads;
     }
+  }
+}
+
+void ExpectKey(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
+  RandomFloats random(3);
+  const CacheFormat format = ctx.faithful() ? CacheFormat::kPacked : CacheFormat::kFloat32;
+  for (int dim : {128, 512}) {
+    const EntryLayout layout{format, dim, 64};
+    const int rows = 37;
+    const std::vector<float> kv = random.Vector(rows * dim, 2);
+    const std::vector<float> norm = random.Vector(dim);
+    const std::vector<float> cos = random.Vector(rows * 32);
+    const std::vector<float> sin = random.Vector(rows * 32);
+    std::vector<std::byte> want(rows * layout.bytes()), got(want.size());
+    KeyArgs args{.rows = rows,
+                 .layout = layout,
+                 .kv = kv.data(),
+                 .norm = F32View(norm),
+                 .eps = 1e-6f,
+                 .cos = cos.data(),
+                 .sin = sin.data()};
+    args.entries = want.data();
+    KeyRef(host, args);
+    args.entries = got.data();
+    table.key(ctx, args);
+    std::vector<float> want_values(rows * dim), got_values(rows * dim);
+    for (int t = 0; t < rows; ++t) {
+      DecodeEntry(layout, want.data() + t * layout.bytes(), want_values.data() + t * dim);
+      DecodeEntry(layout, got.data() + t * layout.bytes(), got_values.data() + t * dim);
+    }
+    // A value that rounds to the other bf16 may round to the other E4M3: 2^-3 off.
+    EXPECT_LE(RelativeL2(got_values, want_values), ctx.faithful() ? 5 * kBf16Flips : kFloat32)
+        << table.name << " dim " << dim;
   }
 }
 
 // The encoder is exact: with a norm and a rotation that change nothing, bytes equal the definition's.
-TEST(Key, EncodesEntriesToTheSameBytes) {
-  KernelHost host(1);
-  const KernelContext ctx = host.context(Numerics::kFaithful);
+void ExpectExactEncoding(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   RandomFloats random(4);
   const EntryLayout layout{CacheFormat::kPacked, 192, 64};
   const std::vector<float> ones(192, 1.f);
   const std::vector<float> cos(32, 1.f);
   const std::vector<float> sin(32, 0.f);
-  for (const KernelTable* table : CpuTables()) {
-    for (int round = 0; round < 200; ++round) {
-      std::vector<float> kv(192);
-      // Magnitudes from far below the smallest step to the largest, powers of two and midpoints among them.
-      for (float& v : kv) {
-        v = std::ldexp(static_cast<float>(random.Below(64) - 32) / 8, -random.Below(round % 2 == 0 ? 8 : 30));
-      }
-      kv[random.Below(64)] = 448.f;
-      // eps so chosen that the norm's factor is a power of two: 1 / sqrt(mean + eps) = 2^-5.
-      double squares = 0;
-      for (float v : kv) squares += static_cast<double>(v) * v;
-      const float eps = static_cast<float>(1048576.0 - squares / 192);
-      std::vector<std::byte> got(layout.bytes()), want(layout.bytes());
-      KeyArgs args{.rows = 1,
-                   .layout = layout,
-                   .kv = kv.data(),
-                   .norm = F32View(ones),
-                   .eps = eps,
-                   .cos = cos.data(),
-                   .sin = sin.data()};
-      args.entries = got.data();
-      table->key(ctx, args);
-      args.entries = want.data();
-      KeyRef(ctx, args);
-      EXPECT_EQ(got, want) << table->name << " round " << round;
+  for (int round = 0; round < 200; ++round) {
+    std::vector<float> kv(192);
+    // Magnitudes from far below the smallest step to the largest, powers of two and midpoints among them.
+    for (float& v : kv) {
+      v = std::ldexp(static_cast<float>(random.Below(64) - 32) / 8, -random.Below(round % 2 == 0 ? 8 : 30));
     }
+    kv[random.Below(64)] = 448.f;
+    // eps so chosen that the norm's factor is a power of two: 1 / sqrt(mean + eps) = 2^-5.
+    double squares = 0;
+    for (float v : kv) squares += static_cast<double>(v) * v;
+    const float eps = static_cast<float>(1048576.0 - squares / 192);
+    std::vector<std::byte> got(layout.bytes()), want(layout.bytes());
+    KeyArgs args{.rows = 1,
+                 .layout = layout,
+                 .kv = kv.data(),
+                 .norm = F32View(ones),
+                 .eps = eps,
+                 .cos = cos.data(),
+                 .sin = sin.data()};
+    args.entries = got.data();
+    table.key(ctx, args);
+    args.entries = want.data();
+    KeyRef(host, args);
+    EXPECT_EQ(got, want) << table.name << " round " << round;
   }
 }
 
-TEST(StoreKeys, KeepsTheLastRowsOfEachSequence) {
-  KernelHost host(1);
-  const KernelContext ctx = host.context(Numerics::kClean);
+void ExpectLastRowsKept(const KernelTable& table, const KernelContext& ctx, const KernelContext&) {
   const EntryLayout layout{CacheFormat::kFloat32, 128, 64};
-  for (const KernelTable* table : CpuTables()) {
-    FakeCache a({.entry = layout, .window_slots = 8});
-    FakeCache b({.entry = layout, .window_slots = 8});
-    std::vector<float> entries(13 * 128);
-    for (int t = 0; t < 13; ++t) std::fill_n(entries.begin() + t * 128, 128, static_cast<float>(t));
-    const std::vector<SequenceRows> sequences = {{0, 11, 5, a.view()}, {11, 2, 7, b.view()}};
-    table->store_keys(ctx, {sequences, reinterpret_cast<const std::byte*>(entries.data())});
-    for (int p = 8; p < 16; ++p) {  // rows 3..10
-      EXPECT_EQ(*reinterpret_cast<const float*>(a.view().window[p]), static_cast<float>(p - 5))
-          << table->name;
-    }
-    EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[7]), 11.f);
-    EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[8]), 12.f);
-    EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(b.view().window[9])));
+  FakeCache a({.entry = layout, .window_slots = 8});
+  FakeCache b({.entry = layout, .window_slots = 8});
+  std::vector<float> entries(13 * 128);
+  for (int t = 0; t < 13; ++t) std::fill_n(entries.begin() + t * 128, 128, static_cast<float>(t));
+  const std::vector<SequenceRows> sequences = {{0, 11, 5, a.view()}, {11, 2, 7, b.view()}};
+  table.store_keys(ctx, {sequences, reinterpret_cast<const std::byte*>(entries.data())});
+  for (int p = 8; p < 16; ++p) {  // rows 3..10
+    EXPECT_EQ(*reinterpret_cast<const float*>(a.view().window[p]), static_cast<float>(p - 5)) << table.name;
   }
+  EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[7]), 11.f);
+  EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[8]), 12.f);
+  EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(b.view().window[9])));
+}
+
+using Check = void (*)(const KernelTable& table, const KernelContext& ctx, const KernelContext& host);
+
+class NormRope : public testing::TestWithParam<Numerics> {
+ protected:
+  void Run(Check check) {
+    KernelHost host(2);
+    const KernelContext ctx = host.context(GetParam());
+    for (const KernelTable* table : CpuTables()) check(*table, ctx, ctx);
+  }
+};
+
+class NormRopeCuda : public OnDevice<testing::TestWithParam<Numerics>> {
+ protected:
+  void Run(Check check) {
+    KernelHost host(2);
+    check(CudaKernelsForHostArguments(), device_->context(GetParam()), host.context(GetParam()));
+  }
+};
+
+TEST_P(NormRope, RmsNormFollowsTheDefinition) {
+  Run(ExpectRmsNorm);
+}
+TEST_P(NormRope, RopeTableEqualsTheDefinitionUpToAMillion) {
+  Run(ExpectRopeTable);
+}
+TEST_P(NormRope, QueryFollowsTheDefinition) {
+  Run(ExpectQuery);
+}
+TEST_P(NormRope, KeyFollowsTheDefinition) {
+  Run(ExpectKey);
+}
+TEST_P(NormRope, KeyEncodesEntriesToTheSameBytes) {
+  Run(ExpectExactEncoding);
+}
+TEST_P(NormRope, StoreKeysKeepsTheLastRowsOfEachSequence) {
+  Run(ExpectLastRowsKept);
 }
 
 INSTANTIATE_TEST_SUITE_P(Both, NormRope, testing::Values(Numerics::kClean, Numerics::kFaithful));
+
+TEST_P(NormRopeCuda, RmsNormFollowsTheDefinition) {
+  Run(ExpectRmsNorm);
+}
+TEST_P(NormRopeCuda, RopeTableEqualsTheDefinitionUpToAMillion) {
+  Run(ExpectRopeTable);
+}
+TEST_P(NormRopeCuda, QueryFollowsTheDefinition) {
+  Run(ExpectQuery);
+}
+TEST_P(NormRopeCuda, KeyFollowsTheDefinition) {
+  Run(ExpectKey);
+}
+TEST_P(NormRopeCuda, KeyEncodesEntriesToTheSameBytes) {
+  Run(ExpectExactEncoding);
+}
+TEST_P(NormRopeCuda, StoreKeysKeepsTheLastRowsOfEachSequence) {
+  Run(ExpectLastRowsKept);
+}
+
+INSTANTIATE_TEST_SUITE_P(Both, NormRopeCuda, testing::Values(Numerics::kClean, Numerics::kFaithful));
 
 }  // namespace
 }  // namespace foresight

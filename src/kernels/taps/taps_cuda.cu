@@ -15,9 +15,9 @@ __global__ void StoreTapKernel(const SequenceRows* sequences, int m, int dim, in
     std::byte* item = ring.data + (sequence.first_position + i) % ring.slots * ring.item_bytes;
     const float* row = streams + (sequence.first_row + i) * m * dim;
     for (int d = threadIdx.x; d < dim; d += blockDim.x) {
-      float sum = 0;
+      double sum = 0;  // as in the definition, to the bit: there is time for it
       for (int j = 0; j < m; ++j) sum += row[int64_t{j} * dim + d];
-      const float mean = sum / static_cast<float>(m);
+      const float mean = static_cast<float>(sum / m);
       if (faithful) {
         reinterpret_cast<uint16_t*>(item)[offset + d] = Bf16Bits(mean);
       } else {

@@ -1,0 +1,224 @@
+// For tests: the CUDA table for arguments in host memory, so that the tests of definitions and CPU tables can
+// be run on a device as they are. Its context is KernelDevice's.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cuda/device_fixture.h"
+
+namespace foresight {
+
+// The copies of one call's arguments in scratch memory.
+class DeviceCopies {
+ public:
+  explicit DeviceCopies(const KernelContext& ctx) : ctx_(ctx), scope_(*ctx.scratch) {}
+
+  template <typename T>
+  const T* In(const T* host, int64_t count) {
+    T* copy = ctx_.scratch->Allocate<T>(count);
+    ctx_.device->Upload(copy, host, count * static_cast<int64_t>(sizeof(T)));
+    return copy;
+  }
+  // Copied back by Finish. What the host has in it goes along: nothing may depend on it, rows left alone keep
+  // it.
+  template <typename T>
+  T* InOut(T* host, int64_t count) {
+    T* copy = const_cast<T*>(In(host, count));
+    outputs_.push_back({host, copy, count * static_cast<int64_t>(sizeof(T))});
+    return copy;
+  }
+  VectorView In(VectorView v) {
+    v.data = In(v.data, v.size * static_cast<int64_t>(DTypeBytes(v.dtype)));
+    return v;
+  }
+  MatrixView In(MatrixView m) {  // without scales
+    m.data = In(m.data, m.rows * m.row_bytes());
+    return m;
+  }
+  // With their caches; pages as far as `ratio` tokens to an entry need them (0: none).
+  std::span<const SequenceRows> In(std::span<const SequenceRows> sequences, int ratio = 0) {
+    std::vector<SequenceRows> copies(sequences.begin(), sequences.end());
+    for (SequenceRows& s : copies) {
+      for (RingView* ring : {&s.cache.window, &s.cache.compressor_rows, &s.cache.index_compressor_rows}) {
+        if (ring->slots > 0) ring->data = InOut(ring->data, ring->slots * ring->item_bytes);
+      }
+      if (ratio == 0) continue;
+      PagedView& entries = s.cache.compressed;
+      PagedView& keys = s.cache.index_keys;
+      const int64_t block_bytes = std::max(entries.offset + entries.per_block * entries.item_bytes,
+                                           keys.offset + keys.per_block * keys.item_bytes);
+      const int64_t items = (s.first_position + s.num_rows) / ratio;
+      std::vector<std::byte*> blocks((items + entries.per_block - 1) / entries.per_block);
+      for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = InOut(entries.blocks[i], block_bytes);
+      entries.blocks = keys.blocks = In(blocks.data(), static_cast<int64_t>(blocks.size()));
+    }
+    return {In(copies.data(), static_cast<int64_t>(copies.size())), copies.size()};
+  }
+  void Finish() {
+    for (const auto& [host, copy, bytes] : outputs_) {
+      const Status status = ctx_.device->Download(host, copy, bytes);
+      ASSERT_TRUE(status.ok()) << status.message();
+    }
+  }
+
+ private:
+  struct Output {
+    void* host;
+    const void* copy;
+    int64_t bytes;
+  };
+  const KernelContext& ctx_;
+  ArenaScope scope_;
+  std::vector<Output> outputs_;
+};
+
+namespace host_arguments {
+
+inline const KernelTable& Cuda() {
+  return **CudaKernels();
+}
+
+inline int Rows(std::span<const SequenceRows> sequences) {
+  return sequences.back().first_row + sequences.back().num_rows;
+}
+
+inline void RmsNorm(const KernelContext& ctx, const RmsNormArgs& host) {
+  DeviceCopies copies(ctx);
+  RmsNormArgs args = host;
+  const int64_t values = int64_t{args.rows} * args.dim;
+  args.out = copies.InOut(args.out, values);
+  args.x = host.x == host.out ? args.out : copies.In(args.x, values);
+  args.weight = copies.In(args.weight);
+  Cuda().rms_norm(ctx, args);
+  copies.Finish();
+}
+
+inline void RopeTable(const KernelContext& ctx, const RopeTableArgs& host) {
+  DeviceCopies copies(ctx);
+  RopeTableArgs args = host;
+  args.positions = copies.In(args.positions, args.rows);
+  args.frequencies = copies.In(args.frequencies, args.pairs);
+  args.cos = copies.InOut(args.cos, int64_t{args.rows} * args.pairs);
+  args.sin = copies.InOut(args.sin, int64_t{args.rows} * args.pairs);
+  Cuda().rope_table(ctx, args);
+  copies.Finish();
+}
+
+inline void Query(const KernelContext& ctx, const QueryArgs& host) {
+  DeviceCopies copies(ctx);
+  QueryArgs args = host;
+  args.cos = copies.In(args.cos, int64_t{args.rows} * args.rope_dim / 2);
+  args.sin = copies.In(args.sin, int64_t{args.rows} * args.rope_dim / 2);
+  args.q = copies.InOut(args.q, int64_t{args.rows} * args.heads * args.dim);
+  Cuda().query(ctx, args);
+  copies.Finish();
+}
+
+inline void Key(const KernelContext& ctx, const KeyArgs& host) {
+  DeviceCopies copies(ctx);
+  KeyArgs args = host;
+  args.kv = copies.In(args.kv, int64_t{args.rows} * args.layout.dim);
+  args.norm = copies.In(args.norm);
+  args.cos = copies.In(args.cos, int64_t{args.rows} * args.layout.rope_dim / 2);
+  args.sin = copies.In(args.sin, int64_t{args.rows} * args.layout.rope_dim / 2);
+  args.entries = copies.InOut(args.entries, args.rows * args.layout.bytes());
+  Cuda().key(ctx, args);
+  copies.Finish();
+}
+
+inline void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& host) {
+  DeviceCopies copies(ctx);
+  StoreKeysArgs args = host;
+  args.sequences = copies.In(args.sequences);
+  args.entries = copies.In(args.entries, Rows(host.sequences) * host.sequences[0].cache.window.item_bytes);
+  Cuda().store_keys(ctx, args);
+  copies.Finish();
+}
+
+inline void Compressor(const KernelContext& ctx, const CompressorArgs& host) {
+  DeviceCopies copies(ctx);
+  CompressorArgs args = host;
+  args.sequences = copies.In(args.sequences, args.ratio);
+  args.a = copies.In(args.a, args.rows * args.ape.cols);
+  args.b = copies.InOut(args.b, args.rows * args.ape.cols);
+  args.ape = copies.In(args.ape);
+  args.norm = copies.In(args.norm);
+  args.frequencies = copies.In(args.frequencies, args.rope_dim / 2);
+  Cuda().compressor(ctx, args);
+  copies.Finish();
+}
+
+inline void Indexer(const KernelContext& ctx, const IndexerArgs& host) {
+  DeviceCopies copies(ctx);
+  IndexerArgs args = host;
+  args.sequences = copies.In(args.sequences, 4);
+  args.iq = copies.InOut(args.iq, int64_t{args.rows} * args.heads * args.key.dim);
+  args.w = copies.In(args.w, int64_t{args.rows} * args.heads);
+  args.cos = copies.In(args.cos, int64_t{args.rows} * args.rope_dim / 2);
+  args.sin = copies.In(args.sin, int64_t{args.rows} * args.rope_dim / 2);
+  args.picks = copies.InOut(args.picks, int64_t{args.rows} * args.topk);
+  Cuda().indexer(ctx, args);
+  copies.Finish();
+}
+
+inline void Attention(const KernelContext& ctx, const AttentionArgs& host) {
+  DeviceCopies copies(ctx);
+  AttentionArgs args = host;
+  const int64_t values = int64_t{args.rows} * args.heads * args.layout.dim;
+  args.sequences = copies.In(args.sequences, args.compressed == CompressedKeys::kNone ? 0 : args.ratio);
+  args.q = copies.In(args.q, values);
+  args.entries = copies.In(args.entries, args.rows * args.layout.bytes());
+  args.sink = copies.In(args.sink);
+  if (args.compressed == CompressedKeys::kPicked) {
+    args.picks = copies.In(args.picks, int64_t{args.rows} * args.topk);
+  }
+  args.cos = copies.In(args.cos, int64_t{args.rows} * args.layout.rope_dim / 2);
+  args.sin = copies.In(args.sin, int64_t{args.rows} * args.layout.rope_dim / 2);
+  args.out = copies.InOut(args.out, values);
+  Cuda().attention(ctx, args);
+  copies.Finish();
+}
+
+inline void StoreTap(const KernelContext& ctx, const StoreTapArgs& host) {
+  DeviceCopies copies(ctx);
+  StoreTapArgs args = host;
+  args.sequences = copies.In(args.sequences);
+  args.streams = copies.In(args.streams, int64_t{Rows(host.sequences)} * args.m * args.dim);
+  Cuda().store_tap(ctx, args);
+  copies.Finish();
+}
+
+inline void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& host) {
+  DeviceCopies copies(ctx);
+  LoadTapsArgs args = host;
+  args.sequences = copies.In(args.sequences);
+  args.out = copies.InOut(args.out, Rows(host.sequences) * args.width);
+  Cuda().load_taps(ctx, args);
+  copies.Finish();
+}
+
+}  // namespace host_arguments
+
+// The entries that know about sequences and caches, and what makes their inputs.
+inline const KernelTable& CudaKernelsForHostArguments() {
+  static constexpr KernelTable kTable = {
+      .name = "cuda",
+      .description = "for arguments in host memory",
+      .rms_norm = host_arguments::RmsNorm,
+      .rope_table = host_arguments::RopeTable,
+      .query = host_arguments::Query,
+      .key = host_arguments::Key,
+      .store_keys = host_arguments::StoreKeys,
+      .compressor = host_arguments::Compressor,
+      .indexer = host_arguments::Indexer,
+      .attention = host_arguments::Attention,
+      .store_tap = host_arguments::StoreTap,
+      .load_taps = host_arguments::LoadTaps,
+  };
+  return kTable;
+}
+
+}  // namespace foresight
