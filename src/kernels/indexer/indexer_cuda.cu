@@ -295,7 +295,9 @@ void Indexer(const KernelContext& ctx, const IndexerArgs& args) {
   const int rows_at_a_time = static_cast<int>(
       std::clamp<int64_t>(kScoreBytes / (stride * int64_t{sizeof(float)}), 1, std::max(args.rows, 1)));
   indexing.scores = ctx.scratch->Allocate<float>(rows_at_a_time * stride);
-  const bool packed = args.key.format == CacheFormat::kPacked && args.key.dim <= kMmaDim;
+  // Codes are read in words of four bytes, which keys of other sizes are not made of.
+  const bool packed =
+      args.key.format == CacheFormat::kPacked && args.key.dim <= kMmaDim && args.key.bytes() % 4 == 0;
   const int keys_per_block = packed ? kWarpKeys * kScoreWarps : kTileKeys;
   for (int first = 0; first < args.rows; first += rows_at_a_time) {
     indexing.first_row = first;
