@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/kernel_table.h"
+#include "kernels/weight_fixture.h"
 
 namespace foresight {
 namespace {
@@ -16,48 +17,6 @@ namespace {
 constexpr double kClean = 4e-3;
 // The inputs are the reference's; what differs is the order of float32 sums, seen through one bf16 rounding.
 constexpr double kFaithful = 3e-3;
-
-struct Weight {
-  std::vector<uint8_t> data;
-  std::vector<uint8_t> scales;
-  MatrixView view;
-};
-
-Weight RandomWeight(DType dtype, int64_t rows, int64_t cols, std::mt19937& rng) {
-  Weight w;
-  w.view = {.dtype = dtype, .rows = rows, .cols = cols};
-  w.data.resize(rows * w.view.row_bytes());
-  std::normal_distribution<float> normal(0, 0.1f);
-  if (dtype == DType::kF32 || dtype == DType::kBF16) {
-    for (int64_t i = 0; i < rows * cols; ++i) {
-      const float x = normal(rng);
-      const bf16 b = FloatToBf16(x);
-      if (dtype == DType::kF32) {
-        std::memcpy(w.data.data() + 4 * i, &x, 4);
-      } else {
-        std::memcpy(w.data.data() + 2 * i, &b, 2);
-      }
-    }
-  } else {
-    for (uint8_t& code : w.data) {
-      code = static_cast<uint8_t>(rng());
-      if (dtype == DType::kF8E4M3 && (code & 0x7f) == 0x7f) code ^= 1;  // no NaN
-    }
-    const int64_t scale_rows = dtype == DType::kI8 ? rows : (rows + 127) / 128;
-    w.scales.resize(scale_rows * w.view.scale_cols());
-    for (uint8_t& s : w.scales) s = static_cast<uint8_t>(114 + rng() % 12);
-  }
-  w.view.data = reinterpret_cast<const std::byte*>(w.data.data());
-  w.view.scales = w.scales.empty() ? nullptr : w.scales.data();
-  return w;
-}
-
-std::vector<float> RandomRows(int64_t rows, int64_t cols, bool bf16_values, std::mt19937& rng) {
-  std::normal_distribution<float> normal;
-  std::vector<float> x(rows * cols);
-  for (float& v : x) v = bf16_values ? RoundBf16(normal(rng)) : normal(rng);
-  return x;
-}
 
 class LinearTest : public testing::TestWithParam<const char*> {
  protected:
@@ -81,22 +40,13 @@ class LinearTest : public testing::TestWithParam<const char*> {
   Arena arena_{size_t{1} << 30};
 };
 
-double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += (static_cast<double>(got[i]) - want[i]) * (static_cast<double>(got[i]) - want[i]);
-    norm += static_cast<double>(want[i]) * want[i];
-  }
-  return std::sqrt(error / norm);
-}
-
 TEST_P(LinearTest, EqualsTheReferenceAndIsPure) {
   std::mt19937 rng(3);
   ThreadPool one(1), three(3);
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3, DType::kI8}) {
     for (const auto& [n, k] :
          {std::pair{1, 32}, {7, 64}, {16, 128}, {130, 160}, {257, 384}, {128, 1056}, {40, 2080}}) {
-      const Weight w = RandomWeight(dtype, n, k, rng);
+      const RandomMatrix w(dtype, n, k, rng);
       for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
         for (LinearNumerics kind :
              {LinearNumerics::kProjection, LinearNumerics::kUnquantizedInput, LinearNumerics::kFloat32}) {
@@ -129,7 +79,7 @@ TEST_P(LinearTest, GroupedEqualsTheReferenceAndIsPure) {
   std::mt19937 rng(4);
   ThreadPool pool(2);
   const int groups = 4, n = 128, k = 256, rows = 19;
-  const Weight w = RandomWeight(DType::kF8E4M3, groups * n, k, rng);
+  const RandomMatrix w(DType::kF8E4M3, groups * n, k, rng);
   for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
     const std::vector<float> x = RandomRows(rows, groups * k, numerics == Numerics::kFaithful, rng);
     auto run = [&](const KernelTable& table, int count, const float* from) {

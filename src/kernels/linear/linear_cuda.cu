@@ -1,0 +1,230 @@
+#include <algorithm>
+
+#include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/product.cuh"
+
+namespace foresight::cuda {
+namespace {
+
+// One weight, or the rows of one group of it. Column c of the product is prepared row c * rows_per_column +
+// prepared_row.
+struct Product {
+  MatrixView w;
+  int64_t row_begin = 0;
+  int64_t row_end = 0;
+  int64_t prepared_row = 0;
+  float* out = nullptr;  // [rows, w.rows]
+  bool round_output = false;
+};
+
+constexpr int kMaxProducts = 24;  // of one launch
+
+struct LinearTasks {
+  Product products[kMaxProducts];
+  int first_tile[kMaxProducts];  // row tiles before this product's
+  int count = 0;
+  int rows = 0;
+  int64_t rows_per_column = 1;
+  PreparedRows x;
+
+  __device__ bool Get(int row_tile, int column_tile, int tile_rows, int tile_columns,
+                      ProductTile& tile) const {
+    int i = count - 1;
+    while (first_tile[i] > row_tile) --i;
+    const Product& p = products[i];
+    tile.weights = reinterpret_cast<const uint8_t*>(p.w.data);
+    tile.scales = p.w.scales;
+    tile.scale_cols = p.w.dtype == DType::kI8 ? p.w.cols / 32 : (p.w.cols + 127) / 128;
+    tile.row = p.row_begin + int64_t{row_tile - first_tile[i]} * tile_rows;
+    tile.row_end = p.row_end;
+    tile.x = x.data + p.prepared_row * x.stride();
+    tile.x_stride = rows_per_column * x.stride();
+    tile.id_divisor = 1;
+    tile.ids = nullptr;
+    tile.first_id = column_tile * tile_columns;
+    tile.columns = rows - tile.first_id < tile_columns ? rows - tile.first_id : tile_columns;
+    tile.out = p.out;
+    tile.out_stride = p.w.rows;
+    tile.round_output = p.round_output;
+    return true;
+  }
+};
+
+// Big enough tiles for the rows at hand; the tiled kernel once its tiles keep every multiprocessor busy.
+ProductShape ChooseShape(const KernelContext& ctx, int rows, int64_t weight_rows) {
+  if (rows > 32 &&
+      CeilDiv(rows, kTiledColumns) * int64_t{CeilDiv(weight_rows, kTiledRows)} >= DeviceOf(ctx).num_sms()) {
+    return kTiledShape;
+  }
+  return {.tile_columns = rows <= 8 ? 8 : rows <= 16 ? 16 : 32};
+}
+
+// Products that share prepared activations.
+template <typename Format>
+void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
+         InputNumerics numerics) {
+  ArenaScope scope(*ctx.scratch);
+  const int64_t k = tasks.products[0].w.cols;
+  tasks.x = Prepare<Format>(ctx, PlainRows{x, k}, x_rows, k, numerics);
+  int64_t weight_rows = 0;
+  for (int i = 0; i < tasks.count; ++i)
+    weight_rows += tasks.products[i].row_end - tasks.products[i].row_begin;
+  const ProductShape shape = ChooseShape(ctx, tasks.rows, weight_rows);
+  unsigned row_tiles = 0;
+  for (int i = 0; i < tasks.count; ++i) {
+    tasks.first_tile[i] = static_cast<int>(row_tiles);
+    row_tiles += CeilDiv(tasks.products[i].row_end - tasks.products[i].row_begin, shape.tile_rows);
+  }
+  LaunchProduct<Format>(ctx, shape, numerics.split, tasks, k, row_tiles,
+                        CeilDiv(tasks.rows, shape.tile_columns));
+}
+
+void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
+         InputNumerics numerics) {
+  switch (tasks.products[0].w.dtype) {
+    case DType::kBF16:
+      return Run<Bf16Weights>(ctx, tasks, x, x_rows, numerics);
+    case DType::kF8E4M3:
+      return Run<Fp8Weights>(ctx, tasks, x, x_rows, numerics);
+    case DType::kI8:
+      return Run<Mxfp4Weights>(ctx, tasks, x, x_rows, numerics);
+    default:
+      CHECK(false, "no product with {} weights", DTypeName(tasks.products[0].w.dtype));
+  }
+}
+
+// What the tensor cores have no use for: float32 weights, and rows that 16-byte loads can't read.
+bool NeedsPlainProduct(const MatrixView& w) {
+  return w.dtype == DType::kF32 || w.cols % 32 != 0 || reinterpret_cast<uintptr_t>(w.data) % 16 != 0;
+}
+
+__device__ float WeightValue(const MatrixView& w, int64_t row, int64_t col) {
+  const uint8_t* bytes = reinterpret_cast<const uint8_t*>(w.data);
+  const int64_t i = row * w.cols + col;
+  switch (w.dtype) {
+    case DType::kF32:
+      return reinterpret_cast<const float*>(bytes)[i];
+    case DType::kBF16:
+      return Bf16(reinterpret_cast<const uint16_t*>(bytes)[i]);
+    case DType::kF8E4M3:
+      return E4M3(bytes[i]) * E8M0(w.scales[row / 128 * ((w.cols + 127) / 128) + col / 128]);
+    default:
+      return E2M1(bytes[i / 2] >> (i % 2 * 4) & 15) * E8M0(w.scales[row * (w.cols / 32) + col / 32]);
+  }
+}
+
+// One warp per weight row and eight rows of x: float32, lanes stride over K, then one tree.
+__global__ void PlainProductKernel(Product product, const float* x, int rows, int64_t x_stride,
+                                   bool quantize) {
+  constexpr int kColumns = 8;
+  const int64_t row = product.row_begin + int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
+  if (row >= product.row_end) return;
+  const int lane = threadIdx.x % 32;
+  const int first = blockIdx.y * kColumns;
+  const int64_t k = product.w.cols;
+  float sums[kColumns] = {};
+  // By blocks of act_quant; a lane's values of a block are 32 apart.
+  for (int64_t block = 0; block < k; block += kBlockK) {
+    float w[4];
+    for (int i = 0; i < 4; ++i) {
+      const int64_t at = block + i * 32 + lane;
+      w[i] = at < k ? WeightValue(product.w, row, at) : 0.0f;
+    }
+    for (int c = 0; c < kColumns; ++c) {
+      if (first + c >= rows) break;
+      const float* from = x + (first + c) * x_stride + product.prepared_row * k + block;
+      float v[4];
+      float amax = 0;
+      for (int i = 0; i < 4; ++i) {
+        v[i] = block + i * 32 + lane < k ? from[i * 32 + lane] : 0.0f;
+        amax = fmaxf(amax, fabsf(v[i]));
+      }
+      if (quantize) amax = WarpMax(amax);
+      for (int i = 0; i < 4; ++i) sums[c] = fmaf(w[i], quantize ? ActQuant(v[i], amax) : v[i], sums[c]);
+    }
+  }
+  for (int c = 0; c < kColumns; ++c) {
+    if (first + c >= rows) break;
+    const float y = WarpSum(sums[c]);
+    if (lane == 0) {
+      product.out[(first + c) * product.w.rows + row] = product.round_output ? RoundBf16(y) : y;
+    }
+  }
+}
+
+void RunPlain(const KernelContext& ctx, const Product& product, const float* x, int rows, int64_t x_stride,
+              bool quantize) {
+  constexpr int kWarps = 4;
+  Launch(ctx, PlainProductKernel,
+         dim3(CeilDiv(product.row_end - product.row_begin, kWarps), CeilDiv(rows, 8)), kWarps * 32, 0,
+         product, x, rows, x_stride, quantize);
+}
+
+InputNumerics NumericsOf(const KernelContext& ctx, DType dtype, LinearNumerics numerics) {
+  return {.quantize = ctx.faithful() && numerics == LinearNumerics::kProjection &&
+                      (dtype == DType::kF8E4M3 || dtype == DType::kI8),
+          .split = !ctx.faithful() || numerics == LinearNumerics::kFloat32};
+}
+
+bool RoundsOutput(const KernelContext& ctx, LinearNumerics numerics) {
+  return ctx.faithful() && numerics != LinearNumerics::kFloat32;
+}
+
+}  // namespace
+
+void Linear(const KernelContext& ctx, const LinearArgs& args) {
+  if (args.rows == 0) return;
+  const size_t count = args.targets.size();
+  CHECK(count <= kMaxProducts);
+  bool done[kMaxProducts] = {};
+  for (size_t i = 0; i < count; ++i) {
+    if (done[i]) continue;
+    const LinearTarget& first = args.targets[i];
+    const InputNumerics numerics = NumericsOf(ctx, first.w.dtype, first.numerics);
+    LinearTasks tasks;
+    tasks.rows = args.rows;
+    for (size_t j = i; j < count; ++j) {
+      const LinearTarget& target = args.targets[j];
+      const Product product = {.w = target.w,
+                               .row_end = target.w.rows,
+                               .out = target.out,
+                               .round_output = RoundsOutput(ctx, target.numerics)};
+      if (NeedsPlainProduct(target.w)) {
+        if (j != i) continue;
+        RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
+      } else if (!done[j] && target.w.dtype == first.w.dtype && !NeedsPlainProduct(first.w) &&
+                 NumericsOf(ctx, target.w.dtype, target.numerics) == numerics) {
+        tasks.products[tasks.count++] = product;
+        done[j] = true;
+      }
+    }
+    if (tasks.count > 0) Run(ctx, tasks, args.x, args.rows, numerics);
+  }
+}
+
+void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
+  if (args.rows == 0) return;
+  CHECK(args.groups <= kMaxProducts);
+  const InputNumerics numerics = NumericsOf(ctx, args.w.dtype, LinearNumerics::kUnquantizedInput);
+  const int64_t n = args.w.rows / args.groups;
+  LinearTasks tasks;
+  tasks.rows = args.rows;
+  tasks.rows_per_column = args.groups;
+  for (int group = 0; group < args.groups; ++group) {
+    tasks.products[tasks.count++] = {.w = args.w,
+                                     .row_begin = group * n,
+                                     .row_end = (group + 1) * n,
+                                     .prepared_row = group,
+                                     .out = args.out,
+                                     .round_output = ctx.faithful()};
+  }
+  if (!NeedsPlainProduct(args.w)) {
+    Run(ctx, tasks, args.x, int64_t{args.rows} * args.groups, numerics);
+    return;
+  }
+  for (int group = 0; group < args.groups; ++group) {
+    RunPlain(ctx, tasks.products[group], args.x, args.rows, args.groups * args.w.cols, false);
+  }
+}
+
+}  // namespace foresight::cuda

@@ -1,0 +1,181 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "kernels/cache_fixture.h"
+#include "kernels/cuda/device_fixture.h"
+#include "kernels/linear/linear.h"
+#include "kernels/weight_fixture.h"
+
+namespace foresight {
+namespace {
+
+// Two float32 sums of the same products, of which one splits its inputs (2^-18).
+constexpr double kFloat32 = 1e-5;
+// Seen through one rounding to bf16, which turns a few of the last bits.
+constexpr double kBf16 = 2.5e-3;
+
+class LinearCudaTest : public OnDevice<> {
+ protected:
+  struct Target {
+    MatrixView host;
+    MatrixView device;
+    LinearNumerics numerics;
+  };
+
+  std::vector<std::vector<float>> RunCuda(Numerics numerics, const std::vector<Target>& targets, int rows,
+                                          const float* x) {
+    const int64_t k = targets[0].host.cols;
+    std::vector<LinearTarget> args;
+    for (const Target& t : targets) {
+      args.push_back(
+          {.w = t.device, .out = device_->Allocate<float>(rows * t.host.rows), .numerics = t.numerics});
+    }
+    const float* at = device_->Upload(std::span(x, static_cast<size_t>(rows * k)));
+    table_->linear(device_->context(numerics), {.rows = rows, .x = at, .targets = args});
+    std::vector<std::vector<float>> out;
+    for (const LinearTarget& t : args) out.push_back(device_->Download(t.out, rows * t.w.rows));
+    return out;
+  }
+  std::vector<float> RunRef(Numerics numerics, const Target& target, int rows, const float* x) {
+    std::vector<float> out(static_cast<size_t>(rows * target.host.rows), NAN);
+    const LinearTarget args[] = {{.w = target.host, .out = out.data(), .numerics = target.numerics}};
+    RefKernels().linear(host_.context(numerics), {.rows = rows, .x = x, .targets = args});
+    return out;
+  }
+  // All targets in one call, each row in a batch, alone, and beside rows of NaN.
+  void Check(Numerics numerics, const std::vector<Target>& targets, int rows, std::mt19937& rng) {
+    const int64_t k = targets[0].host.cols;
+    std::vector<float> x = RandomRows(rows, k, numerics == Numerics::kFaithful, rng);
+    const auto got = RunCuda(numerics, targets, rows, x.data());
+    const int r = static_cast<int>(rng() % rows);
+    const auto alone = RunCuda(numerics, targets, 1, x.data() + r * k);
+    for (size_t i = 0; i < targets.size(); ++i) {
+      const Target& t = targets[i];
+      const bool rounds = numerics == Numerics::kFaithful && t.numerics != LinearNumerics::kFloat32;
+      EXPECT_LE(RelativeL2(got[i], RunRef(numerics, t, rows, x.data())), rounds ? kBf16 : kFloat32)
+          << DTypeName(t.host.dtype) << " " << t.host.rows << "x" << k << " rows " << rows << " numerics "
+          << static_cast<int>(numerics) << " kind " << static_cast<int>(t.numerics);
+    }
+    for (int64_t i = 0; i < rows * k; ++i) {
+      if (i / k != r) x[i] = NAN;
+    }
+    const auto beside = RunCuda(numerics, targets, rows, x.data());
+    for (size_t i = 0; i < targets.size(); ++i) {
+      const int64_t n = targets[i].host.rows;
+      for (const auto* batch : {&got[i], &beside[i]}) {
+        EXPECT_EQ(std::memcmp(alone[i].data(), batch->data() + r * n, static_cast<size_t>(n) * sizeof(float)),
+                  0)
+            << DTypeName(targets[i].host.dtype) << " " << n << "x" << k << " row " << r << " of " << rows;
+      }
+    }
+  }
+
+  KernelHost host_{2};
+};
+
+constexpr LinearNumerics kKinds[] = {LinearNumerics::kProjection, LinearNumerics::kUnquantizedInput,
+                                     LinearNumerics::kFloat32};
+
+TEST_F(LinearCudaTest, EqualsTheReferenceAndIsPure) {
+  std::mt19937 rng(3);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3, DType::kI8}) {
+    for (const auto& [n, k] :
+         {std::pair{1, 32}, {7, 64}, {16, 128}, {130, 160}, {257, 384}, {128, 1056}, {40, 8352}}) {
+      const RandomMatrix w(dtype, n, k, rng);
+      for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+        for (LinearNumerics kind : kKinds) {
+          for (int rows : {1, 3, 8, 9, 17, 40}) {
+            Check(numerics, {{w.view, device_->Upload(w.view), kind}}, rows, rng);
+            device_->Clear();
+          }
+        }
+      }
+    }
+  }
+}
+
+// Widths that 16-byte loads can't take.
+TEST_F(LinearCudaTest, AnyWidthEqualsTheReferenceAndIsPure) {
+  std::mt19937 rng(5);
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    for (const auto& [n, k] : {std::pair{3, 5}, {33, 150}, {20, 260}}) {
+      const RandomMatrix w(dtype, n, k, rng);
+      for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+        for (LinearNumerics kind : kKinds) {
+          Check(numerics, {{w.view, device_->Upload(w.view), kind}}, 11, rng);
+          device_->Clear();
+        }
+      }
+    }
+  }
+}
+
+// Enough of both to be cut into large tiles, whose bits are those of a row alone.
+TEST_F(LinearCudaTest, LargeTilesEqualTheReferenceAndArePure) {
+  std::mt19937 rng(6);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3, DType::kI8}) {
+    const RandomMatrix w(dtype, 8 * 1024 + 40, 416, rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      Check(numerics, {{w.view, device_->Upload(w.view), LinearNumerics::kProjection}}, 650, rng);
+      device_->Clear();
+    }
+  }
+}
+
+TEST_F(LinearCudaTest, TargetsOfOneCallAreIndependent) {
+  std::mt19937 rng(7);
+  const RandomMatrix a(DType::kF8E4M3, 144, 512, rng), b(DType::kBF16, 40, 512, rng),
+      c(DType::kF8E4M3, 72, 512, rng), d(DType::kF32, 24, 512, rng), e(DType::kI8, 65, 512, rng);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    for (int rows : {1, 21}) {
+      Check(numerics,
+            {{a.view, device_->Upload(a.view), LinearNumerics::kProjection},
+             {b.view, device_->Upload(b.view), LinearNumerics::kFloat32},
+             {c.view, device_->Upload(c.view), LinearNumerics::kProjection},
+             {d.view, device_->Upload(d.view), LinearNumerics::kFloat32},
+             {e.view, device_->Upload(e.view), LinearNumerics::kUnquantizedInput},
+             {b.view, device_->Upload(b.view), LinearNumerics::kProjection}},
+            rows, rng);
+      device_->Clear();
+    }
+  }
+}
+
+TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
+  std::mt19937 rng(4);
+  for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
+    for (const int n : {128, 40}) {
+      const int groups = 4, k = 256, rows = 70;
+      const RandomMatrix w(dtype, groups * n, k, rng);
+      const MatrixView on_device = device_->Upload(w.view);
+      for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+        const std::vector<float> x = RandomRows(rows, groups * k, numerics == Numerics::kFaithful, rng);
+        auto run = [&](int count, const float* from) {
+          float* out = device_->Allocate<float>(count * groups * n);
+          const float* at = device_->Upload(std::span(from, static_cast<size_t>(count * groups * k)));
+          table_->grouped_linear(device_->context(numerics),
+                                 {.rows = count, .groups = groups, .x = at, .w = on_device, .out = out});
+          return device_->Download(out, count * groups * n);
+        };
+        const std::vector<float> got = run(rows, x.data());
+        std::vector<float> want(got.size());
+        RefKernels().grouped_linear(
+            host_.context(numerics),
+            {.rows = rows, .groups = groups, .x = x.data(), .w = w.view, .out = want.data()});
+        EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kBf16 : kFloat32)
+            << DTypeName(dtype);
+        for (int r = 0; r < rows; r += 23) {
+          const std::vector<float> alone = run(1, x.data() + int64_t{r} * groups * k);
+          EXPECT_EQ(
+              std::memcmp(alone.data(), got.data() + int64_t{r} * groups * n, alone.size() * sizeof(float)),
+              0);
+        }
+      }
+      device_->Clear();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foresight
