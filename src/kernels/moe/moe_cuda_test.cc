@@ -1,0 +1,237 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/cache_fixture.h"
+#include "kernels/cuda/device_fixture.h"
+#include "kernels/moe/moe.h"
+#include "kernels/weight_fixture.h"
+
+namespace foresight {
+namespace {
+
+// Three products in a row, each with inputs split into two bf16 (2^-18).
+constexpr double kClean = 1e-5;
+// Besides the last bits of bf16, a value in the activation may round to the next FP8.
+constexpr double kFaithful = 2.5e-3;
+
+class RouterCudaTest : public OnDevice<> {
+ protected:
+  struct Routing {
+    std::vector<int32_t> ids;
+    std::vector<float> weights;
+  };
+  // `args` has host pointers.
+  Routing RunRef(RouterArgs args) {
+    Routing r = Outputs(args);
+    args.ids = r.ids.data();
+    args.weights = r.weights.data();
+    RefKernels().router(host_.context(Numerics::kFaithful), args);
+    return r;
+  }
+  Routing RunCuda(RouterArgs args, int64_t tid2eid_rows) {
+    Routing r = Outputs(args);
+    const int64_t n = static_cast<int64_t>(r.ids.size());
+    args.logits = device_->Upload(std::span(args.logits, static_cast<size_t>(args.rows) * args.num_experts));
+    if (args.bias) args.bias = device_->Upload(args.bias);
+    if (args.tid2eid != nullptr) {
+      args.tid2eid = device_->Upload(
+          std::span(args.tid2eid, static_cast<size_t>(tid2eid_rows) * args.experts_per_token));
+    }
+    if (args.tokens != nullptr)
+      args.tokens = device_->Upload(std::span(args.tokens, static_cast<size_t>(args.rows)));
+    if (args.forced_ids != nullptr) {
+      args.forced_ids = device_->Upload(std::span(args.forced_ids, static_cast<size_t>(n)));
+    }
+    args.ids = device_->Allocate<int32_t>(n);
+    args.weights = device_->Allocate<float>(n);
+    table_->router(device_->context(Numerics::kFaithful), args);
+    r.ids = device_->Download(args.ids, n);
+    r.weights = device_->Download(args.weights, n);
+    return r;
+  }
+  static Routing Outputs(const RouterArgs& args) {
+    const size_t n = static_cast<size_t>(args.rows) * args.experts_per_token;
+    return {std::vector<int32_t>(n), std::vector<float>(n)};
+  }
+  void ExpectEqual(const RouterArgs& args, int64_t tid2eid_rows = 0) {
+    const Routing want = RunRef(args);
+    const Routing got = RunCuda(args, tid2eid_rows);
+    EXPECT_EQ(got.ids, want.ids);
+    EXPECT_LE(RelativeL2(got.weights, want.weights), 1e-6);
+  }
+
+  KernelHost host_{1};
+};
+
+TEST_F(RouterCudaTest, SelectsTheDefinitionsExperts) {
+  std::mt19937 rng(1);
+  for (const auto& [e, k] : {std::pair{8, 4}, {256, 6}, {384, 6}, {40, 40}}) {
+    const int rows = 33;
+    std::vector<float> logits = RandomRows(rows, e, true, rng);  // bf16: many ties
+    for (float& x : logits) x *= 8;                              // both branches of softplus
+    const RandomMatrix bias(DType::kF32, 1, e, rng);
+    RouterArgs args;
+    args.rows = rows;
+    args.num_experts = e;
+    args.experts_per_token = k;
+    args.scaling = 2.5f;
+    args.logits = logits.data();
+    ExpectEqual(args);
+    args.bias = {.dtype = DType::kF32, .size = e, .data = bias.view.data};
+    ExpectEqual(args);
+    std::vector<float> equal(logits.size(), 0.5f);
+    args.logits = equal.data();
+    args.bias = {};
+    ExpectEqual(args);
+  }
+}
+
+TEST_F(RouterCudaTest, TakesIdsFromTheTableAndFromTheCaller) {
+  std::mt19937 rng(2);
+  const int e = 16, k = 3, rows = 5, vocabulary = 7;
+  const std::vector<float> logits = RandomRows(rows, e, false, rng);
+  std::vector<int64_t> table(vocabulary * k);
+  for (int64_t& id : table) id = rng() % e;
+  std::vector<int32_t> tokens(rows), forced(rows * k);
+  for (int32_t& token : tokens) token = static_cast<int32_t>(rng() % vocabulary);
+  for (int32_t& id : forced) id = static_cast<int32_t>(rng() % e);
+  RouterArgs args;
+  args.rows = rows;
+  args.num_experts = e;
+  args.experts_per_token = k;
+  args.logits = logits.data();
+  args.tid2eid = table.data();
+  args.tokens = tokens.data();
+  ExpectEqual(args, vocabulary);
+  args.forced_ids = forced.data();
+  ExpectEqual(args, vocabulary);
+}
+
+class MoeCudaTest : public OnDevice<> {
+ protected:
+  struct Layer {
+    std::vector<RandomMatrix> weights;
+    std::vector<ExpertWeights> experts;    // on the host
+    std::vector<ExpertWeights> on_device;  // as the host writes it down
+    MoeArgs args;                          // of the host
+    MoeArgs device_args;
+  };
+
+  void Make(DType dtype, int num_experts, int slots, int dim, int intermediate, float limit,
+            std::mt19937& rng, Layer& layer) {
+    layer.weights.reserve(3 * (num_experts + 1));
+    auto expert = [&](DType type) {
+      ExpertWeights w;
+      for (MatrixView* view : {&w.w1, &w.w3, &w.w2}) {
+        const bool down = view == &w.w2;
+        *view =
+            layer.weights.emplace_back(type, down ? dim : intermediate, down ? intermediate : dim, rng).view;
+      }
+      return w;
+    };
+    for (int e = 0; e < num_experts; ++e) layer.experts.push_back(expert(dtype));
+    layer.args = {.dim = dim,
+                  .intermediate = intermediate,
+                  .experts_per_token = slots,
+                  .swiglu_limit = limit,
+                  .experts = layer.experts,
+                  .expert_dtype = dtype,
+                  .shared = expert(DType::kF8E4M3)};
+    for (const ExpertWeights& w : layer.experts) layer.on_device.push_back(Upload(w));
+    layer.device_args = layer.args;
+    layer.device_args.shared = Upload(layer.args.shared);
+    layer.device_args.experts = {device_->Upload(layer.on_device), layer.on_device.size()};
+  }
+  ExpertWeights Upload(const ExpertWeights& w) {
+    return {device_->Upload(w.w1), device_->Upload(w.w3), device_->Upload(w.w2)};
+  }
+  std::vector<float> RunCuda(Numerics numerics, const Layer& layer, int rows, const float* x,
+                             const int32_t* ids, const float* weights) {
+    MoeArgs args = layer.device_args;
+    const size_t pairs = static_cast<size_t>(rows) * args.experts_per_token;
+    args.rows = rows;
+    args.x = device_->Upload(std::span(x, static_cast<size_t>(rows) * args.dim));
+    args.ids = device_->Upload(std::span(ids, pairs));
+    args.weights = device_->Upload(std::span(weights, pairs));
+    args.out = device_->Allocate<float>(int64_t{rows} * args.dim);
+    table_->moe(device_->context(numerics), args);
+    return device_->Download(args.out, int64_t{rows} * args.dim);
+  }
+
+  KernelHost host_{2};
+};
+
+TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
+  std::mt19937 rng(3);
+  struct Case {
+    DType dtype;
+    int num_experts, slots, dim, intermediate;
+    float limit;
+    std::vector<int> rows;
+  };
+  // Few and many rows per expert, so that every shape of tile gets its turn.
+  const Case cases[] = {{DType::kI8, 8, 4, 256, 128, 10, {1, 2, 7, 9, 30, 100}},
+                        {DType::kF8E4M3, 8, 4, 256, 128, 10, {1, 2, 7, 9, 30, 100}},
+                        {DType::kI8, 40, 6, 160, 96, 0, {1, 5, 33, 70}},
+                        {DType::kF8E4M3, 3, 2, 416, 288, 1, {1, 6, 17, 65}}};
+  for (const Case& c : cases) {
+    Layer layer;
+    Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      for (int rows : c.rows) {
+        const std::vector<float> x = RandomRows(rows, c.dim, numerics == Numerics::kFaithful, rng);
+        std::vector<int32_t> ids(rows * c.slots), order(c.num_experts);
+        std::vector<float> weights(ids.size());
+        for (int e = 0; e < c.num_experts; ++e) order[e] = e;
+        for (int t = 0; t < rows; ++t) {
+          std::shuffle(order.begin(), order.end(), rng);
+          std::copy_n(order.begin(), c.slots, ids.begin() + t * c.slots);
+        }
+        for (float& w : weights) w = 0.1f + static_cast<float>(rng() % 100) * 0.01f;
+        const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
+
+        std::vector<float> want(got.size());
+        MoeArgs args = layer.args;
+        args.rows = rows;
+        args.x = x.data();
+        args.ids = ids.data();
+        args.weights = weights.data();
+        args.out = want.data();
+        RefKernels().moe(host_.context(numerics), args);
+        EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
+            << DTypeName(c.dtype) << " experts " << c.num_experts << " rows " << rows;
+
+        for (int t : {0, rows / 2, rows - 1}) {
+          const std::vector<float> alone = RunCuda(numerics, layer, 1, x.data() + t * c.dim,
+                                                   ids.data() + t * c.slots, weights.data() + t * c.slots);
+          EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * c.dim, alone.size() * sizeof(float)), 0)
+              << DTypeName(c.dtype) << " experts " << c.num_experts << " row " << t << " of " << rows;
+        }
+      }
+    }
+    device_->Clear();
+  }
+}
+
+// More rows than one piece, all of one expert.
+TEST_F(MoeCudaTest, LongStepsArePure) {
+  std::mt19937 rng(4);
+  Layer layer;
+  const int dim = 64, slots = 1, rows = 2050;
+  Make(DType::kI8, 5, slots, dim, 32, 10, rng, layer);
+  const std::vector<float> x = RandomRows(rows, dim, true, rng);
+  const std::vector<int32_t> ids(rows, 3);
+  const std::vector<float> weights(rows, 0.5f);
+  const std::vector<float> got =
+      RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
+  for (int t : {0, 1023, 1024, 2049}) {
+    const std::vector<float> alone =
+        RunCuda(Numerics::kFaithful, layer, 1, x.data() + t * dim, ids.data(), weights.data());
+    EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * dim, alone.size() * sizeof(float)), 0) << t;
+  }
+}
+
+}  // namespace
+}  // namespace foresight
