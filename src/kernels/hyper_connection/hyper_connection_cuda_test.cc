@@ -1,0 +1,213 @@
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "kernels/cache_fixture.h"
+#include "kernels/cuda/device_fixture.h"
+#include "kernels/hyper_connection/hyper_connection.h"
+#include "kernels/weight_fixture.h"
+
+namespace foresight {
+namespace {
+
+constexpr double kFloat32 = 1e-5;
+constexpr double kBf16 = 2.5e-3;
+
+struct Shape {
+  int m;
+  int dim;
+};
+constexpr Shape kShapes[] = {{4, 256}, {2, 40}, {1, 516}, {8, 72}, {4, 2048}};
+
+class HyperConnectionCudaTest : public OnDevice<> {
+ protected:
+  // Parameters of `outputs` mixing logits; small enough that no sigmoid and no softmax saturates.
+  struct Parameters {
+    RandomMatrix fn, base, scale, norm;
+
+    Parameters(const Shape& shape, int outputs, std::mt19937& rng)
+        : fn(DType::kF32, outputs, shape.m * shape.dim, rng),
+          base(DType::kF32, 1, outputs, rng),
+          scale(DType::kF32, 1, 3, rng),
+          norm(DType::kBF16, 1, shape.dim, rng) {}
+    template <typename Args>
+    void Fill(Args& args) const {
+      args.fn = fn.view;
+      args.base = Vector(base);
+      args.scale = Vector(scale);
+      args.norm = Vector(norm);
+      args.hc_eps = 1e-6f;
+      args.norm_eps = 1e-6f;
+    }
+    static VectorView Vector(const RandomMatrix& m) {
+      return {.dtype = m.view.dtype, .size = m.view.cols, .data = m.view.data};
+    }
+  };
+  template <typename Args>
+  void UploadParameters(Args& args) {
+    args.fn = device_->Upload(args.fn);
+    args.base = device_->Upload(args.base);
+    args.scale = device_->Upload(args.scale);
+    args.norm = device_->Upload(args.norm);
+  }
+  template <typename T>
+  const T* Upload(const T* from, int64_t count) {
+    return device_->Upload(std::span(from, static_cast<size_t>(count)));
+  }
+  static double Tolerance(Numerics numerics) { return numerics == Numerics::kFaithful ? kBf16 : kFloat32; }
+  static void ExpectSameBits(const std::vector<float>& row, const std::vector<float>& batch, int64_t at) {
+    EXPECT_EQ(std::memcmp(row.data(), batch.data() + at, row.size() * sizeof(float)), 0) << "at " << at;
+  }
+
+  KernelHost host_{2};
+};
+
+TEST_F(HyperConnectionCudaTest, EmbedCopiesTheTokensRows) {
+  std::mt19937 rng(1);
+  for (const Shape& s : kShapes) {
+    const RandomMatrix table(DType::kBF16, 11, s.dim, rng);
+    const std::vector<int32_t> tokens = {3, 0, 10, 3};
+    const int64_t count = int64_t{4} * s.m * s.dim;
+    std::vector<float> want(static_cast<size_t>(count));
+    EmbedArgs args = {
+        .rows = 4, .m = s.m, .tokens = tokens.data(), .embed = table.view, .streams = want.data()};
+    RefKernels().embed(host_.context(Numerics::kFaithful), args);
+    args.tokens = device_->Upload(tokens);
+    args.embed = device_->Upload(table.view);
+    args.streams = device_->Allocate<float>(count);
+    table_->embed(device_->context(Numerics::kFaithful), args);
+    EXPECT_EQ(device_->Download(args.streams, count), want);
+  }
+}
+
+TEST_F(HyperConnectionCudaTest, PreEqualsTheDefinitionAndIsPure) {
+  std::mt19937 rng(2);
+  struct Outputs {
+    std::vector<float> x, post, comb;
+  };
+  for (const Shape& s : kShapes) {
+    const int64_t width = s.m * s.dim;
+    const Parameters parameters(s, s.m * (2 + s.m), rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      for (int rows : {1, 7, 21}) {
+        const std::vector<float> streams = RandomRows(rows, width, numerics == Numerics::kFaithful, rng);
+        HyperConnectionPreArgs args;
+        args.m = s.m;
+        args.dim = s.dim;
+        args.sinkhorn_iters = 20;
+        parameters.Fill(args);
+        Outputs want = {std::vector<float>(rows * s.dim), std::vector<float>(rows * s.m),
+                        std::vector<float>(rows * s.m * s.m)};
+        args.rows = rows;
+        args.streams = streams.data();
+        args.x = want.x.data();
+        args.post = want.post.data();
+        args.comb = want.comb.data();
+        RefKernels().hyper_connection_pre(host_.context(numerics), args);
+        UploadParameters(args);
+        auto run = [&](int count, const float* from) {
+          args.rows = count;
+          args.streams = Upload(from, count * width);
+          args.x = device_->Allocate<float>(count * s.dim);
+          args.post = device_->Allocate<float>(count * s.m);
+          args.comb = device_->Allocate<float>(count * s.m * s.m);
+          table_->hyper_connection_pre(device_->context(numerics), args);
+          return Outputs{device_->Download(args.x, count * s.dim), device_->Download(args.post, count * s.m),
+                         device_->Download(args.comb, count * s.m * s.m)};
+        };
+        const Outputs got = run(rows, streams.data());
+        EXPECT_LE(RelativeL2(got.x, want.x), Tolerance(numerics)) << s.m << " " << s.dim;
+        EXPECT_LE(RelativeL2(got.post, want.post), kFloat32) << s.m << " " << s.dim;
+        EXPECT_LE(RelativeL2(got.comb, want.comb), kFloat32) << s.m << " " << s.dim;
+        for (int r = 0; r < rows; r += 4) {
+          const Outputs alone = run(1, streams.data() + r * width);
+          ExpectSameBits(alone.x, got.x, r * s.dim);
+          ExpectSameBits(alone.post, got.post, r * s.m);
+          ExpectSameBits(alone.comb, got.comb, r * s.m * s.m);
+        }
+      }
+    }
+    device_->Clear();
+  }
+}
+
+TEST_F(HyperConnectionCudaTest, PostEqualsTheDefinitionAndIsPure) {
+  std::mt19937 rng(3);
+  const int rows = 5;
+  for (const Shape& s : kShapes) {
+    const int64_t width = s.m * s.dim;
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      const bool rounded = numerics == Numerics::kFaithful;
+      const std::vector<float> x = RandomRows(rows, s.dim, rounded, rng);
+      const std::vector<float> post = RandomRows(rows, s.m, false, rng);
+      const std::vector<float> comb = RandomRows(rows, s.m * s.m, false, rng);
+      const std::vector<float> streams = RandomRows(rows, width, rounded, rng);
+      std::vector<float> want = streams;
+      HyperConnectionPostArgs args = {.rows = rows,
+                                      .m = s.m,
+                                      .dim = s.dim,
+                                      .x = x.data(),
+                                      .post = post.data(),
+                                      .comb = comb.data(),
+                                      .streams = want.data()};
+      RefKernels().hyper_connection_post(host_.context(numerics), args);
+      auto run = [&](int first, int count) {
+        args.rows = count;
+        args.x = Upload(x.data() + first * s.dim, count * s.dim);
+        args.post = Upload(post.data() + first * s.m, count * s.m);
+        args.comb = Upload(comb.data() + first * s.m * s.m, count * s.m * s.m);
+        args.streams =
+            device_->Upload(std::span(streams.data() + first * width, static_cast<size_t>(count * width)));
+        table_->hyper_connection_post(device_->context(numerics), args);
+        return device_->Download(args.streams, count * width);
+      };
+      const std::vector<float> got = run(0, rows);
+      EXPECT_LE(RelativeL2(got, want), Tolerance(numerics)) << s.m << " " << s.dim;
+      for (int r = 0; r < rows; ++r) ExpectSameBits(run(r, 1), got, r * width);
+    }
+  }
+}
+
+TEST_F(HyperConnectionCudaTest, HeadEqualsTheDefinitionAndIsPure) {
+  std::mt19937 rng(4);
+  const std::vector<int32_t> ids = {6, 0, 2, 2, 5};
+  const int rows = static_cast<int>(ids.size());
+  for (const Shape& s : kShapes) {
+    const int64_t width = s.m * s.dim;
+    const Parameters parameters(s, s.m, rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      const std::vector<float> streams = RandomRows(7, width, numerics == Numerics::kFaithful, rng);
+      std::vector<float> want(rows * s.dim), want_hidden(want.size());
+      HyperHeadArgs args;
+      args.rows = rows;
+      args.m = s.m;
+      args.dim = s.dim;
+      args.streams = streams.data();
+      args.row_ids = ids.data();
+      parameters.Fill(args);
+      args.hidden = want_hidden.data();
+      args.out = want.data();
+      RefKernels().hyper_head(host_.context(numerics), args);
+      UploadParameters(args);
+      args.streams = device_->Upload(streams);
+      auto run = [&](int first, int count, std::vector<float>* hidden) {
+        args.rows = count;
+        args.row_ids = Upload(ids.data() + first, count);
+        args.out = device_->Allocate<float>(count * s.dim);
+        args.hidden = hidden != nullptr ? device_->Allocate<float>(count * s.dim) : nullptr;
+        table_->hyper_head(device_->context(numerics), args);
+        if (hidden != nullptr) *hidden = device_->Download(args.hidden, count * s.dim);
+        return device_->Download(args.out, count * s.dim);
+      };
+      std::vector<float> hidden;
+      const std::vector<float> got = run(0, rows, &hidden);
+      EXPECT_LE(RelativeL2(got, want), Tolerance(numerics)) << s.m << " " << s.dim;
+      EXPECT_LE(RelativeL2(hidden, want_hidden), Tolerance(numerics)) << s.m << " " << s.dim;
+      for (int r = 0; r < rows; ++r) ExpectSameBits(run(r, 1, nullptr), got, r * s.dim);
+    }
+    device_->Clear();
+  }
+}
+
+}  // namespace
+}  // namespace foresight
