@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/reduce.cuh"
 #include "kernels/cuda/weight_formats.cuh"
 
 namespace foresight::cuda {
@@ -14,17 +15,6 @@ __device__ inline float ActQuant(float x, float amax) {
   const uint8_t scale = ActQuantScale(amax);
   // One over a power of two is exact, and so is the product.
   return E4M3(ToE4M3(x * E8M0(static_cast<uint8_t>(254 - scale)))) * E8M0(scale);
-}
-
-__device__ inline float WarpMax(float x) {
-  for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, step));
-  return x;
-}
-
-// Every lane gets the sum, added up in one order.
-__device__ inline float WarpSum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(0xffffffff, x, step);
-  return x;
 }
 
 // Rows [rows, terms, padded] of bf16, zeros behind K, in the order of a weight format (SlotOf, Source).

@@ -1,6 +1,7 @@
-#include "kernels/cuda/activations.cuh"
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/reduce.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -112,20 +113,10 @@ __device__ void Sinkhorn(int m, int iters, float eps, float* c) {
   }
 }
 
-// The block's sum, the same for every thread: warps' trees, then warp by warp.
-__device__ float BlockSum(float x) {
-  __shared__ float warps[kMixThreads / 32];
-  x = WarpSum(x);
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-  __syncthreads();
-  float sum = 0;
-  for (float w : warps) sum += w;
-  return sum;
-}
-
 // out = RMSNorm(sum_j weight_j streams_j); `mixed` receives the value before the norm and may be out.
 __device__ void MixAndNorm(bool faithful, int m, int dim, const float* streams, const float* weight,
                            const VectorView& norm, float norm_eps, float* mixed, float* out) {
+  __shared__ float shared[32];
   float squares = 0;
   for (int i = threadIdx.x; i < dim; i += kMixThreads) {
     float sum = 0;
@@ -134,7 +125,7 @@ __device__ void MixAndNorm(bool faithful, int m, int dim, const float* streams, 
     mixed[i] = sum;
     squares = fmaf(sum, sum, squares);
   }
-  const float rinv = 1.0f / sqrtf(BlockSum(squares) / static_cast<float>(dim) + norm_eps);
+  const float rinv = 1.0f / sqrtf(BlockSum(squares, shared) / static_cast<float>(dim) + norm_eps);
   for (int i = threadIdx.x; i < dim; i += kMixThreads) {  // every thread its own values
     const float y = VectorValue(norm, i) * (mixed[i] * rinv);
     out[i] = faithful ? RoundBf16(y) : y;
