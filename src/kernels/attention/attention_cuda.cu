@@ -90,9 +90,6 @@ struct KeyList {
 //   an
 //      online softmax; the sink is where it starts.
 //   3. Each warp multiplies all probabilities with its dims of the keys.
-// The running maximum is rounded up to an integer (of base 2 logits), so that rescaling is exact and
-// probabilities round the same whatever came before.
-//
 // With FloatSlice, queries, keys and probabilities are sums of two bf16 parts, and three of the four products
 // are taken.
 template <typename Slice>
@@ -124,7 +121,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) AttentionKernel(Attending a
   if (threadIdx.x < kHeads) {
     const int head = first_head + threadIdx.x;
     const float sink = (head < args.heads ? VectorValue(args.sink, head) : 0.0f) * kLog2E;
-    const float top = fmaxf(ceilf(sink), -1e30f);  // finite whatever the sink
+    const float top = fmaxf(sink, -1e30f);  // finite whatever the sink
     row_max[threadIdx.x] = top;
     row_sum[threadIdx.x] = exp2f(sink - top);
   }
@@ -217,7 +214,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1) AttentionKernel(Attending a
         top = fmaxf(top, logits[i]);
       }
       const float before = row_max[r];
-      top = fmaxf(before, ceilf(WarpMax(top)));
+      top = fmaxf(before, WarpMax(top));
       const float factor = exp2f(before - top);
       float sum = 0;
       float p[kOwn];
