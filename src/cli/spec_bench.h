@@ -6,33 +6,24 @@
 #include <vector>
 
 #include "base/status.h"
+#include "cli/prompts.h"
+#include "cli/serving_bench.h"
 #include "foresight/config.h"
 #include "foresight/request.h"
+#include "speculative/calibration_fit.h"
 
 namespace foresight {
-
-struct PromptDomain {
-  std::string name;
-  std::vector<std::string> texts;
-};
-
-// {"format": "foresight-prompts", "version": 1, "domains": {NAME: [{"text": ...}, ...], ...}}; the domain
-// "chat" is laid out as user's turns. Errors: kInvalidArgument (what is wrong, and where).
-Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json);
 
 struct SpecBenchOptions {
   EngineOptions engine;  // `speculation` and `max_sequences` are set by the benchmark
   std::vector<PromptDomain> domains;
+  std::vector<std::string> heads;  // directories of further draft heads
+  int calibration_rounds = 6000;   // of each way of sampling, for the reliability of confidences
   int prompts_per_domain = 12;
   int max_tokens = 96;
   int repeat = 3;  // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
-};
-
-// One configuration of drafter and planner.
-struct SpecSetup {
-  std::string name;
-  SpeculationOptions speculation;
+  bool by_domain = true;  // speed at batch 1
 };
 
 // What drafting did for a set of requests.
@@ -48,30 +39,33 @@ struct AcceptanceRow {
   double accepted_length() const { return steps > 0 ? static_cast<double>(completion_tokens) / steps : 0; }
 };
 
-// One timing: all requests of a run, `concurrency` at a time.
-struct SpeedRow {
+// A DSpark head that accepted lengths were measured of.
+struct HeadRow {
   std::string setup;
-  std::string domain;  // "all" or one
-  int concurrency = 0;
-  std::vector<double> tokens_per_second;  // of every repetition, in order
-  std::vector<double> ratio_to_none;      // in the same repetition
-  double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
+  int stages = 0;
+  int markov_rank = 0;  // 0: no sequential head, the DFlash-like baseline
+};
 
-  double median_tokens_per_second() const;
-  double median_ratio() const;
+// What the confidences of one way of sampling are worth, on prompts that the temperatures were not fitted on.
+struct ReliabilityRow {
+  RegimeCalibration fitted;
+  std::vector<std::vector<ReliabilityBin>> before, after;  // [position][bins]
 };
 
 struct SpecReport {
+  std::string replayed;  // what the drafts' outcomes are replayed from; empty: they are the model's own
   std::string model;
   std::string machine;
   int threads = 0;
   int max_tokens = 0;
   int requests_per_domain = 0;
-  std::vector<AcceptanceRow> acceptance;  // every drafter verified in full: Table 1, Figure 2
-  std::vector<AcceptanceRow> lengths;     // DSpark by block length: Figure 4
-  std::vector<AcceptanceRow> thresholds;  // DSpark by confidence threshold: Figure 5
-  std::vector<SpeedRow> load;             // by concurrency: Figures 7, 8
-  std::vector<SpeedRow> domains;          // at batch 1
+  std::vector<AcceptanceRow> acceptance;    // every drafter verified in full: Table 1, Figure 2
+  std::vector<AcceptanceRow> lengths;       // DSpark by block length: Figure 4
+  std::vector<HeadRow> heads;               // by depth, from `acceptance`: Figure 3
+  std::vector<ReliabilityRow> reliability;  // Figure 6
+  std::vector<AcceptanceRow> thresholds;    // DSpark by confidence threshold: Figure 5
+  std::vector<SpeedRow> load;               // by concurrency: Figures 7, 8
+  std::vector<SpeedRow> domains;            // at batch 1
 };
 
 // Prints progress on the error stream. Errors: those of loading and of requests.

@@ -13,6 +13,9 @@
 namespace foresight {
 namespace {
 
+// What kernels of a device keep beyond the activations: scores of the indexer, operands of experts.
+constexpr int64_t kDeviceScratchBytes = int64_t{512} << 20;
+
 uint64_t StoredBytes(const ModelConfig& config) {
   ModelWeights weights;
   uint64_t bytes = 0;
@@ -91,28 +94,40 @@ Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const En
 
 Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
                                                      const EngineOptions& options) {
+  const uint64_t bytes = StoredBytes(config);
+  const int64_t available = DescribeMachine().available_bytes;
+  if (static_cast<int64_t>(bytes) > available) {
+    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
+                             FormatBytes(available));
+  }
+  RETURN_IF_ERROR(ChooseSyntheticDraft(config, options.speculation).status());
+  RETURN_IF_ERROR(OpenBackend(options.device, options.table).status());
+  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
+  const LoadedModel made = MakeSyntheticModel(config, {.num_threads = options.num_threads});
+  if (options.progress != nullptr) options.progress->End();
+  return FromSynthetic(made, options);
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
+                                                        const EngineOptions& options) {
   std::unique_ptr<Runtime> runtime(new Runtime);
   ASSIGN_OR_RETURN(runtime->backend_, OpenBackend(options.device, options.table));
   runtime->machine_ = DescribeMachine();
-  const uint64_t bytes = StoredBytes(config);
-  if (static_cast<int64_t>(bytes) > runtime->machine_.available_bytes) {
-    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
-                             FormatBytes(runtime->machine_.available_bytes));
-  }
-  ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(config, options.speculation));
-  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
-  LoadedModel loaded = MakeSyntheticModel(config, {.num_threads = options.num_threads});
-  if (options.progress != nullptr) options.progress->End();
-  // They are in memory now, and what is available has shrunk by them.
-  runtime->machine_.available_bytes = DescribeMachine().available_bytes;
-  RETURN_IF_ERROR(runtime->Start(std::move(loaded), options, /*weights_to_come=*/0));
+  ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(made.weights.config, options.speculation));
+  // They are in memory already: what is available is without them.
+  LoadedModel shared;
+  shared.weights = made.weights;
+  shared.report = made.report;
+  shared.arena = made.arena;
+  RETURN_IF_ERROR(runtime->Start(std::move(shared), options, /*weights_to_come=*/0));
   return runtime;
 }
 
 Status Runtime::MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options) {
   ASSIGN_OR_RETURN(device_weights_, UploadWeights(loaded_.weights, device));
   ASSIGN_OR_RETURN(step_memory_,
-                   device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
+                   device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows) + kDeviceScratchBytes,
+                                   "steps"));
   ASSIGN_OR_RETURN(draft_memory_,
                    device.Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
   options.device = &device;
@@ -129,7 +144,7 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
   Device* const device = backend_.device.get();
   if (device != nullptr) {
     available_bytes_ = device->AvailableBytes();
-    weights_to_come = static_cast<int64_t>(loaded_.report.bytes);
+    weights_to_come = static_cast<int64_t>(loaded_.report.bytes) + kDeviceScratchBytes;
   }
   const CacheLayout layout = MakeCacheLayout(
       config(), options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,

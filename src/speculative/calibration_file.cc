@@ -10,7 +10,7 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sts";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 // What a temperature may be; the fit's grid lies within.
 constexpr double kTemperatureMin = 1e-3;
 constexpr double kTemperatureMax = 1e3;
@@ -21,7 +21,9 @@ struct QualityField {
 };
 constexpr QualityField kQualityFields[] = {
     {"ece", &PositionQuality::ece},
+    {"ece_noise", &PositionQuality::ece_noise},
     {"auc", &PositionQuality::auroc},
+    {"auc_best", &PositionQuality::auroc_best},
     {"brier", &PositionQuality::brier},
     {"mean_pred", &PositionQuality::mean_predicted},
     {"mean_obs", &PositionQuality::mean_observed},
@@ -75,7 +77,11 @@ Result<std::vector<PositionQuality>> ParseQuality(const boost::json::object& obj
   }
   for (const auto& [name, field] : kQualityFields) {
     ASSIGN_OR_RETURN(const std::vector<double> numbers, ParseNumbers(*fields, name, drafts_max));
-    for (int k = 0; k < drafts_max; ++k) quality[k].*field = numbers[k];
+    for (int k = 0; k < drafts_max; ++k) {
+      if (!(numbers[k] >= 0 && numbers[k] <= 1))
+        return InvalidArgument("{}: {}: got {}", key, name, numbers[k]);
+      quality[k].*field = numbers[k];
+    }
   }
   return quality;
 }

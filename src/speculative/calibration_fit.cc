@@ -20,6 +20,10 @@ double Sigmoid(double x) {
   return 1 / (1 + std::exp(-x));
 }
 
+int BinOf(double probability, int bins) {
+  return std::min(bins - 1, static_cast<int>(probability * bins));
+}
+
 // The rounds that have a draft k.
 struct Position {
   std::vector<int64_t> rounds;
@@ -70,27 +74,25 @@ void CalibrationRounds::Add(std::span<const float> logits, std::span<const doubl
   }
 }
 
-CalibrationRounds CalibrationRounds::Half(int first) const {
-  CalibrationRounds half(drafts_max_);
-  for (int64_t n = first; n < size(); n += 2) {
-    half.lengths_.push_back(lengths_[n]);
-    const auto place = n * drafts_max_;
-    half.logits_.insert(half.logits_.end(), logits_.begin() + place, logits_.begin() + place + drafts_max_);
-    half.labels_.insert(half.labels_.end(), labels_.begin() + place, labels_.begin() + place + drafts_max_);
-  }
-  return half;
-}
-
 double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins) {
   CHECK(predicted.size() == labels.size() && bins > 0);
   if (predicted.empty()) return 0;
   std::vector<double> gaps(bins);  // sum of predicted - label: |mean - mean| * n_b
-  for (size_t i = 0; i < predicted.size(); ++i) {
-    const int bin = std::min(bins - 1, static_cast<int>(predicted[i] * bins));
-    gaps[bin] += predicted[i] - labels[i];
-  }
+  for (size_t i = 0; i < predicted.size(); ++i) gaps[BinOf(predicted[i], bins)] += predicted[i] - labels[i];
   double sum = 0;
   for (double gap : gaps) sum += std::abs(gap);
+  return sum / static_cast<double>(predicted.size());
+}
+
+double CalibrationErrorByChance(std::span<const double> predicted, std::span<const double> labels, int bins) {
+  CHECK(predicted.size() == labels.size() && bins > 0);
+  if (predicted.empty()) return 0;
+  std::vector<double> variances(bins);  // of the sums above
+  for (size_t i = 0; i < predicted.size(); ++i) {
+    variances[BinOf(predicted[i], bins)] += (predicted[i] - labels[i]) * (predicted[i] - labels[i]);
+  }
+  double sum = 0;  // of mean absolute values of normal variables
+  for (double variance : variances) sum += std::sqrt(2 / M_PI * variance);
   return sum / static_cast<double>(predicted.size());
 }
 
@@ -155,8 +157,10 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
     PositionQuality& quality = all[k];
     quality.rounds = std::ssize(predicted);
     quality.auroc = AreaUnderRoc(predicted, labels);
+    quality.auroc_best = AreaUnderRoc(labels, labels);
     if (predicted.empty()) continue;
     quality.ece = ExpectedCalibrationError(predicted, labels, bins);
+    quality.ece_noise = CalibrationErrorByChance(predicted, labels, bins);
     for (size_t i = 0; i < predicted.size(); ++i) {
       // The expectation of (predicted - coin)^2.
       quality.brier += predicted[i] * predicted[i] - 2 * predicted[i] * labels[i] + labels[i];
@@ -170,15 +174,41 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
   return all;
 }
 
-RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset) {
-  const CalibrationRounds fit = rounds.Half(0);
-  const CalibrationRounds held_out = rounds.Half(1);
+std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
+                                                            std::span<const double> temperatures, int bins) {
+  CHECK(std::ssize(temperatures) == rounds.drafts_max() && bins > 0);
+  std::vector<std::vector<ReliabilityBin>> all(rounds.drafts_max());
+  std::vector<double> survivals(rounds.size(), 1.0);
+  std::vector<double> predicted;
+  for (int k = 0; k < rounds.drafts_max(); ++k) {
+    const Position position = PositionOf(rounds, k);
+    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    std::vector<ReliabilityBin>& found = all[k];
+    found.resize(bins);
+    for (size_t i = 0; i < predicted.size(); ++i) {
+      ReliabilityBin& bin = found[BinOf(predicted[i], bins)];
+      ++bin.rounds;
+      bin.mean_predicted += predicted[i];
+      bin.mean_observed += position.labels[i];
+    }
+    std::erase_if(found, [](const ReliabilityBin& bin) { return bin.rounds == 0; });
+    for (ReliabilityBin& bin : found) {
+      bin.mean_predicted /= static_cast<double>(bin.rounds);
+      bin.mean_observed /= static_cast<double>(bin.rounds);
+    }
+  }
+  return all;
+}
+
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
+                            const CalibrationRounds& held_out, std::string dataset) {
+  CHECK(fit.drafts_max() == held_out.drafts_max());
   RegimeCalibration result;
   result.regime = regime;
   result.temperatures = FitTemperatures(fit);
   result.rounds = fit.size();
   result.dataset = std::move(dataset);
-  result.before = MeasureCalibration(held_out, std::vector<double>(rounds.drafts_max(), 1.0));
+  result.before = MeasureCalibration(held_out, std::vector<double>(fit.drafts_max(), 1.0));
   result.after = MeasureCalibration(held_out, result.temperatures);
   return result;
 }

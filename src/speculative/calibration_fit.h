@@ -32,8 +32,6 @@ class CalibrationRounds {
   float logit(int64_t n, int k) const { return logits_[n * drafts_max_ + k]; }
   // Probability that drafts 0..k of round n are all accepted.
   double label(int64_t n, int k) const { return labels_[n * drafts_max_ + k]; }
-  // Every second round, beginning with `first` (0 or 1): halves to fit and to judge on.
-  CalibrationRounds Half(int first) const;
 
  private:
   int drafts_max_;
@@ -44,6 +42,8 @@ class CalibrationRounds {
 
 // Expected calibration error with `bins` equal bins on [0, 1].
 double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins);
+// What it is expected to be if each label's expectation were what is predicted, for independent labels.
+double CalibrationErrorByChance(std::span<const double> predicted, std::span<const double> labels, int bins);
 // Area under the ROC curve, ties counted half; labels in [0, 1] are weights. 0.5 when one class is empty.
 double AreaUnderRoc(std::span<const double> predicted, std::span<const double> labels);
 
@@ -55,7 +55,20 @@ std::vector<double> FitTemperatures(const CalibrationRounds& rounds);
 std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
                                                 std::span<const double> temperatures, int bins = kReportBins);
 
-// Fits on one half, judges on the other.
-RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset);
+// Survivals that are nearly equal, and how often such drafts were accepted (the paper's Figure 6).
+struct ReliabilityBin {
+  int64_t rounds = 0;
+  double mean_predicted = 0;
+  double mean_observed = 0;
+};
+// [drafts_max][bins that have rounds, by rising survival].
+std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
+                                                            std::span<const double> temperatures,
+                                                            int bins = kReportBins);
+
+// Fits on some rounds, judges on others. They should come from different texts: rounds of one answer are
+// alike.
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
+                            const CalibrationRounds& held_out, std::string dataset);
 
 }  // namespace foresight

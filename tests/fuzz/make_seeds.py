@@ -142,20 +142,27 @@ def step_costs():
 
 
 def calibration():
-    quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "auc": [0.8, 0.9], "brier": [0.1, 0.1], '
+    quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "ece_noise": [0.1, 0.1], "auc": [0.8, 0.9], "auc_best": [0.9, 0.9], "brier": [0.1, 0.1], '
                '"mean_pred": [0.5, 0.4], "mean_obs": [0.5, 0.3]}')
     tables = ", ".join(
         '{"regime": "%s", "temperatures": [1.2, 0.8], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
         '"dataset": "x"}, "heldout": {"bins": 20, "before": %s, "after": %s}}' % (regime, quality, quality)
         for regime in ("unit", "coupled"))
-    yield "two_regimes", ('{"format": "dspark-sts", "version": 1, "draft": "d", "target": "t", "gamma": 2, '
+    yield "two_regimes", ('{"format": "dspark-sts", "version": 2, "draft": "d", "target": "t", "gamma": 2, '
                           '"tables": [%s]}' % tables).encode()
+
+
+def draft_traces():
+    yield "two_drafters", b'''{"format": "foresight-draft-traces", "version": 1, "model": "m", "temperature": 1, "drafters": [
+ {"method": "dspark", "gamma": 2, "domains": [{"name": "code", "answers": [{"acceptance": [1000, 750, 1, 0],
+  "confidence": [900, 800, 1, 0]}]}]},
+ {"method": "mtp", "gamma": 1, "domains": [{"name": "code", "answers": [{"acceptance": [500]}]}]}]}'''
 
 
 def main():
     folder = pathlib.Path(sys.argv[1])
     for make in (safetensors, config, tokenizer_json, tokenizer_text, chat_output, python_json, saved_state,
-                 generation_config, step_costs, calibration):
+                 generation_config, step_costs, calibration, draft_traces):
         target = folder / make.__name__
         target.mkdir(parents=True, exist_ok=True)
         for name, content in make():
