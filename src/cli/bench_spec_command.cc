@@ -42,15 +42,7 @@ Status Run(const Flags& flags) {
                            .concurrency = flags.concurrency};
   options.engine.context_tokens = 1024;
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
-  if (flags.prompts.empty()) {
-    ASSIGN_OR_RETURN(const std::string_view text, files.FindText("prompts.json"));
-    ASSIGN_OR_RETURN(options.domains, ParsePrompts(text));
-  } else {
-    ASSIGN_OR_RETURN(const MappedFile file, MappedFile::Open(flags.prompts));
-    const std::span<const std::byte> bytes = file.bytes();
-    ASSIGN_OR_RETURN(options.domains,
-                     ParsePrompts({reinterpret_cast<const char*>(bytes.data()), bytes.size()}));
-  }
+  ASSIGN_OR_RETURN(options.domains, LoadPrompts(flags.prompts, files));
   ASSIGN_OR_RETURN(const SpecReport report, RunSpecBench(options));
   fmt::print("{}", SpecReportText(report));
   RETURN_IF_ERROR(Write(flags.json, SpecReportJson(report)));

@@ -7,6 +7,7 @@
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/model_flags.h"
+#include "cli/prompts.h"
 #include "engine/calibrate.h"
 #include "engine/engine_access.h"
 #include "engine/step_profile.h"
@@ -17,31 +18,76 @@ namespace {
 struct CalibrateFlags {
   ModelFlags model;
   DraftFlags draft;
-  std::string text;
+  std::string text, prompts;
   int prompt_tokens = 64;
-  int64_t rounds = 4000;
+  int64_t rounds = 20'000;
+  int64_t rounds_per_answer = 32;
   int sequences = 32;
   std::string calibration = std::string(kCalibrationFileName);
   std::string costs = "step-costs.json";
 };
 
-// Pieces of the text, each begun like a text of its own.
-Result<std::vector<std::vector<TokenId>>> PromptsOf(const CalibrateFlags& flags, const Runtime& runtime) {
-  const Tokenizer* tokenizer = runtime.tokenizer();
-  if (tokenizer == nullptr) return NotFound("{} has no tokenizer.json", runtime.files().origin());
-  std::ifstream in(flags.text, std::ios::binary);
-  if (!in) return NotFound("can't read {}", flags.text);
+// Pieces of a text, each begun like a text of its own.
+Result<std::vector<std::vector<TokenId>>> PiecesOf(const std::string& path, int64_t prompt_tokens,
+                                                   const Tokenizer& tokenizer) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) return NotFound("can't read {}", path);
   const std::string text(std::istreambuf_iterator<char>(in), {});
-  ASSIGN_OR_RETURN(const std::vector<TokenId> ids, tokenizer->Encode(text));
+  ASSIGN_OR_RETURN(const std::vector<TokenId> ids, tokenizer.Encode(text));
   std::vector<std::vector<TokenId>> prompts;
-  for (size_t at = 0; at + flags.prompt_tokens <= ids.size(); at += flags.prompt_tokens) {
+  for (int64_t at = 0; at + prompt_tokens <= std::ssize(ids); at += prompt_tokens) {
     std::vector<TokenId> prompt;
-    if (tokenizer->bos_id()) prompt.push_back(*tokenizer->bos_id());
-    prompt.insert(prompt.end(), ids.begin() + at, ids.begin() + at + flags.prompt_tokens);
+    if (tokenizer.bos_id()) prompt.push_back(*tokenizer.bos_id());
+    prompt.insert(prompt.end(), ids.begin() + at, ids.begin() + at + prompt_tokens);
     prompts.push_back(std::move(prompt));
   }
-  if (prompts.empty()) return InvalidArgument("{}: has less than {} tokens", flags.text, flags.prompt_tokens);
+  if (prompts.size() < 2) {
+    return InvalidArgument("{}: want two pieces of {} tokens or more, got {} tokens", path, prompt_tokens,
+                           ids.size());
+  }
   return prompts;
+}
+
+// What answers are drawn from: prompts, and what they are in words.
+Status ReadPrompts(const CalibrateFlags& flags, const Runtime& runtime, CalibrationOptions* options) {
+  const Tokenizer* tokenizer = runtime.tokenizer();
+  if (tokenizer == nullptr) return NotFound("{} has no tokenizer.json", runtime.files().origin());
+  if (!flags.text.empty()) {
+    options->dataset = flags.text;
+    ASSIGN_OR_RETURN(options->prompts, PiecesOf(flags.text, flags.prompt_tokens, *tokenizer));
+    return Status();
+  }
+  ASSIGN_OR_RETURN(const std::vector<PromptDomain> domains, LoadPrompts(flags.prompts, runtime.files()));
+  const char* separator = "";
+  for (const PromptDomain& domain : domains) {
+    options->dataset += fmt::format("{}{} {}", separator, domain.texts.size(), domain.name);
+    separator = ", ";
+    for (const std::string& text : domain.texts) {
+      ASSIGN_OR_RETURN(std::vector<TokenId> prompt, EncodePrompt(*tokenizer, domain, text));
+      options->prompts.push_back(std::move(prompt));
+    }
+  }
+  options->dataset += " prompts";
+  return Status();
+}
+
+void PrintCalibration(const CalibrationTable& table) {
+  fmt::print("{:8} {:>3} {:>12} {:>7} {:>11} {:>10} {:>7} {:>11}\n", "regime", "at", "temperature", "rounds",
+             "ECE before", "ECE after", "AUROC", "AUROC limit");
+  for (const RegimeCalibration& regime : table.regimes) {
+    double before = 0;
+    double after = 0;
+    const std::string_view name = SamplingRegimeName(regime.regime);
+    const size_t positions = regime.temperatures.size();
+    for (size_t k = 0; k < positions; ++k) {
+      const PositionQuality& q = regime.after[k];
+      fmt::print("{:8} {:3} {:12.3f} {:7} {:11.4f} {:10.4f} {:7.3f} {:11.3f}\n", name, k + 1,
+                 regime.temperatures[k], q.rounds, regime.before[k].ece, q.ece, q.auroc, q.auroc_best);
+      before += regime.before[k].ece / static_cast<double>(positions);
+      after += q.ece / static_cast<double>(positions);
+    }
+    fmt::print("{:8} mean {:31.4f} {:10.4f}\n", name, before, after);
+  }
 }
 
 Status Write(const std::string& path, const std::string& text) {
@@ -78,19 +124,14 @@ Status RunCalibrate(const CalibrateFlags& flags) {
     return Status();
   }
 
-  ASSIGN_OR_RETURN(std::vector<std::vector<TokenId>> prompts, PromptsOf(flags, *runtime));
-  ASSIGN_OR_RETURN(const CalibrationTable table, CalibrateDrafts(*runtime, {.prompts = std::move(prompts),
-                                                                            .dataset = flags.text,
-                                                                            .rounds = flags.rounds,
-                                                                            .progress = &progress}));
-  fmt::print("{:8} {:>3} {:>12} {:>11} {:>10} {:>7}\n", "regime", "at", "temperature", "ECE before",
-             "ECE after", "AUROC");
-  for (const RegimeCalibration& regime : table.regimes) {
-    for (size_t k = 0; k < regime.temperatures.size(); ++k) {
-      fmt::print("{:8} {:3} {:12.3f} {:11.4f} {:10.4f} {:7.3f}\n", SamplingRegimeName(regime.regime), k + 1,
-                 regime.temperatures[k], regime.before[k].ece, regime.after[k].ece, regime.after[k].auroc);
-    }
-  }
+  CalibrationOptions calibration{.prompts = {},
+                                 .dataset = {},
+                                 .rounds = flags.rounds,
+                                 .rounds_per_answer_max = flags.rounds_per_answer,
+                                 .progress = &progress};
+  RETURN_IF_ERROR(ReadPrompts(flags, *runtime, &calibration));
+  ASSIGN_OR_RETURN(const CalibrationTable table, CalibrateDrafts(*runtime, calibration));
+  PrintCalibration(table);
   return Write(flags.calibration, FormatCalibration(table));
 }
 
@@ -102,12 +143,23 @@ void AddCalibrateCommand(CLI::App& app, Status* result) {
       "calibrate", "Fit a draft head's confidences and measure what steps cost on this machine");
   flags->model.AddTo(*command);
   flags->draft.AddTo(*command);
-  command->add_option("--text", flags->text, "A text file whose pieces are continued")->required();
+  CLI::Option* text = command->add_option("--text", flags->text, "A text file whose pieces are continued");
+  command
+      ->add_option("--prompts", flags->prompts,
+                   "A file of prompts by domain that are continued (default: the model's prompts.json)")
+      ->excludes(text);
   command->add_option("--prompt-tokens", flags->prompt_tokens, "Length of a piece")
       ->check(CLI::Range(1, 4096))
       ->capture_default_str();
-  command->add_option("--rounds", flags->rounds, "Rounds of drafts for each way of sampling")
+  command
+      ->add_option("--rounds", flags->rounds,
+                   "Rounds of drafts for each way of sampling, about: half of the prompts fit, half judge")
       ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
+      ->capture_default_str();
+  command
+      ->add_option("--rounds-per-answer", flags->rounds_per_answer,
+                   "At most so many of them from one answer: those are alike")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   command->add_option("--sequences", flags->sequences, "Requests at a time that steps are measured for")
       ->check(CLI::Range(1, 256))

@@ -9,9 +9,7 @@
 #include <mutex>
 #include <set>
 
-#include "base/json.h"
 #include "base/progress.h"
-#include "chat/prompt.h"
 #include "engine/engine_access.h"
 #include "foresight/engine.h"
 
@@ -77,8 +75,6 @@ class SpecBench {
  private:
   // An engine for each setup and number of sequences, made when it is first needed.
   Result<Engine*> EngineOf(const SpecSetup& setup, int max_sequences);
-  Result<std::vector<TokenId>> PromptIds(const Engine& engine, const PromptDomain& domain,
-                                         const std::string& text);
   // The requests of a domain, all at once; `seconds` gets the time from the first submission to the last end.
   Result<std::vector<RequestResult>> RunRequests(Engine& engine, std::span<const PromptDomain* const> domains,
                                                  int per_domain, double temperature, double* seconds);
@@ -122,14 +118,6 @@ Result<Engine*> SpecBench::EngineOf(const SpecSetup& setup, int max_sequences) {
   return engine.get();
 }
 
-Result<std::vector<TokenId>> SpecBench::PromptIds(const Engine& engine, const PromptDomain& domain,
-                                                  const std::string& text) {
-  if (domain.name != "chat") return engine.Encode(text);
-  const std::vector<Message> messages = {{.role = Role::kUser, .content = text}};
-  ASSIGN_OR_RETURN(const Prompt prompt, RenderPrompt(messages, PromptOptions{}));
-  return prompt.Encode(*engine.tokenizer());
-}
-
 Result<std::vector<RequestResult>> SpecBench::RunRequests(Engine& engine,
                                                           std::span<const PromptDomain* const> domains,
                                                           int per_domain, double temperature,
@@ -138,7 +126,8 @@ Result<std::vector<RequestResult>> SpecBench::RunRequests(Engine& engine,
   for (const PromptDomain* domain : domains) {
     for (int i = 0; i < per_domain; ++i) {
       Request request{.ignore_eos = true, .acceptance = Acceptance::kRejection, .keep_in_cache = false};
-      ASSIGN_OR_RETURN(request.prompt, PromptIds(engine, *domain, domain->texts[i % domain->texts.size()]));
+      ASSIGN_OR_RETURN(request.prompt,
+                       EncodePrompt(*engine.tokenizer(), *domain, domain->texts[i % domain->texts.size()]));
       request.sampling.temperature = temperature;
       request.sampling.seed = i;
       request.sampling.max_tokens = options_.max_tokens;
@@ -273,30 +262,6 @@ Result<SpecReport> SpecBench::Run() {
 }
 
 }  // namespace
-
-Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json) {
-  ASSIGN_OR_RETURN(const boost::json::value value, ParseJson(json));
-  const boost::json::object* root = value.if_object();
-  const boost::json::value* domains = root != nullptr ? root->if_contains("domains") : nullptr;
-  if (domains == nullptr || !domains->is_object()) return InvalidArgument("prompts: no object \"domains\"");
-  std::vector<PromptDomain> out;
-  for (const auto& [name, list] : domains->get_object()) {
-    PromptDomain domain{.name = std::string(name), .texts = {}};
-    if (!list.is_array() || list.get_array().empty()) {
-      return InvalidArgument("prompts: domain {} is not a list of prompts", domain.name);
-    }
-    for (const boost::json::value& prompt : list.get_array()) {
-      const boost::json::object* fields = prompt.if_object();
-      const boost::json::value* text = fields != nullptr ? fields->if_contains("text") : nullptr;
-      if (text == nullptr || !text->is_string() || text->get_string().empty()) {
-        return InvalidArgument("prompts: prompt {} of {} has no text", domain.texts.size(), domain.name);
-      }
-      domain.texts.emplace_back(text->get_string());
-    }
-    out.push_back(std::move(domain));
-  }
-  return out;
-}
 
 double SpeedRow::median_tokens_per_second() const {
   return Median(tokens_per_second);

@@ -6,19 +6,11 @@
 #include <vector>
 
 #include "base/status.h"
+#include "cli/prompts.h"
 #include "foresight/config.h"
 #include "foresight/request.h"
 
 namespace foresight {
-
-struct PromptDomain {
-  std::string name;
-  std::vector<std::string> texts;
-};
-
-// {"format": "foresight-prompts", "version": 1, "domains": {NAME: [{"text": ...}, ...], ...}}; the domain
-// "chat" is laid out as user's turns. Errors: kInvalidArgument (what is wrong, and where).
-Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json);
 
 struct SpecBenchOptions {
   EngineOptions engine;  // `speculation` and `max_sequences` are set by the benchmark

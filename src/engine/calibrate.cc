@@ -6,10 +6,11 @@
 
 #include "drafting/drafter.h"
 #include "foresight/request.h"
-#include "speculative/calibration_fit.h"
 
 namespace foresight {
 namespace {
+
+constexpr int64_t kGreedyCut = 8;  // tokens
 
 SamplingParams ParamsOf(SamplingRegime regime) {
   SamplingParams params;
@@ -33,16 +34,19 @@ SamplingParams ParamsOf(SamplingRegime regime) {
 // DSpark alone has confidences, and reads what every step of the target has written: nothing to observe.
 class Collector {
  public:
+  static Result<std::unique_ptr<Collector>> Create(Runtime& runtime, const CalibrationOptions& options);
+
+  Result<CollectedRounds> Collect(SamplingRegime regime);
+  int drafts_max() const { return drafter_->drafts_max(); }
+
+ private:
   Collector(Runtime& runtime, const CalibrationOptions& options)
       : runtime_(runtime),
         options_(options),
         speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_) {}
 
-  Result<CalibrationTable> Run();
-
- private:
-  // Continues a prompt and adds its rounds.
-  Status Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed,
+  // Continues a prompt by at most `rounds_max` rounds and adds them.
+  Status Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed, int64_t rounds_max,
                   CalibrationRounds& rounds);
   // Logits [tokens, V] of a step of the target over the next tokens.
   Result<std::span<const float>> Step(SequenceState& state, std::span<const TokenId> tokens);
@@ -64,7 +68,7 @@ Result<std::span<const float>> Collector::Step(SequenceState& state, std::span<c
 }
 
 Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed,
-                           CalibrationRounds& rounds) {
+                           int64_t rounds_max, CalibrationRounds& rounds) {
   const int vocab_size = runtime_.config().vocab_size;
   const int gamma = drafter_->drafts_max();
   SamplingParams params = ParamsOf(regime);
@@ -74,8 +78,7 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
   Sampler sampler(params, vocab_size);
   DraftBlock block(params, rule, vocab_size, gamma);
   std::vector<TokenId> tokens(prompt.begin(), prompt.end());
-  const int64_t end = std::min<int64_t>(std::ssize(prompt) + options_.answer_tokens_max,
-                                        runtime_.context_tokens() - gamma - 1);
+  const int64_t end = runtime_.context_tokens() - gamma - 1;
   ASSIGN_OR_RETURN(SequenceState state, runtime_.cache().NewSequence());
   for (size_t at = 0; at + 1 < prompt.size();) {
     const size_t count = std::min<size_t>(prompt.size() - 1 - at, runtime_.model().max_step_rows());
@@ -84,7 +87,8 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
   }
   std::vector<float> confidences(gamma);
   std::vector<double> acceptance(gamma);
-  while (std::ssize(tokens) < end && rounds.size() < options_.rounds) {
+  for (int64_t round_of_answer = 0; round_of_answer < rounds_max && std::ssize(tokens) < end;
+       ++round_of_answer) {
     block.Begin(std::ssize(tokens));
     DraftRound round[] = {{.state = &state,
                            .tokens = tokens,
@@ -108,46 +112,76 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
   return Status();
 }
 
-Result<CalibrationTable> Collector::Run() {
-  ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), /*drafts_max=*/0, /*slots_max=*/1,
-                                         runtime_.model(), speculator_));
-  if (drafter_->method() != DraftMethod::kDSpark || !drafter_->has_confidences()) {
-    return InvalidArgument("drafts by {}: there are no confidences to calibrate",
-                           DraftMethodName(drafter_->method()));
+Result<std::unique_ptr<Collector>> Collector::Create(Runtime& runtime, const CalibrationOptions& options) {
+  if (options.prompts.size() < 2) {
+    return InvalidArgument("calibration: want two prompts or more, to fit and to judge on; got {}",
+                           options.prompts.size());
   }
-  if (options_.prompts.empty()) return InvalidArgument("calibration: there are no prompts");
-  CalibrationTable table{.draft = runtime_.draft_hash(),
-                         .target = runtime_.target_hash(),
-                         .drafts_max = drafter_->drafts_max(),
-                         .regimes = {}};
-  constexpr std::array kRegimes = {SamplingRegime::kGreedy, SamplingRegime::kUnit, SamplingRegime::kCool,
-                                   SamplingRegime::kTopP, SamplingRegime::kCoupled};
-  for (SamplingRegime regime : kRegimes) {
-    CalibrationRounds rounds(table.drafts_max);
-    if (options_.progress != nullptr) {
-      options_.progress->Begin(SamplingRegimeName(regime), static_cast<uint64_t>(options_.rounds));
+  std::unique_ptr<Collector> collector(new Collector(runtime, options));
+  ASSIGN_OR_RETURN(collector->drafter_, MakeDrafter(runtime.draft_method(), /*drafts_max=*/0, /*slots_max=*/1,
+                                                    runtime.model(), collector->speculator_));
+  if (collector->drafter_->method() != DraftMethod::kDSpark || !collector->drafter_->has_confidences()) {
+    return InvalidArgument("drafts by {}: there are no confidences to calibrate",
+                           DraftMethodName(collector->drafter_->method()));
+  }
+  return collector;
+}
+
+Result<CollectedRounds> Collector::Collect(SamplingRegime regime) {
+  const int gamma = drafts_max();
+  CollectedRounds collected{CalibrationRounds(gamma), CalibrationRounds(gamma)};
+  if (options_.progress != nullptr) {
+    options_.progress->Begin(SamplingRegimeName(regime), static_cast<uint64_t>(options_.rounds));
+  }
+  // Whole passes over the prompts, with as many rounds of each.
+  const int64_t prompts = std::ssize(options_.prompts);
+  const auto shares = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
+  const int64_t passes = shares(options_.rounds, prompts * options_.rounds_per_answer_max);
+  const int64_t rounds_of_answer = shares(options_.rounds, prompts * passes);
+  int64_t total = 0;
+  for (int64_t pass = 0; total < options_.rounds; ++pass) {
+    const int64_t before = total;
+    for (int64_t i = 0; i < prompts; ++i) {
+      std::span<const TokenId> prompt = options_.prompts[i];
+      // A greedy answer is always the same: go on from an earlier point of the prompt.
+      if (regime == SamplingRegime::kGreedy) {
+        if (pass * kGreedyCut >= std::ssize(prompt)) continue;
+        prompt = prompt.first(prompt.size() - pass * kGreedyCut);
+      }
+      CalibrationRounds& rounds = i % 2 == 0 ? collected.fit : collected.held_out;
+      RETURN_IF_ERROR(Continue(prompt, regime, /*seed=*/pass * prompts + i, rounds_of_answer, rounds));
+      total = collected.fit.size() + collected.held_out.size();
+      if (options_.progress != nullptr) options_.progress->Update(static_cast<uint64_t>(total));
     }
-    for (int64_t i = 0; rounds.size() < options_.rounds; ++i) {
-      const int64_t before = rounds.size();
-      const std::vector<TokenId>& prompt = options_.prompts[static_cast<size_t>(i) % options_.prompts.size()];
-      RETURN_IF_ERROR(Continue(prompt, regime, /*seed=*/i, rounds));
-      if (options_.progress != nullptr) options_.progress->Update(static_cast<uint64_t>(rounds.size()));
-      const bool all_seen = i >= std::ssize(options_.prompts);
-      // Greedy answers repeat themselves: more of them teach nothing. And some end at once.
-      if (all_seen && (regime == SamplingRegime::kGreedy || rounds.size() == before)) break;
-    }
-    if (rounds.size() < 2) continue;
-    table.regimes.push_back(Calibrate(regime, rounds, options_.dataset));
+    if (total == before) break;  // they all end at once, or there is nothing left of them
   }
   if (options_.progress != nullptr) options_.progress->End();
-  if (table.regimes.empty()) return InvalidArgument("calibration: no answer was long enough for a draft");
-  return table;
+  return collected;
 }
 
 }  // namespace
 
+Result<CollectedRounds> CollectRounds(Runtime& runtime, const CalibrationOptions& options,
+                                      SamplingRegime regime) {
+  ASSIGN_OR_RETURN(const std::unique_ptr<Collector> collector, Collector::Create(runtime, options));
+  return collector->Collect(regime);
+}
+
 Result<CalibrationTable> CalibrateDrafts(Runtime& runtime, const CalibrationOptions& options) {
-  return Collector(runtime, options).Run();
+  ASSIGN_OR_RETURN(const std::unique_ptr<Collector> collector, Collector::Create(runtime, options));
+  CalibrationTable table{.draft = runtime.draft_hash(),
+                         .target = runtime.target_hash(),
+                         .drafts_max = collector->drafts_max(),
+                         .regimes = {}};
+  constexpr std::array kRegimes = {SamplingRegime::kGreedy, SamplingRegime::kUnit, SamplingRegime::kCool,
+                                   SamplingRegime::kTopP, SamplingRegime::kCoupled};
+  for (SamplingRegime regime : kRegimes) {
+    ASSIGN_OR_RETURN(const CollectedRounds rounds, collector->Collect(regime));
+    if (rounds.fit.size() == 0 || rounds.held_out.size() == 0) continue;
+    table.regimes.push_back(Calibrate(regime, rounds.fit, rounds.held_out, options.dataset));
+  }
+  if (table.regimes.empty()) return InvalidArgument("calibration: no answer was long enough for a draft");
+  return table;
 }
 
 }  // namespace foresight

@@ -14,7 +14,6 @@ constexpr EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_s
 TEST(CalibrateDrafts, GivesATableThatItsOwnModelAndNoOtherTakes) {
   const std::unique_ptr<Runtime> runtime = TestRuntime(kOptions, SmallestDSparkConfig());
   CalibrationOptions options{.prompts = {TestPrompt(20), TestPrompt(30, 5)}, .dataset = "test", .rounds = 40};
-  options.answer_tokens_max = 40;
   const Result<CalibrationTable> table = CalibrateDrafts(*runtime, options);
   ASSERT_TRUE(table.ok()) << table.status().ToString();
   EXPECT_EQ(table->drafts_max, 5);
@@ -35,12 +34,47 @@ TEST(CalibrateDrafts, GivesATableThatItsOwnModelAndNoOtherTakes) {
   EXPECT_EQ(create(*TestRuntime(kOptions, other)).code(), StatusCode::kInvalidArgument);
 }
 
-TEST(CalibrateDrafts, RefusesDraftersWithoutConfidencesAndNoPrompts) {
+// Logits of the first draft of each round.
+std::vector<float> FirstLogits(const CalibrationRounds& rounds) {
+  std::vector<float> logits;
+  for (int64_t n = 0; n < rounds.size(); ++n) logits.push_back(rounds.logit(n, 0));
+  return logits;
+}
+
+TEST(CollectRounds, SplitsByPromptAndSeesAllOfThem) {
+  const std::unique_ptr<Runtime> runtime = TestRuntime(kOptions, SmallestDSparkConfig());
+  const auto collect = [&](std::vector<std::vector<TokenId>> prompts, SamplingRegime regime) {
+    CalibrationOptions options{
+        .prompts = std::move(prompts), .dataset = "", .rounds = 24, .rounds_per_answer_max = 3};
+    Result<CollectedRounds> rounds = CollectRounds(*runtime, options, regime);
+    EXPECT_TRUE(rounds.ok()) << rounds.status().ToString();
+    return std::move(*rounds);
+  };
+  const std::vector<TokenId> a = TestPrompt(20), b = TestPrompt(30, 5), c = TestPrompt(25, 8),
+                             d = TestPrompt(9);
+  const CollectedRounds all = collect({a, b, c, d}, SamplingRegime::kUnit);
+  EXPECT_EQ(all.fit.size(), 12);  // 4 prompts, 2 passes, 3 rounds each
+  EXPECT_EQ(all.held_out.size(), 12);
+  // A prompt's rounds are all in its half: other prompts there don't change what the other half has.
+  const CollectedRounds other = collect({d, b, a, d}, SamplingRegime::kUnit);
+  EXPECT_EQ(FirstLogits(other.held_out), FirstLogits(all.held_out));
+  EXPECT_NE(FirstLogits(other.fit), FirstLogits(all.fit));
+
+  // Greedy answers differ from pass to pass by where they begin, and prompts that are used up end it.
+  const std::vector<float> greedy = FirstLogits(collect({a, b, c, d}, SamplingRegime::kGreedy).fit);
+  ASSERT_EQ(greedy.size(), 12u);
+  EXPECT_NE(std::vector(greedy.begin(), greedy.begin() + 3),
+            std::vector(greedy.begin() + 6, greedy.begin() + 9));
+  EXPECT_EQ(collect({d, d}, SamplingRegime::kGreedy).fit.size(), 6);
+}
+
+TEST(CalibrateDrafts, RefusesDraftersWithoutConfidencesAndSinglePrompts) {
   const std::unique_ptr<Runtime> mtp = TestRuntime(kOptions, SmallestMtpConfig());
-  EXPECT_EQ(CalibrateDrafts(*mtp, {.prompts = {TestPrompt(20)}, .dataset = ""}).status().code(),
-            StatusCode::kInvalidArgument);
+  EXPECT_EQ(
+      CalibrateDrafts(*mtp, {.prompts = {TestPrompt(20), TestPrompt(21)}, .dataset = ""}).status().code(),
+      StatusCode::kInvalidArgument);
   const std::unique_ptr<Runtime> dspark = TestRuntime(kOptions, SmallestDSparkConfig());
-  EXPECT_EQ(CalibrateDrafts(*dspark, {.prompts = {}, .dataset = ""}).status().code(),
+  EXPECT_EQ(CalibrateDrafts(*dspark, {.prompts = {TestPrompt(20)}, .dataset = ""}).status().code(),
             StatusCode::kInvalidArgument);
 }
 

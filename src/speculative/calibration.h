@@ -36,6 +36,8 @@ struct PositionQuality {
   int64_t rounds = 0;
   double ece = 0;  // of the survival against "this draft and those before it are accepted"
   double auroc = 0;
+  // Of the labels themselves as predictions: where a draft is accepted by chance, more can't be had.
+  double auroc_best = 0;
   double brier = 0;
   double mean_predicted = 0;
   double mean_observed = 0;
@@ -57,7 +59,7 @@ struct CalibrationTable {
   std::vector<RegimeCalibration> regimes;
 };
 
-// {"format": "dspark-sts", "version": 1, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sts", "version": 2, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatCalibration(const CalibrationTable& table);
 Result<CalibrationTable> ParseCalibration(std::string_view json);
 // Refuses a table of another draft, target or draft length (kInvalidArgument, saying both).

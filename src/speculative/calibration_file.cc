@@ -10,7 +10,7 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sts";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 // What a temperature may be; the fit's grid lies within.
 constexpr double kTemperatureMin = 1e-3;
 constexpr double kTemperatureMax = 1e3;
@@ -22,6 +22,7 @@ struct QualityField {
 constexpr QualityField kQualityFields[] = {
     {"ece", &PositionQuality::ece},
     {"auc", &PositionQuality::auroc},
+    {"auc_best", &PositionQuality::auroc_best},
     {"brier", &PositionQuality::brier},
     {"mean_pred", &PositionQuality::mean_predicted},
     {"mean_obs", &PositionQuality::mean_observed},

@@ -70,17 +70,6 @@ void CalibrationRounds::Add(std::span<const float> logits, std::span<const doubl
   }
 }
 
-CalibrationRounds CalibrationRounds::Half(int first) const {
-  CalibrationRounds half(drafts_max_);
-  for (int64_t n = first; n < size(); n += 2) {
-    half.lengths_.push_back(lengths_[n]);
-    const auto place = n * drafts_max_;
-    half.logits_.insert(half.logits_.end(), logits_.begin() + place, logits_.begin() + place + drafts_max_);
-    half.labels_.insert(half.labels_.end(), labels_.begin() + place, labels_.begin() + place + drafts_max_);
-  }
-  return half;
-}
-
 double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins) {
   CHECK(predicted.size() == labels.size() && bins > 0);
   if (predicted.empty()) return 0;
@@ -155,6 +144,7 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
     PositionQuality& quality = all[k];
     quality.rounds = std::ssize(predicted);
     quality.auroc = AreaUnderRoc(predicted, labels);
+    quality.auroc_best = AreaUnderRoc(labels, labels);
     if (predicted.empty()) continue;
     quality.ece = ExpectedCalibrationError(predicted, labels, bins);
     for (size_t i = 0; i < predicted.size(); ++i) {
@@ -170,15 +160,15 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
   return all;
 }
 
-RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset) {
-  const CalibrationRounds fit = rounds.Half(0);
-  const CalibrationRounds held_out = rounds.Half(1);
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
+                            const CalibrationRounds& held_out, std::string dataset) {
+  CHECK(fit.drafts_max() == held_out.drafts_max());
   RegimeCalibration result;
   result.regime = regime;
   result.temperatures = FitTemperatures(fit);
   result.rounds = fit.size();
   result.dataset = std::move(dataset);
-  result.before = MeasureCalibration(held_out, std::vector<double>(rounds.drafts_max(), 1.0));
+  result.before = MeasureCalibration(held_out, std::vector<double>(fit.drafts_max(), 1.0));
   result.after = MeasureCalibration(held_out, result.temperatures);
   return result;
 }

@@ -32,8 +32,6 @@ class CalibrationRounds {
   float logit(int64_t n, int k) const { return logits_[n * drafts_max_ + k]; }
   // Probability that drafts 0..k of round n are all accepted.
   double label(int64_t n, int k) const { return labels_[n * drafts_max_ + k]; }
-  // Every second round, beginning with `first` (0 or 1): halves to fit and to judge on.
-  CalibrationRounds Half(int first) const;
 
  private:
   int drafts_max_;
@@ -55,7 +53,9 @@ std::vector<double> FitTemperatures(const CalibrationRounds& rounds);
 std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
                                                 std::span<const double> temperatures, int bins = kReportBins);
 
-// Fits on one half, judges on the other.
-RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& rounds, std::string dataset);
+// Fits on some rounds, judges on others. They should come from different texts: rounds of one answer are
+// alike.
+RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
+                            const CalibrationRounds& held_out, std::string dataset);
 
 }  // namespace foresight

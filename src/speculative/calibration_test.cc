@@ -46,7 +46,7 @@ TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
   const std::vector<double> truth = {std::pow(10, 0.25), 1, std::pow(10, -0.3)};
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal(0.5, 1);
-  CalibrationRounds rounds(3);
+  CalibrationRounds halves[] = {CalibrationRounds(3), CalibrationRounds(3)};
   for (int n = 0; n < 40'000; ++n) {
     std::vector<float> logits;
     std::vector<double> acceptance;
@@ -55,15 +55,17 @@ TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
       logits.push_back(static_cast<float>(x * temperature));
       acceptance.push_back(1 / (1 + std::exp(-x)));
     }
-    rounds.Add(logits, acceptance);
+    halves[n % 2].Add(logits, acceptance);
   }
-  const RegimeCalibration fitted = Calibrate(SamplingRegime::kUnit, rounds, "normal");
+  const RegimeCalibration fitted = Calibrate(SamplingRegime::kUnit, halves[0], halves[1], "normal");
   for (int k = 0; k < 3; ++k) {
     SCOPED_TRACE(k);
     EXPECT_NEAR(std::log10(fitted.temperatures[k]), std::log10(truth[k]), 0.0501);
     EXPECT_LT(fitted.after[k].ece, 0.01);
     EXPECT_NEAR(fitted.after[k].mean_predicted, fitted.after[k].mean_observed, 0.01);
     EXPECT_GT(fitted.after[k].auroc, 0.65);
+    EXPECT_GE(fitted.after[k].auroc_best, fitted.after[k].auroc);
+    EXPECT_LT(fitted.after[k].auroc_best, 0.95);
     EXPECT_EQ(fitted.after[k].rounds, 20'000);
   }
   EXPECT_GT(fitted.before[0].ece, 0.05);
@@ -87,6 +89,10 @@ TEST(AreaUnderRoc, CountsPairs) {
   EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 3, 2, 4}, labels), 0.75);
   EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 1, 1, 1}, labels), 0.5);
   EXPECT_EQ(AreaUnderRoc(std::vector<double>{1, 2}, std::vector<double>{1, 1}), 0.5);
+  // Coins of 0.2 and 0.8: a positive of one and a negative of the other in 0.8 * 0.8 of the pairs, and half
+  // of those of equal predictions.
+  const std::vector<double> coins = {0.2, 0.8};
+  EXPECT_NEAR(AreaUnderRoc(coins, coins), 0.64 + 0.5 * (0.16 + 0.16), 1e-12);
 }
 
 TEST(ExpectedCalibrationError, OneIsInTheLastBin) {
@@ -108,7 +114,7 @@ TEST(Regime, FollowsParametersAndRule) {
 
 CalibrationTable Table() {
   CalibrationTable table{.draft = "xxh:1", .target = "xxh:\"2\"", .drafts_max = 1, .regimes = {}};
-  table.regimes.push_back(Calibrate(SamplingRegime::kCool, TwoLevels(), "two levels"));
+  table.regimes.push_back(Calibrate(SamplingRegime::kCool, TwoLevels(), TwoLevels(), "two levels"));
   table.regimes.push_back(table.regimes[0]);
   table.regimes[1].regime = SamplingRegime::kCoupled;
   table.regimes[1].temperatures = {3};
@@ -136,7 +142,7 @@ TEST(CalibrationFile, ComesBack) {
   EXPECT_EQ(FormatCalibration(*read), FormatCalibration(table));
   EXPECT_EQ(read->target, table.target);
   ASSERT_EQ(read->regimes.size(), 2u);
-  EXPECT_EQ(read->regimes[0].after[0].rounds, 100);
+  EXPECT_EQ(read->regimes[0].after[0].rounds, 200);
   EXPECT_NEAR(read->regimes[0].after[0].ece, table.regimes[0].after[0].ece, 1e-8);
 }
 
@@ -160,11 +166,12 @@ TEST(CalibrationFile, DamageIsAnError) {
   };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
-        replaced("version\": 1", "version\": 2"), replaced("\"gamma\": 1", "\"gamma\": 2"),
+        replaced("version\": 2", "version\": 1"), replaced("\"gamma\": 1", "\"gamma\": 2"),
         replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
         replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
         replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
-        replaced("\"rounds\": [100]", "\"rounds\": [-1]"), replaced("\"auc\"", "\"auk\"")}) {
+        replaced("\"rounds\": [200]", "\"rounds\": [-1]"), replaced("\"auc\"", "\"auk\""),
+        replaced("\"auc_best\"", "\"auc_beast\"")}) {
     const Status status = ParseCalibration(bad).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;
     EXPECT_EQ(status.message().rfind("calibration: ", 0), 0u) << status.message();
