@@ -135,11 +135,10 @@ Result<CollectedRounds> Collector::Collect(SamplingRegime regime) {
   }
   // Whole passes over the prompts, with as many rounds of each.
   const int64_t prompts = std::ssize(options_.prompts);
-  const auto shares = [](int64_t whole, int64_t part) { return (whole + part - 1) / part; };
-  const int64_t passes = shares(options_.rounds, prompts * options_.rounds_per_answer_max);
-  const int64_t rounds_of_answer = shares(options_.rounds, prompts * passes);
   int64_t total = 0;
   for (int64_t pass = 0; total < options_.rounds; ++pass) {
+    const int64_t wanted = (options_.rounds - total + prompts - 1) / prompts;
+    const int64_t rounds_of_answer = std::min(wanted, options_.rounds_per_answer_max);
     const int64_t before = total;
     for (int64_t i = 0; i < prompts; ++i) {
       std::span<const TokenId> prompt = options_.prompts[i];

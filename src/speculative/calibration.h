@@ -34,7 +34,8 @@ SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule);
 // What a position's calibration is worth, on rounds that it was not fitted on.
 struct PositionQuality {
   int64_t rounds = 0;
-  double ece = 0;  // of the survival against "this draft and those before it are accepted"
+  double ece = 0;        // of the survival against "this draft and those before it are accepted"
+  double ece_noise = 0;  // what so few rounds would show as ece if the survivals were right
   double auroc = 0;
   // Of the labels themselves as predictions: where a draft is accepted by chance, more can't be had.
   double auroc_best = 0;

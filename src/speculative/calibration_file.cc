@@ -21,6 +21,7 @@ struct QualityField {
 };
 constexpr QualityField kQualityFields[] = {
     {"ece", &PositionQuality::ece},
+    {"ece_noise", &PositionQuality::ece_noise},
     {"auc", &PositionQuality::auroc},
     {"auc_best", &PositionQuality::auroc_best},
     {"brier", &PositionQuality::brier},

@@ -20,6 +20,10 @@ double Sigmoid(double x) {
   return 1 / (1 + std::exp(-x));
 }
 
+int BinOf(double probability, int bins) {
+  return std::min(bins - 1, static_cast<int>(probability * bins));
+}
+
 // The rounds that have a draft k.
 struct Position {
   std::vector<int64_t> rounds;
@@ -74,12 +78,21 @@ double ExpectedCalibrationError(std::span<const double> predicted, std::span<con
   CHECK(predicted.size() == labels.size() && bins > 0);
   if (predicted.empty()) return 0;
   std::vector<double> gaps(bins);  // sum of predicted - label: |mean - mean| * n_b
-  for (size_t i = 0; i < predicted.size(); ++i) {
-    const int bin = std::min(bins - 1, static_cast<int>(predicted[i] * bins));
-    gaps[bin] += predicted[i] - labels[i];
-  }
+  for (size_t i = 0; i < predicted.size(); ++i) gaps[BinOf(predicted[i], bins)] += predicted[i] - labels[i];
   double sum = 0;
   for (double gap : gaps) sum += std::abs(gap);
+  return sum / static_cast<double>(predicted.size());
+}
+
+double CalibrationErrorByChance(std::span<const double> predicted, std::span<const double> labels, int bins) {
+  CHECK(predicted.size() == labels.size() && bins > 0);
+  if (predicted.empty()) return 0;
+  std::vector<double> variances(bins);  // of the sums above
+  for (size_t i = 0; i < predicted.size(); ++i) {
+    variances[BinOf(predicted[i], bins)] += (predicted[i] - labels[i]) * (predicted[i] - labels[i]);
+  }
+  double sum = 0;  // of mean absolute values of normal variables
+  for (double variance : variances) sum += std::sqrt(2 / M_PI * variance);
   return sum / static_cast<double>(predicted.size());
 }
 
@@ -147,6 +160,7 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
     quality.auroc_best = AreaUnderRoc(labels, labels);
     if (predicted.empty()) continue;
     quality.ece = ExpectedCalibrationError(predicted, labels, bins);
+    quality.ece_noise = CalibrationErrorByChance(predicted, labels, bins);
     for (size_t i = 0; i < predicted.size(); ++i) {
       // The expectation of (predicted - coin)^2.
       quality.brier += predicted[i] * predicted[i] - 2 * predicted[i] * labels[i] + labels[i];

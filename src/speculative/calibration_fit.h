@@ -42,6 +42,8 @@ class CalibrationRounds {
 
 // Expected calibration error with `bins` equal bins on [0, 1].
 double ExpectedCalibrationError(std::span<const double> predicted, std::span<const double> labels, int bins);
+// What it is expected to be if each label's expectation were what is predicted, for independent labels.
+double CalibrationErrorByChance(std::span<const double> predicted, std::span<const double> labels, int bins);
 // Area under the ROC curve, ties counted half; labels in [0, 1] are weights. 0.5 when one class is empty.
 double AreaUnderRoc(std::span<const double> predicted, std::span<const double> labels);
 

@@ -100,6 +100,24 @@ TEST(ExpectedCalibrationError, OneIsInTheLastBin) {
   EXPECT_EQ(ExpectedCalibrationError({}, {}, 15), 0);
 }
 
+TEST(CalibrationErrorByChance, IsWhatCoinsOfThePredictedProbabilityShow) {
+  std::mt19937_64 random(2);
+  std::uniform_real_distribution<double> uniform;
+  double error = 0;
+  double by_chance = 0;
+  for (int run = 0; run < 200; ++run) {
+    std::vector<double> predicted, labels;
+    for (int i = 0; i < 1000; ++i) {
+      predicted.push_back(uniform(random));
+      labels.push_back(uniform(random) < predicted.back() ? 1 : 0);
+    }
+    error += ExpectedCalibrationError(predicted, labels, kReportBins) / 200;
+    by_chance += CalibrationErrorByChance(predicted, labels, kReportBins) / 200;
+  }
+  EXPECT_GT(error, 0.02);
+  EXPECT_NEAR(by_chance, error, 0.1 * error);
+}
+
 TEST(Regime, FollowsParametersAndRule) {
   SamplingParams params;
   EXPECT_EQ(RegimeOf(params, AcceptanceRule::kRejection), SamplingRegime::kUnit);

@@ -142,7 +142,7 @@ def step_costs():
 
 
 def calibration():
-    quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "auc": [0.8, 0.9], "auc_best": [0.9, 0.9], "brier": [0.1, 0.1], '
+    quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "ece_noise": [0.1, 0.1], "auc": [0.8, 0.9], "auc_best": [0.9, 0.9], "brier": [0.1, 0.1], '
                '"mean_pred": [0.5, 0.4], "mean_obs": [0.5, 0.3]}')
     tables = ", ".join(
         '{"regime": "%s", "temperatures": [1.2, 0.8], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
