@@ -19,6 +19,8 @@ struct Flags {
   std::string prompts;
   std::string json;
   std::string html;
+  std::vector<std::string> heads;
+  int calibration_rounds = 6000;
   int prompts_per_domain = 12;
   int max_tokens = 96;
   int repeat = 3;
@@ -36,6 +38,8 @@ Status Write(const std::string& path, const std::string& text) {
 Status Run(const Flags& flags) {
   SpecBenchOptions options{.engine = flags.model.ToOptions(),
                            .domains = {},
+                           .heads = flags.heads,
+                           .calibration_rounds = flags.calibration_rounds,
                            .prompts_per_domain = flags.prompts_per_domain,
                            .max_tokens = flags.max_tokens,
                            .repeat = flags.repeat,
@@ -74,6 +78,13 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
   command->add_option("--concurrency", flags->concurrency, "Requests at a time")
       ->delimiter(',')
       ->check(CLI::Range(1, 256))
+      ->capture_default_str();
+  command->add_option("--draft-heads", flags->heads,
+                      "Directories of further DSpark heads, to compare depths and kinds");
+  command
+      ->add_option("--calibration-rounds", flags->calibration_rounds,
+                   "Rounds for the reliability of confidences, for each way of sampling")
+      ->check(CLI::Range(100, 1'000'000))
       ->capture_default_str();
   command->add_option("--json", flags->json, "Write the figures to this file");
   command->add_option("--html", flags->html, "Write a page with tables and plots to this file");

@@ -10,8 +10,10 @@
 #include <set>
 
 #include "base/progress.h"
+#include "engine/calibrate.h"
 #include "engine/engine_access.h"
 #include "foresight/engine.h"
+#include "weights/config.h"
 
 namespace foresight {
 namespace {
@@ -78,6 +80,9 @@ class SpecBench {
   // The requests of a domain, all at once; `seconds` gets the time from the first submission to the last end.
   Result<std::vector<RequestResult>> RunRequests(Engine& engine, std::span<const PromptDomain* const> domains,
                                                  int per_domain, double temperature, double* seconds);
+  // What a head's config says of it; nothing for MTP-1.
+  Status DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows);
+  Status MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows);
   Status MeasureAcceptance(const SpecSetup& setup, double temperature, std::vector<AcceptanceRow>* rows);
   // All setups in turn, `repeat` times, so that a drift of the machine's speed meets all of them.
   Status MeasureSpeed(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
@@ -162,6 +167,38 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
   return Status();
 }
 
+Status SpecBench::DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows) {
+  ASSIGN_OR_RETURN(const std::string_view json, head.FindText("config.json"));
+  Result<ModelConfig> config = ParseModelConfig(json);
+  if (!config.ok()) return config.status().WithContext(head.origin() + ": config.json");
+  rows->push_back({setup, config->num_draft_layers, config->dspark.markov_rank});
+  return Status();
+}
+
+Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows) {
+  EngineOptions options = options_.engine;
+  options.speculation = DSpark(0).speculation;
+  options.max_sequences = 1;
+  options.kept_prefixes_max = 0;
+  ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
+  ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Load(files, options));
+  CalibrationOptions calibration{.prompts = {}, .dataset = "", .rounds = options_.calibration_rounds};
+  for (const PromptDomain& domain : options_.domains) {
+    for (const std::string& text : domain.texts) {
+      ASSIGN_OR_RETURN(std::vector<TokenId> prompt, EncodePrompt(*runtime->tokenizer(), domain, text));
+      calibration.prompts.push_back(std::move(prompt));
+    }
+  }
+  ASSIGN_OR_RETURN(const CollectedRounds rounds, CollectRounds(*runtime, calibration, regime));
+  ReliabilityRow row{
+      .fitted = Calibrate(regime, rounds.fit, rounds.held_out, "prompts"), .before = {}, .after = {}};
+  const std::vector<double> ones(row.fitted.temperatures.size(), 1.0);
+  row.before = foresight::MeasureReliability(rounds.held_out, ones);
+  row.after = foresight::MeasureReliability(rounds.held_out, row.fitted.temperatures);
+  rows->push_back(std::move(row));
+  return Status();
+}
+
 Status SpecBench::MeasureSpeed(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
                                std::vector<SpeedRow>* rows) {
   if (concurrency > 1 || domain == nullptr) engines_.clear();  // of other sizes
@@ -228,6 +265,15 @@ Result<SpecReport> SpecBench::Run() {
   for (const std::string& head : heads) {
     if (head == "mtp") continue;
     drafters.push_back({fmt::format("{} k=5", head), Drafting(DraftChoice::kDSpark, head, 5, "static:5")});
+    ASSIGN_OR_RETURN(const ModelFiles head_files, runtime.files().Draft(head));
+    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
+  }
+  for (const std::string& path : options_.heads) {
+    // With a slash, so that it is no name of the model's own.
+    const std::string head = path + "/";
+    ASSIGN_OR_RETURN(const ModelFiles head_files, OpenModelDirectory(head));
+    drafters.push_back({fmt::format("{} k=5", path), Drafting(DraftChoice::kDSpark, head, 5, "static:5")});
+    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
   }
   for (const SpecSetup& setup : drafters) {
     for (double temperature : {1.0, 0.0}) {
@@ -245,6 +291,11 @@ Result<SpecReport> SpecBench::Run() {
         {fmt::format("threshold {}", threshold),
          Drafting(DraftChoice::kDSpark, "dspark", 5, fmt::format("threshold:{}", threshold))},
         1, &report.thresholds));
+  }
+
+  for (SamplingRegime regime : {SamplingRegime::kUnit, SamplingRegime::kGreedy}) {
+    Progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
+    RETURN_IF_ERROR(MeasureReliability(regime, &report.reliability));
   }
 
   const std::vector<SpecSetup> served = {

@@ -9,12 +9,15 @@
 #include "cli/prompts.h"
 #include "foresight/config.h"
 #include "foresight/request.h"
+#include "speculative/calibration_fit.h"
 
 namespace foresight {
 
 struct SpecBenchOptions {
   EngineOptions engine;  // `speculation` and `max_sequences` are set by the benchmark
   std::vector<PromptDomain> domains;
+  std::vector<std::string> heads;  // directories of further draft heads
+  int calibration_rounds = 6000;   // of each way of sampling, for the reliability of confidences
   int prompts_per_domain = 12;
   int max_tokens = 96;
   int repeat = 3;  // of every timing
@@ -53,17 +56,32 @@ struct SpeedRow {
   double median_ratio() const;
 };
 
+// A DSpark head that accepted lengths were measured of.
+struct HeadRow {
+  std::string setup;
+  int stages = 0;
+  int markov_rank = 0;  // 0: no sequential head, the DFlash-like baseline
+};
+
+// What the confidences of one way of sampling are worth, on prompts that the temperatures were not fitted on.
+struct ReliabilityRow {
+  RegimeCalibration fitted;
+  std::vector<std::vector<ReliabilityBin>> before, after;  // [position][bins]
+};
+
 struct SpecReport {
   std::string model;
   std::string machine;
   int threads = 0;
   int max_tokens = 0;
   int requests_per_domain = 0;
-  std::vector<AcceptanceRow> acceptance;  // every drafter verified in full: Table 1, Figure 2
-  std::vector<AcceptanceRow> lengths;     // DSpark by block length: Figure 4
-  std::vector<AcceptanceRow> thresholds;  // DSpark by confidence threshold: Figure 5
-  std::vector<SpeedRow> load;             // by concurrency: Figures 7, 8
-  std::vector<SpeedRow> domains;          // at batch 1
+  std::vector<AcceptanceRow> acceptance;    // every drafter verified in full: Table 1, Figure 2
+  std::vector<AcceptanceRow> lengths;       // DSpark by block length: Figure 4
+  std::vector<HeadRow> heads;               // by depth, from `acceptance`: Figure 3
+  std::vector<ReliabilityRow> reliability;  // Figure 6
+  std::vector<AcceptanceRow> thresholds;    // DSpark by confidence threshold: Figure 5
+  std::vector<SpeedRow> load;               // by concurrency: Figures 7, 8
+  std::vector<SpeedRow> domains;            // at batch 1
 };
 
 // Prints progress on the error stream. Errors: those of loading and of requests.

@@ -8,6 +8,7 @@
 #include <set>
 
 #include "cli/spec_bench.h"
+#include "cli/svg_chart.h"
 
 namespace foresight {
 namespace {
@@ -21,6 +22,14 @@ constexpr std::string_view kPaperFigure2 =
     "first position: DSpark .93 (math), DFlash .88; over the block DFlash falls (code .87 to .78, chat .72 "
     "to .63), "
     "DSpark stays flat";
+constexpr std::string_view kPaperFigure3 =
+    "accepted length rises with depth, most from one stage to two; two stages of DSpark pass five of DFlash "
+    "in "
+    "all domains";
+constexpr std::string_view kPaperFigure6 =
+    "ECE before and after, Alpaca, positions 1, 3, 5, 7: 5.7 to 2.0, 8.2 to 1.7, 5.8 to 0.8, 3.3 to 0.4 %; "
+    "AUROC "
+    ".818, .812, .864, .907";
 constexpr std::string_view kPaperFigure4 = "gain over DFlash 15 to 18 % at length 7, 22 to 30 % at 15";
 constexpr std::string_view kPaperFigure5 =
     "share of verified drafts that are accepted, threshold 0 to 0.8: chat 46 to 96 %, math 77 to 93 %, code "
@@ -101,83 +110,49 @@ std::string ToJson(const SpeedRow& r) {
       r.median_ratio(), r.verified_per_request);
 }
 
+std::string ToJson(const HeadRow& r) {
+  return fmt::format("{{\"setup\": \"{}\", \"stages\": {}, \"markov_rank\": {}}}", r.setup, r.stages,
+                     r.markov_rank);
+}
+
+std::string ToJson(const std::vector<std::vector<ReliabilityBin>>& positions) {
+  std::string text = "[";
+  for (const std::vector<ReliabilityBin>& bins : positions) {
+    text += text.size() > 1 ? ", [" : "[";
+    const char* separator = "";
+    for (const ReliabilityBin& bin : bins) {
+      text +=
+          fmt::format("{}[{}, {:.4f}, {:.4f}]", separator, bin.rounds, bin.mean_predicted, bin.mean_observed);
+      separator = ", ";
+    }
+    text += "]";
+  }
+  return text + "]";
+}
+
+std::string QualityList(const std::vector<PositionQuality>& quality, double PositionQuality::*field) {
+  std::vector<double> values;
+  for (const PositionQuality& q : quality) values.push_back(q.*field);
+  return Numbers(values);
+}
+
+// Bins are [rounds, mean survival predicted, mean observed].
+std::string ToJson(const ReliabilityRow& r) {
+  return fmt::format(
+      "{{\"regime\": \"{}\", \"temperatures\": {}, \"ece_before\": {}, \"ece_after\": {}, \"ece_noise\": {}, "
+      "\"auroc\": {}, \"auroc_best\": {},\n     \"before\": {},\n     \"after\": {}}}",
+      SamplingRegimeName(r.fitted.regime), Numbers(r.fitted.temperatures),
+      QualityList(r.fitted.before, &PositionQuality::ece), QualityList(r.fitted.after, &PositionQuality::ece),
+      QualityList(r.fitted.after, &PositionQuality::ece_noise),
+      QualityList(r.fitted.after, &PositionQuality::auroc),
+      QualityList(r.fitted.after, &PositionQuality::auroc_best), ToJson(r.before), ToJson(r.after));
+}
+
 template <typename Row>
 std::string List(const std::vector<Row>& rows) {
   std::string text = "[";
   for (const Row& row : rows) text += (text.size() > 1 ? ",\n    " : "\n    ") + ToJson(row);
   return text + "\n  ]";
-}
-
-struct Series {
-  std::string name;
-  std::vector<std::pair<double, double>> points;
-};
-
-constexpr std::array<std::string_view, 8> kColours = {"#1b6ca8", "#d1495b", "#2e8b57", "#8a5fbf",
-                                                      "#e08e0b", "#555555", "#00a3a3", "#a0522d"};
-
-// A line chart as SVG. log_x: positions by logarithm of x.
-std::string Chart(std::string_view x_name, std::string_view y_name, const std::vector<Series>& all,
-                  bool log_x) {
-  constexpr double kWidth = 460, kHeight = 300, kLeft = 52, kBottom = 40, kTop = 12, kRight = 12;
-  double x_min = 1e300, x_max = -1e300, y_max = 0;
-  auto place = [&](double x) { return log_x ? std::log2(std::max(x, 1e-9)) : x; };
-  for (const Series& s : all) {
-    for (auto [x, y] : s.points) {
-      x_min = std::min(x_min, place(x));
-      x_max = std::max(x_max, place(x));
-      y_max = std::max(y_max, y);
-    }
-  }
-  if (x_max < x_min || y_max <= 0) return "<p>nothing was measured</p>";
-  if (x_max == x_min) x_max = x_min + 1;
-  const double unit = std::pow(10.0, std::floor(std::log10(y_max)));
-  const double tick = y_max / unit > 5 ? unit : y_max / unit > 2 ? unit / 2 : unit / 5;
-  const double y_top = std::ceil(y_max / tick) * tick;
-  auto sx = [&](double x) {
-    return kLeft + (place(x) - x_min) / (x_max - x_min) * (kWidth - kLeft - kRight);
-  };
-  auto sy = [&](double y) { return kHeight - kBottom - y / y_top * (kHeight - kBottom - kTop); };
-  std::string svg = fmt::format("<svg viewBox='0 0 {} {}' width='{}' role='img'>", kWidth,
-                                kHeight + 18 * all.size(), kWidth);
-  for (double y = 0; y <= y_top * 1.0001; y += tick) {
-    svg += fmt::format(
-        "<line x1='{}' x2='{}' y1='{:.1f}' y2='{:.1f}' stroke='#ddd'/><text x='{}' y='{:.1f}' "
-        "text-anchor='end'>{:g}</text>",
-        kLeft, kWidth - kRight, sy(y), sy(y), kLeft - 6, sy(y) + 4, y);
-  }
-  std::set<double> xs;
-  for (const Series& s : all) {
-    for (auto [x, y] : s.points) xs.insert(x);
-  }
-  if (xs.size() <= 12) {
-    for (double x : xs) {
-      svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{:.4g}</text>", sx(x),
-                         kHeight - kBottom + 16, x);
-    }
-  } else {
-    for (double x : {*xs.begin(), *xs.rbegin()}) {
-      svg += fmt::format("<text x='{:.1f}' y='{}' text-anchor='middle'>{:.4g}</text>", sx(x),
-                         kHeight - kBottom + 16, x);
-    }
-  }
-  svg += fmt::format("<text x='{}' y='{}' text-anchor='middle'>{}</text>", kWidth / 2, kHeight - 6, x_name);
-  svg += fmt::format("<text x='12' y='{}' transform='rotate(-90 12 {})' text-anchor='middle'>{}</text>",
-                     kHeight / 2, kHeight / 2, y_name);
-  for (size_t i = 0; i < all.size(); ++i) {
-    const std::string_view colour = kColours[i % kColours.size()];
-    std::string line;
-    for (auto [x, y] : all[i].points) {
-      line += fmt::format("{:.1f},{:.1f} ", sx(x), sy(y));
-      svg += fmt::format(
-          "<circle cx='{:.1f}' cy='{:.1f}' r='3' fill='{}'><title>{}: {:.4g}, {:.4g}</title></circle>", sx(x),
-          sy(y), colour, all[i].name, x, y);
-    }
-    svg += fmt::format("<polyline points='{}' fill='none' stroke='{}' stroke-width='2'/>", line, colour);
-    svg += fmt::format("<rect x='{}' y='{}' width='12' height='4' fill='{}'/><text x='{}' y='{}'>{}</text>",
-                       kLeft, kHeight + 18 * i + 4, colour, kLeft + 18, kHeight + 18 * i + 10, all[i].name);
-  }
-  return svg + "</svg>";
 }
 
 std::string Section(std::string_view title, std::string_view note, std::string_view paper,
@@ -231,6 +206,65 @@ std::vector<Series> BySetup(const std::vector<SpeedRow>& rows,
   return all;
 }
 
+std::string DepthNote(const SpecReport& r) {
+  std::set<int> depths;
+  for (const HeadRow& head : r.heads) depths.insert(head.stages);
+  std::string note = "Accepted length by the number of a head's stages, macro over domains, temperature 1.";
+  if (depths.size() < 2) {
+    note +=
+        " All heads here have the same: recipes/train_draft.py --heads dspark-1,dspark,dspark-3 makes "
+        "others, "
+        "and --draft-heads takes them.";
+  }
+  return note;
+}
+
+std::string DepthTable(const SpecReport& r) {
+  std::vector<HeadRow> heads = r.heads;
+  std::stable_sort(heads.begin(), heads.end(),
+                   [](const HeadRow& a, const HeadRow& b) { return a.stages < b.stages; });
+  std::string table =
+      "<table><tr><th>head</th><th>stages</th><th>rank of the sequential head</th>"
+      "<th>accepted length</th></tr>";
+  for (const HeadRow& head : heads) {
+    table += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2f}</td></tr>", head.setup, head.stages,
+                         head.markov_rank, Macro(r.acceptance, head.setup, 1, AcceptedLength));
+  }
+  return table + "</table>";
+}
+
+std::string ReliabilitySection(const ReliabilityRow& row) {
+  std::string body;
+  for (const auto* positions : {&row.before, &row.after}) {
+    std::vector<Series> all = {{"as predicted", {{0, 0}, {1, 1}}}};
+    for (const std::vector<ReliabilityBin>& bins : *positions) {
+      all.push_back({fmt::format("position {}", all.size()), {}});
+      for (const ReliabilityBin& bin : bins) {
+        // A bin of a few rounds says nothing.
+        if (bin.rounds >= 20) all.back().points.emplace_back(bin.mean_predicted, bin.mean_observed);
+      }
+    }
+    body += Chart(positions == &row.before ? "survival, before" : "survival, after", "accepted", all, false);
+  }
+  body +=
+      "<table><tr><th>position</th><th>temperature</th><th>ECE before</th><th>after</th><th>by chance</th>"
+      "<th>AUROC</th><th>limit</th></tr>";
+  for (size_t k = 0; k < row.fitted.temperatures.size(); ++k) {
+    const PositionQuality& q = row.fitted.after[k];
+    body += fmt::format(
+        "<tr><td>{}</td><td>{:.2f}</td><td>{:.1f} %</td><td>{:.1f} %</td><td>{:.1f} %</td><td>{:.3f}</td>"
+        "<td>{:.3f}</td></tr>",
+        k + 1, row.fitted.temperatures[k], 100 * row.fitted.before[k].ece, 100 * q.ece, 100 * q.ece_noise,
+        q.auroc, q.auroc_best);
+  }
+  return Section(
+      fmt::format("Reliability of confidences: {} (Figure 6)", SamplingRegimeName(row.fitted.regime)),
+      "How often drafts of a predicted survival are accepted, with the head's confidences as they are and "
+      "after sequential temperature scaling, on prompts that it was not fitted on. By chance: the ECE that "
+      "right predictions would show on so few rounds. Limit: the AUROC of the true probabilities.",
+      kPaperFigure6, body + "</table>");
+}
+
 }  // namespace
 
 std::string SpecReportJson(const SpecReport& r) {
@@ -238,11 +272,13 @@ std::string SpecReportJson(const SpecReport& r) {
       "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 1, \"foresight\": \"{}\",\n  \"model\": "
       "\"{}\", "
       "\"processor\": \"{}\", \"threads\": {}, \"max_tokens\": {}, \"requests_per_domain\": {},\n"
-      "  \"acceptance\": {},\n  \"block_lengths\": {},\n  \"thresholds\": {},\n  \"load\": {},\n  "
+      "  \"acceptance\": {},\n  \"heads\": {},\n  \"reliability\": {},\n  \"block_lengths\": {},\n  "
+      "\"thresholds\": {},\n  \"load\": {},\n  "
       "\"batch_1_by_domain\": "
       "{}\n}}\n",
       FORESIGHT_VERSION, r.model, r.machine, r.threads, r.max_tokens, r.requests_per_domain,
-      List(r.acceptance), List(r.lengths), List(r.thresholds), List(r.load), List(r.domains));
+      List(r.acceptance), List(r.heads), List(r.reliability), List(r.lengths), List(r.thresholds),
+      List(r.load), List(r.domains));
 }
 
 std::string SpecReportHtml(const SpecReport& r) {
@@ -275,15 +311,14 @@ std::string SpecReportHtml(const SpecReport& r) {
   page += Section("Conditional acceptance by position (Figure 2)",
                   "How often a draft is accepted when all before it were; all domains, temperature 1.",
                   kPaperFigure2, Chart("position", "accepted", positions, false));
+  page += Section("Depth (Figure 3)", DepthNote(r), kPaperFigure3, DepthTable(r));
   std::vector<Series> lengths = {{"dspark", {}}};
   for (const std::string& setup : Distinct(r.lengths, &AcceptanceRow::setup)) {
     lengths[0].points.emplace_back(std::stod(setup.substr(setup.find('=') + 1)),
                                    Macro(r.lengths, setup, 1, AcceptedLength));
   }
   page += Section("Proposal length (Figure 4)",
-                  "Accepted length by block length, macro over domains; the head was trained for 5. Depth "
-                  "(Figure 3) needs "
-                  "heads of other depths and is not measured.",
+                  "Accepted length by block length, macro over domains; the head was trained for 5.",
                   kPaperFigure4, Chart("block length", "accepted length", lengths, false));
   std::vector<Series> thresholds = {{"accepted share of verified drafts", {}}, {"tokens a step / 4", {}}};
   for (const std::string& setup : Distinct(r.thresholds, &AcceptanceRow::setup)) {
@@ -294,6 +329,7 @@ std::string SpecReportHtml(const SpecReport& r) {
   page += Section("Confidence threshold (Figure 5)",
                   "Verification stops at the first confidence below the threshold.", kPaperFigure5,
                   Chart("threshold", "share", thresholds, false));
+  for (const ReliabilityRow& row : r.reliability) page += ReliabilitySection(row);
   page += Section("Throughput against speed per user (Figure 7)",
                   "One point for each number of concurrent requests; up and to the right is better.",
                   kPaperFigure7,
@@ -366,6 +402,18 @@ std::string SpecReportText(const SpecReport& r) {
                         100 * (dspark / Macro(r.acceptance, mtp, temperature, AcceptedLength) - 1));
     if (dflash > 0) text += fmt::format(", over dflash: {:+.1f} %", 100 * (dspark / dflash - 1));
     text += "\n";
+  }
+  for (const HeadRow& head : r.heads) {
+    text += fmt::format("{}: {} stages, sequential head of rank {}: {:.3f}\n", head.setup, head.stages,
+                        head.markov_rank, Macro(r.acceptance, head.setup, 1, AcceptedLength));
+  }
+  for (const ReliabilityRow& row : r.reliability) {
+    text += fmt::format("confidences, {}: ECE {} before, {} after; AUROC {} of at most {}\n",
+                        SamplingRegimeName(row.fitted.regime),
+                        QualityList(row.fitted.before, &PositionQuality::ece),
+                        QualityList(row.fitted.after, &PositionQuality::ece),
+                        QualityList(row.fitted.after, &PositionQuality::auroc),
+                        QualityList(row.fitted.after, &PositionQuality::auroc_best));
   }
   for (const auto* rows : {&r.load, &r.domains}) {
     text += rows == &r.load ? "speed, times none, by concurrent requests\n"

@@ -174,6 +174,32 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
   return all;
 }
 
+std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
+                                                            std::span<const double> temperatures, int bins) {
+  CHECK(std::ssize(temperatures) == rounds.drafts_max() && bins > 0);
+  std::vector<std::vector<ReliabilityBin>> all(rounds.drafts_max());
+  std::vector<double> survivals(rounds.size(), 1.0);
+  std::vector<double> predicted;
+  for (int k = 0; k < rounds.drafts_max(); ++k) {
+    const Position position = PositionOf(rounds, k);
+    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    std::vector<ReliabilityBin>& found = all[k];
+    found.resize(bins);
+    for (size_t i = 0; i < predicted.size(); ++i) {
+      ReliabilityBin& bin = found[BinOf(predicted[i], bins)];
+      ++bin.rounds;
+      bin.mean_predicted += predicted[i];
+      bin.mean_observed += position.labels[i];
+    }
+    std::erase_if(found, [](const ReliabilityBin& bin) { return bin.rounds == 0; });
+    for (ReliabilityBin& bin : found) {
+      bin.mean_predicted /= static_cast<double>(bin.rounds);
+      bin.mean_observed /= static_cast<double>(bin.rounds);
+    }
+  }
+  return all;
+}
+
 RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
                             const CalibrationRounds& held_out, std::string dataset) {
   CHECK(fit.drafts_max() == held_out.drafts_max());

@@ -55,6 +55,17 @@ std::vector<double> FitTemperatures(const CalibrationRounds& rounds);
 std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
                                                 std::span<const double> temperatures, int bins = kReportBins);
 
+// Survivals that are nearly equal, and how often such drafts were accepted (the paper's Figure 6).
+struct ReliabilityBin {
+  int64_t rounds = 0;
+  double mean_predicted = 0;
+  double mean_observed = 0;
+};
+// [drafts_max][bins that have rounds, by rising survival].
+std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
+                                                            std::span<const double> temperatures,
+                                                            int bins = kReportBins);
+
 // Fits on some rounds, judges on others. They should come from different texts: rounds of one answer are
 // alike.
 RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,

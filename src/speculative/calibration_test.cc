@@ -118,6 +118,22 @@ TEST(CalibrationErrorByChance, IsWhatCoinsOfThePredictedProbabilityShow) {
   EXPECT_NEAR(by_chance, error, 0.1 * error);
 }
 
+TEST(MeasureReliability, SortsRoundsBySurvivalAndAgreesWithTheError) {
+  const CalibrationRounds rounds = TwoLevels();
+  const auto bins = MeasureReliability(rounds, std::vector<double>{1});
+  ASSERT_EQ(bins.size(), 1u);
+  ASSERT_EQ(bins[0].size(), 2u);
+  EXPECT_EQ(bins[0][0].rounds, 100);
+  EXPECT_NEAR(bins[0][0].mean_predicted, 1 / (1 + std::exp(2)), 1e-12);
+  EXPECT_NEAR(bins[0][0].mean_observed, 0.3, 1e-12);
+  EXPECT_NEAR(bins[0][1].mean_observed, 0.7, 1e-12);
+  double error = 0;
+  for (const ReliabilityBin& bin : bins[0]) {
+    error += static_cast<double>(bin.rounds) / 200 * std::abs(bin.mean_predicted - bin.mean_observed);
+  }
+  EXPECT_NEAR(error, MeasureCalibration(rounds, std::vector<double>{1})[0].ece, 1e-12);
+}
+
 TEST(Regime, FollowsParametersAndRule) {
   SamplingParams params;
   EXPECT_EQ(RegimeOf(params, AcceptanceRule::kRejection), SamplingRegime::kUnit);
