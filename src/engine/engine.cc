@@ -68,7 +68,23 @@ Result<StepCostTable> CostsOf(Runtime& runtime, const EngineOptions& options) {
   return table;
 }
 
-// Of the file that was named, or of the draft head's own.
+// Null when nothing drafts.
+Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
+  if (runtime.draft_method() == DraftMethod::kNone) return std::unique_ptr<Speculation>();
+  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(runtime, options));
+  ASSIGN_OR_RETURN(const std::optional<CalibrationTable> calibration, CalibrationOf(runtime, options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Speculation> speculation,
+      Speculation::Create(options.speculation, runtime,
+                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
+                          costs, calibration));
+  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
+                                 speculation->drafter().drafts_max()));
+  return speculation;
+}
+
+}  // namespace
+
 Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, const EngineOptions& options) {
   std::string where = options.speculation.calibration_file;
   std::string json;
@@ -89,23 +105,6 @@ Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, co
   }
   return std::optional(std::move(*table));
 }
-
-// Null when nothing drafts.
-Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
-  if (runtime.draft_method() == DraftMethod::kNone) return std::unique_ptr<Speculation>();
-  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(runtime, options));
-  ASSIGN_OR_RETURN(const std::optional<CalibrationTable> calibration, CalibrationOf(runtime, options));
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<Speculation> speculation,
-      Speculation::Create(options.speculation, runtime,
-                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
-                          costs, calibration));
-  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
-                                 speculation->drafter().drafts_max()));
-  return speculation;
-}
-
-}  // namespace
 
 struct Engine::Impl {
   Impl(std::unique_ptr<Runtime> r, std::unique_ptr<Speculation> speculation, const EngineOptions& o)
@@ -167,6 +166,26 @@ Result<std::unique_ptr<Engine>> EngineAccess::Make(std::unique_ptr<Runtime> runt
                                                    const EngineOptions& options) {
   RETURN_IF_ERROR(CheckOptions(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Speculation> speculation, MakeSpeculation(*runtime, options));
+  return Start(std::move(runtime), std::move(speculation), options);
+}
+
+Result<std::unique_ptr<Engine>> EngineAccess::MakeReplay(std::unique_ptr<Runtime> runtime,
+                                                         const EngineOptions& options,
+                                                         const DraftTrace* trace) {
+  if (trace == nullptr) return Make(std::move(runtime), options);
+  RETURN_IF_ERROR(CheckOptions(options));
+  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(*runtime, options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Speculation> speculation,
+      Speculation::CreateReplay(
+          options.speculation, *runtime,
+          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, costs, *trace));
+  return Start(std::move(runtime), std::move(speculation), options);
+}
+
+Result<std::unique_ptr<Engine>> EngineAccess::Start(std::unique_ptr<Runtime> runtime,
+                                                    std::unique_ptr<Speculation> speculation,
+                                                    const EngineOptions& options) {
   std::string report = speculation == nullptr ? "" : speculation->Report();
   auto impl = std::make_unique<Engine::Impl>(std::move(runtime), std::move(speculation), options);
   RETURN_IF_ERROR(impl->ReadDefaultSampling());

@@ -6,7 +6,10 @@
 #include <string_view>
 
 #include "engine/runtime.h"
+#include "engine/speculation.h"
 #include "foresight/engine.h"
+#include "speculative/calibration.h"
+#include "speculative/draft_traces.h"
 
 namespace foresight {
 
@@ -16,9 +19,22 @@ inline constexpr std::string_view kCalibrationFileName = "calibration.json";
 struct EngineAccess {
   // An engine around a runtime that was made with the same options. Errors: kInvalidArgument (options).
   static Result<std::unique_ptr<Engine>> Make(std::unique_ptr<Runtime> runtime, const EngineOptions& options);
+  // The same with replayed drafts (engine/draft_replay.h): for benchmarks. `trace` outlives the engine; null:
+  // nothing drafts.
+  static Result<std::unique_ptr<Engine>> MakeReplay(std::unique_ptr<Runtime> runtime,
+                                                    const EngineOptions& options, const DraftTrace* trace);
   // The engine's thread uses it all the time: for what doesn't change only.
   static const Runtime& runtime(const Engine& engine);
+
+ private:
+  static Result<std::unique_ptr<Engine>> Start(std::unique_ptr<Runtime> runtime,
+                                               std::unique_ptr<Speculation> speculation,
+                                               const EngineOptions& options);
 };
+
+// Of the file that the options name, or of the draft head's own; none: it has none for drafts of this length.
+// Errors: kNotFound, kInvalidArgument (a file that is none).
+Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, const EngineOptions& options);
 
 // The directory's files, or the embedded model's when it is empty. Errors: kNotFound when this build carries
 // none.

@@ -90,21 +90,32 @@ Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const En
 
 Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
                                                      const EngineOptions& options) {
+  const uint64_t bytes = StoredBytes(config);
+  const int64_t available = DescribeMachine().available_bytes;
+  if (static_cast<int64_t>(bytes) > available) {
+    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
+                             FormatBytes(available));
+  }
+  RETURN_IF_ERROR(ChooseSyntheticDraft(config, options.speculation).status());
+  RETURN_IF_ERROR(FindKernels(options.table).status());
+  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
+  const LoadedModel made = MakeSyntheticModel(config, {.num_threads = options.num_threads});
+  if (options.progress != nullptr) options.progress->End();
+  return FromSynthetic(made, options);
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
+                                                        const EngineOptions& options) {
   ASSIGN_OR_RETURN(const KernelTable* table, FindKernels(options.table));
   std::unique_ptr<Runtime> runtime(new Runtime);
   runtime->machine_ = DescribeMachine();
-  const uint64_t bytes = StoredBytes(config);
-  if (static_cast<int64_t>(bytes) > runtime->machine_.available_bytes) {
-    return ResourceExhausted("random weights of this shape take {}; available are {}", FormatBytes(bytes),
-                             FormatBytes(runtime->machine_.available_bytes));
-  }
-  ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(config, options.speculation));
-  if (options.progress != nullptr) options.progress->Begin("Making random weights", 1);
-  LoadedModel loaded = MakeSyntheticModel(config, {.num_threads = options.num_threads});
-  if (options.progress != nullptr) options.progress->End();
-  // They are in memory now, and what is available has shrunk by them.
-  runtime->machine_.available_bytes = DescribeMachine().available_bytes;
-  RETURN_IF_ERROR(runtime->Start(std::move(loaded), *table, options, /*weights_to_come=*/0));
+  ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(made.weights.config, options.speculation));
+  // They are in memory already: what is available is without them.
+  LoadedModel shared;
+  shared.weights = made.weights;
+  shared.report = made.report;
+  shared.arena = made.arena;
+  RETURN_IF_ERROR(runtime->Start(std::move(shared), *table, options, /*weights_to_come=*/0));
   return runtime;
 }
 

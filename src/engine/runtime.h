@@ -32,6 +32,9 @@ class Runtime {
   // Random weights of a config, made in memory; no tokenizer. Refused before they are made when they won't
   // fit.
   static Result<std::unique_ptr<Runtime>> Synthesize(const ModelConfig& config, const EngineOptions& options);
+  // The same around weights that were made before: runtimes share them.
+  static Result<std::unique_ptr<Runtime>> FromSynthetic(const LoadedModel& made,
+                                                        const EngineOptions& options);
 
   // Null when the model has none.
   const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "engine/draft_replay.h"
+
 namespace foresight {
 namespace {
 
@@ -31,6 +33,40 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
                    MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
                                runtime.model(), *speculator));
+  return Assemble(options, runtime, limits, costs, calibration, std::move(chance), std::move(speculator),
+                  std::move(drafter));
+}
+
+Result<std::unique_ptr<Speculation>> Speculation::CreateReplay(const SpeculationOptions& options,
+                                                               Runtime& runtime,
+                                                               const SpeculationLimits& limits,
+                                                               const std::optional<StepCostTable>& costs,
+                                                               const DraftTrace& trace) {
+  auto chance = std::make_unique<ReplayedChance>(trace);
+  auto speculator = std::make_unique<Speculator>(runtime.config().vocab_size, kDraftPositionsMax, *chance);
+  ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
+                   MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
+                               runtime.model(), *speculator));
+  const std::string_view method = DraftMethodName(drafter->method());
+  if (method != trace.method || drafter->drafts_max() > trace.drafts_max) {
+    return InvalidArgument("drafts of {} tokens by {} can't replay those of {} tokens by {}",
+                           drafter->drafts_max(), method, trace.drafts_max, trace.method);
+  }
+  if (drafter->has_confidences() && chance->Confidences(/*seed=*/0, /*position=*/0).empty()) {
+    return InvalidArgument("the trace of {} has no confidences to replay", trace.method);
+  }
+  auto replayed = std::make_unique<ReplayedDrafter>(std::move(drafter), *chance);
+  return Assemble(options, runtime, limits, costs, /*calibration=*/std::nullopt, std::move(chance),
+                  std::move(speculator), std::move(replayed));
+}
+
+Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOptions& options,
+                                                           Runtime& runtime, const SpeculationLimits& limits,
+                                                           const std::optional<StepCostTable>& costs,
+                                                           const std::optional<CalibrationTable>& calibration,
+                                                           std::unique_ptr<Chance> chance,
+                                                           std::unique_ptr<Speculator> speculator,
+                                                           std::unique_ptr<Drafter> drafter) {
   ASSIGN_OR_RETURN(PlannerOptions planner, ParsePlanner(options.planner));
   if (planner.kind == PlannerKind::kGlobal) {
     return InvalidArgument("planner global is not exact with every acceptance rule: it is for benchmarks");
@@ -57,7 +93,7 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
 }
 
 Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
-                         StepPlanning planning, Calibration calibration, std::unique_ptr<KeyedChance> chance,
+                         StepPlanning planning, Calibration calibration, std::unique_ptr<Chance> chance,
                          std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter)
     : options_(options),
       vocab_size_(runtime.config().vocab_size),

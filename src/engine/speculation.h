@@ -22,6 +22,7 @@
 #include "engine/sequence.h"
 #include "speculative/acceptance.h"
 #include "speculative/calibration.h"
+#include "speculative/draft_traces.h"
 #include "speculative/planner.h"
 
 namespace foresight {
@@ -44,6 +45,12 @@ class Speculation {
                                                      const SpeculationLimits& limits,
                                                      const std::optional<StepCostTable>& costs,
                                                      const std::optional<CalibrationTable>& calibration);
+  // The same with confidences and outcomes of a trace, for benchmarks (draft_replay.h). `trace` outlives this
+  // object. Errors: also kInvalidArgument for a trace of another drafter, or of shorter drafts.
+  static Result<std::unique_ptr<Speculation>> CreateReplay(const SpeculationOptions& options,
+                                                           Runtime& runtime, const SpeculationLimits& limits,
+                                                           const std::optional<StepCostTable>& costs,
+                                                           const DraftTrace& trace);
 
   const Drafter& drafter() const { return *drafter_; }
   Drafter& drafter() { return *drafter_; }
@@ -73,12 +80,19 @@ class Speculation {
 
  private:
   Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
-              StepPlanning planning, Calibration calibration, std::unique_ptr<KeyedChance> chance,
+              StepPlanning planning, Calibration calibration, std::unique_ptr<Chance> chance,
               std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter);
+  static Result<std::unique_ptr<Speculation>> Assemble(const SpeculationOptions& options, Runtime& runtime,
+                                                       const SpeculationLimits& limits,
+                                                       const std::optional<StepCostTable>& costs,
+                                                       const std::optional<CalibrationTable>& calibration,
+                                                       std::unique_ptr<Chance> chance,
+                                                       std::unique_ptr<Speculator> speculator,
+                                                       std::unique_ptr<Drafter> drafter);
 
   const SpeculationOptions options_;
   const int vocab_size_;
-  std::unique_ptr<KeyedChance> chance_;
+  std::unique_ptr<Chance> chance_;
   std::unique_ptr<Speculator> speculator_;
   std::unique_ptr<Drafter> drafter_;
   StepPlanning planning_;

@@ -109,9 +109,11 @@ class LoopDriver {
  public:
   explicit LoopDriver(const EngineOptions& options, const ModelConfig& config = SmallestConfig())
       : LoopDriver(TestRuntime(options, config), options) {}
-  LoopDriver(std::unique_ptr<Runtime> runtime, const EngineOptions& options)
+  // `trace`: replayed, if there is one.
+  LoopDriver(std::unique_ptr<Runtime> runtime, const EngineOptions& options,
+             const DraftTrace* trace = nullptr)
       : runtime_(std::move(runtime)),
-        loop_(*runtime_, options, MakeSpeculation(*runtime_, options), queue_,
+        loop_(*runtime_, options, MakeSpeculation(*runtime_, options, trace), queue_,
               [this] { return now_ += 1e-3; }) {}
 
   std::shared_ptr<RecordingSink> Submit(Request request) {
@@ -150,12 +152,16 @@ class LoopDriver {
   QueueGauge& queue() { return queue_; }
 
  private:
-  static std::unique_ptr<Speculation> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
+  static std::unique_ptr<Speculation> MakeSpeculation(Runtime& runtime, const EngineOptions& options,
+                                                      const DraftTrace* trace) {
     if (runtime.draft_method() == DraftMethod::kNone) return nullptr;
-    Result<std::unique_ptr<Speculation>> made = Speculation::Create(
-        options.speculation, runtime,
-        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, TestCosts(5),
-        /*calibration=*/std::nullopt);
+    const SpeculationLimits limits{.max_sequences = options.max_sequences,
+                                   .step_rows_max = options.step_rows_max};
+    Result<std::unique_ptr<Speculation>> made =
+        trace == nullptr
+            ? Speculation::Create(options.speculation, runtime, limits, TestCosts(5),
+                                  /*calibration=*/std::nullopt)
+            : Speculation::CreateReplay(options.speculation, runtime, limits, TestCosts(5), *trace);
     EXPECT_TRUE(made.ok()) << made.status().ToString();
     return std::move(*made);
   }

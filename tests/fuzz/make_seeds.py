@@ -152,10 +152,17 @@ def calibration():
                           '"tables": [%s]}' % tables).encode()
 
 
+def draft_traces():
+    yield "two_drafters", b'''{"format": "foresight-draft-traces", "version": 1, "model": "m", "temperature": 1, "drafters": [
+ {"method": "dspark", "gamma": 2, "domains": [{"name": "code", "answers": [{"acceptance": [1000, 750, 1, 0],
+  "confidence": [900, 800, 1, 0]}]}]},
+ {"method": "mtp", "gamma": 1, "domains": [{"name": "code", "answers": [{"acceptance": [500]}]}]}]}'''
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     for make in (safetensors, config, tokenizer_json, tokenizer_text, chat_output, python_json, saved_state,
-                 generation_config, step_costs, calibration):
+                 generation_config, step_costs, calibration, draft_traces):
         target = folder / make.__name__
         target.mkdir(parents=True, exist_ok=True)
         for name, content in make():
