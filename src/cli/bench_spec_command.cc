@@ -4,10 +4,12 @@
 
 #include <cstdio>
 #include <fstream>
+#include <iterator>
 #include <memory>
 
 #include "cli/command.h"
 #include "cli/model_flags.h"
+#include "cli/replay_bench.h"
 #include "cli/spec_bench.h"
 #include "engine/engine_access.h"
 
@@ -16,6 +18,8 @@ namespace {
 
 struct Flags {
   ModelFlags model;
+  std::string synthetic, replay, record;
+  int experts = 0;
   std::string prompts;
   std::string json;
   std::string html;
@@ -35,6 +39,25 @@ Status Write(const std::string& path, const std::string& text) {
   return Status();
 }
 
+Status Print(const Flags& flags, const SpecReport& report) {
+  fmt::print("{}", SpecReportText(report));
+  RETURN_IF_ERROR(Write(flags.json, SpecReportJson(report)));
+  return Write(flags.html, SpecReportHtml(report));
+}
+
+Status RunReplay(const Flags& flags, SpecBenchOptions options) {
+  options.engine.synthetic = flags.synthetic;
+  options.engine.synthetic_experts = flags.experts;
+  std::ifstream file(flags.replay, std::ios::binary);
+  if (!file) return NotFound("can't read {}", flags.replay);
+  Result<DraftTraces> traces = ParseDraftTraces(std::string(std::istreambuf_iterator<char>(file), {}));
+  if (!traces.ok()) return traces.status().WithContext(flags.replay);
+  ASSIGN_OR_RETURN(const SpecReport report, RunReplayBench({.bench = std::move(options),
+                                                            .traces_name = flags.replay,
+                                                            .traces = std::move(*traces)}));
+  return Print(flags, report);
+}
+
 Status Run(const Flags& flags) {
   SpecBenchOptions options{.engine = flags.model.ToOptions(),
                            .domains = {},
@@ -45,12 +68,15 @@ Status Run(const Flags& flags) {
                            .repeat = flags.repeat,
                            .concurrency = flags.concurrency};
   options.engine.context_tokens = 1024;
+  if (!flags.synthetic.empty()) return RunReplay(flags, std::move(options));
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
   ASSIGN_OR_RETURN(options.domains, LoadPrompts(flags.prompts, files));
+  if (!flags.record.empty()) {
+    ASSIGN_OR_RETURN(const DraftTraces traces, RecordTraces(options));
+    return Write(flags.record, FormatDraftTraces(traces));
+  }
   ASSIGN_OR_RETURN(const SpecReport report, RunSpecBench(options));
-  fmt::print("{}", SpecReportText(report));
-  RETURN_IF_ERROR(Write(flags.json, SpecReportJson(report)));
-  return Write(flags.html, SpecReportHtml(report));
+  return Print(flags, report);
 }
 
 }  // namespace
@@ -79,6 +105,18 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
       ->delimiter(',')
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  CLI::Option* record = command->add_option(
+      "--record", flags->record,
+      "Write what drafts of dspark and mtp are like, at every position, to this file; no more");
+  CLI::Option* synthetic = command->add_option(
+      "--synthetic", flags->synthetic,
+      "Speed on random weights of a released shape, flash:LAYERS or pro:LAYERS, with the outcomes "
+      "of a recording");
+  CLI::Option* replay = command->add_option("--replay", flags->replay, "The recording");
+  synthetic->needs(replay)->excludes(record);
+  replay->needs(synthetic);
+  command->add_option("--experts", flags->experts, "Keep only so many routed experts of a synthetic model")
+      ->needs(synthetic);
   command->add_option("--draft-heads", flags->heads,
                       "Directories of further DSpark heads, to compare depths and kinds");
   command

@@ -4,10 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <map>
-#include <mutex>
-#include <set>
 
 #include "base/progress.h"
 #include "engine/calibrate.h"
@@ -20,54 +17,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double Median(std::vector<double> values) {
-  if (values.empty()) return 0;
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-
-// Requests that are submitted together and waited for.
-class Batch {
- public:
-  Status Submit(Engine& engine, Request request, size_t index) {
-    auto sink = std::make_shared<Sink>(this, index);
-    {
-      std::lock_guard lock(mutex_);
-      ++open_;
-      if (results_.size() <= index) results_.resize(index + 1);
-    }
-    const Result<RequestNumber> number = engine.Submit(std::move(request), std::move(sink));
-    if (number.ok()) return Status();
-    std::lock_guard lock(mutex_);
-    --open_;
-    return number.status();
-  }
-  // Errors: the first one that ended a request.
-  Result<std::vector<RequestResult>> Wait() {
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return open_ == 0; });
-    for (const RequestResult& r : results_) RETURN_IF_ERROR(r.status);
-    return results_;
-  }
-
- private:
-  struct Sink : EventSink {
-    Sink(Batch* batch_in, size_t index_in) : batch(batch_in), index(index_in) {}
-    void OnOutput(const OutputEvent&) override {}
-    void OnFinish(const RequestResult& result) override {
-      std::lock_guard lock(batch->mutex_);
-      batch->results_[index] = result;
-      if (--batch->open_ == 0) batch->done_.notify_all();
-    }
-    Batch* batch;
-    size_t index;
-  };
-  std::mutex mutex_;
-  std::condition_variable done_;
-  int open_ = 0;
-  std::vector<RequestResult> results_;
-};
-
 class SpecBench {
  public:
   explicit SpecBench(const SpecBenchOptions& options) : options_(options) {}
@@ -77,16 +26,16 @@ class SpecBench {
  private:
   // An engine for each setup and number of sequences, made when it is first needed.
   Result<Engine*> EngineOf(const SpecSetup& setup, int max_sequences);
-  // The requests of a domain, all at once; `seconds` gets the time from the first submission to the last end.
-  Result<std::vector<RequestResult>> RunRequests(Engine& engine, std::span<const PromptDomain* const> domains,
-                                                 int per_domain, double temperature, double* seconds);
+  Result<std::vector<Request>> RequestsOf(const Tokenizer& tokenizer,
+                                          std::span<const PromptDomain* const> domains, int per_domain,
+                                          double temperature);
   // What a head's config says of it; nothing for MTP-1.
   Status DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows);
   Status MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows);
   Status MeasureAcceptance(const SpecSetup& setup, double temperature, std::vector<AcceptanceRow>* rows);
-  // All setups in turn, `repeat` times, so that a drift of the machine's speed meets all of them.
-  Status MeasureSpeed(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
-                      std::vector<SpeedRow>* rows);
+  // `domain` null: of all together.
+  Status MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
+                        std::vector<SpeedRow>* rows);
   void Progress(std::string_view what) { fmt::print(stderr, "{:6.0f} s  {}\n", Seconds(), what); }
   double Seconds() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }
 
@@ -95,21 +44,7 @@ class SpecBench {
   std::map<std::pair<std::string, int>, std::unique_ptr<Engine>> engines_;
 };
 
-SpeculationOptions Drafting(DraftChoice draft, std::string head, int drafts_max, std::string planner) {
-  return {
-      .draft = draft, .draft_head = std::move(head), .drafts_max = drafts_max, .planner = std::move(planner)};
-}
-
-SpecSetup None() {
-  return {"none", {.draft = DraftChoice::kNone}};
-}
-SpecSetup Mtp(int k) {
-  return {fmt::format("mtp k={}", k), Drafting(DraftChoice::kMtp, "", k, fmt::format("static:{}", k))};
-}
-SpecSetup DSpark(int k) {
-  return {fmt::format("dspark k={}", k),
-          Drafting(DraftChoice::kDSpark, "dspark", k, fmt::format("static:{}", k))};
-}
+constexpr std::string_view kHead = "dspark";
 
 Result<Engine*> SpecBench::EngineOf(const SpecSetup& setup, int max_sequences) {
   std::unique_ptr<Engine>& engine = engines_[{setup.name, max_sequences}];
@@ -123,16 +58,15 @@ Result<Engine*> SpecBench::EngineOf(const SpecSetup& setup, int max_sequences) {
   return engine.get();
 }
 
-Result<std::vector<RequestResult>> SpecBench::RunRequests(Engine& engine,
-                                                          std::span<const PromptDomain* const> domains,
-                                                          int per_domain, double temperature,
-                                                          double* seconds) {
+Result<std::vector<Request>> SpecBench::RequestsOf(const Tokenizer& tokenizer,
+                                                   std::span<const PromptDomain* const> domains,
+                                                   int per_domain, double temperature) {
   std::vector<Request> requests;
   for (const PromptDomain* domain : domains) {
     for (int i = 0; i < per_domain; ++i) {
       Request request{.ignore_eos = true, .acceptance = Acceptance::kRejection, .keep_in_cache = false};
       ASSIGN_OR_RETURN(request.prompt,
-                       EncodePrompt(*engine.tokenizer(), *domain, domain->texts[i % domain->texts.size()]));
+                       EncodePrompt(tokenizer, *domain, domain->texts[i % domain->texts.size()]));
       request.sampling.temperature = temperature;
       request.sampling.seed = i;
       request.sampling.max_tokens = options_.max_tokens;
@@ -140,13 +74,7 @@ Result<std::vector<RequestResult>> SpecBench::RunRequests(Engine& engine,
       requests.push_back(std::move(request));
     }
   }
-  Batch batch;
-  const Clock::time_point start = Clock::now();
-  for (size_t i = 0; i < requests.size(); ++i)
-    RETURN_IF_ERROR(batch.Submit(engine, std::move(requests[i]), i));
-  ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait());
-  if (seconds != nullptr) *seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return results;
+  return requests;
 }
 
 Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
@@ -154,8 +82,9 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
   ASSIGN_OR_RETURN(Engine* const engine, EngineOf(setup, 8));
   for (const PromptDomain& domain : options_.domains) {
     const PromptDomain* one[] = {&domain};
-    ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
-                     RunRequests(*engine, one, options_.prompts_per_domain, temperature, nullptr));
+    ASSIGN_OR_RETURN(const std::vector<Request> requests,
+                     RequestsOf(*engine->tokenizer(), one, options_.prompts_per_domain, temperature));
+    ASSIGN_OR_RETURN(const std::vector<RequestResult> results, RunRequests(*engine, requests, nullptr));
     AcceptanceRow row{.setup = setup.name, .temperature = temperature, .domain = domain.name, .drafts = {}};
     for (const RequestResult& r : results) {
       row.completion_tokens += r.completion_tokens - 1;
@@ -177,7 +106,7 @@ Status SpecBench::DescribeHead(const std::string& setup, const ModelFiles& head,
 
 Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows) {
   EngineOptions options = options_.engine;
-  options.speculation = DSpark(0).speculation;
+  options.speculation = DSparkSetup(0, std::string(kHead)).speculation;
   options.max_sequences = 1;
   options.kept_prefixes_max = 0;
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
@@ -199,8 +128,8 @@ Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<Reliabil
   return Status();
 }
 
-Status SpecBench::MeasureSpeed(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
-                               std::vector<SpeedRow>* rows) {
+Status SpecBench::MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency,
+                                 const PromptDomain* domain, std::vector<SpeedRow>* rows) {
   if (concurrency > 1 || domain == nullptr) engines_.clear();  // of other sizes
   std::vector<const PromptDomain*> domains;
   for (const PromptDomain& d : options_.domains) {
@@ -208,42 +137,24 @@ Status SpecBench::MeasureSpeed(std::span<const SpecSetup> setups, int concurrenc
   }
   // As many requests as keep all places busy for most of the run.
   const int per_domain = std::max<int>(2, 2 * concurrency / static_cast<int>(domains.size()));
-  std::vector<SpeedRow> measured;
-  for (const SpecSetup& setup : setups) {
-    measured.push_back({.setup = setup.name,
-                        .domain = domain == nullptr ? "all" : domain->name,
-                        .concurrency = concurrency,
-                        .tokens_per_second = {},
-                        .ratio_to_none = {}});
-  }
-  for (int run = -1; run < options_.repeat; ++run) {
-    double none = 0;
-    for (size_t i = 0; i < setups.size(); ++i) {
-      ASSIGN_OR_RETURN(Engine* const engine, EngineOf(setups[i], concurrency));
-      double seconds = 0;
-      ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
-                       RunRequests(*engine, domains, per_domain, /*temperature=*/1, &seconds));
-      if (run < 0) continue;  // a warm-up: the planners learn, too
-      int64_t tokens = 0;
-      DraftCounts drafts;
-      for (const RequestResult& r : results) {
-        tokens += r.completion_tokens;
-        drafts.Add(r.drafts);
-      }
-      const double rate = static_cast<double>(tokens) / seconds;
-      if (i == 0) none = rate;
-      measured[i].tokens_per_second.push_back(rate);
-      measured[i].ratio_to_none.push_back(rate / none);
-      measured[i].verified_per_request = 1 + static_cast<double>(drafts.total_verified()) /
-                                                 static_cast<double>(std::max<int64_t>(drafts.steps, 1));
-    }
-  }
+  ASSIGN_OR_RETURN(Engine* const first, EngineOf(setups[0], concurrency));
+  ASSIGN_OR_RETURN(std::vector<Request> requests,
+                   RequestsOf(*first->tokenizer(), domains, per_domain, /*temperature=*/1));
+  ASSIGN_OR_RETURN(const std::vector<SpeedRow> measured,
+                   MeasureSpeed({.setups = {setups.begin(), setups.end()},
+                                 .domain = domain == nullptr ? "all" : domain->name,
+                                 .concurrency = concurrency,
+                                 .repeat = options_.repeat,
+                                 .requests = std::move(requests),
+                                 .engine = [this](const SpecSetup& setup, int sequences) {
+                                   return EngineOf(setup, sequences);
+                                 }}));
   rows->insert(rows->end(), measured.begin(), measured.end());
   return Status();
 }
 
 Result<SpecReport> SpecBench::Run() {
-  ASSIGN_OR_RETURN(Engine* const plain, EngineOf(None(), 8));
+  ASSIGN_OR_RETURN(Engine* const plain, EngineOf(NoDraftSetup(), 8));
   SpecReport report;
   const Runtime& runtime = EngineAccess::runtime(*plain);
   report.model = runtime.files().origin();
@@ -260,11 +171,12 @@ Result<SpecReport> SpecBench::Run() {
                     fmt::join(heads, ", "));
   }
 
-  std::vector<SpecSetup> drafters = {{"ngram", Drafting(DraftChoice::kNgram, "", 5, "static:5")}};
-  for (int k = 1; k <= 5; ++k) drafters.push_back(Mtp(k));
+  std::vector<SpecSetup> drafters = {
+      {"ngram", {.draft = DraftChoice::kNgram, .drafts_max = 5, .planner = "static:5"}}};
+  for (int k = 1; k <= 5; ++k) drafters.push_back(MtpSetup(k));
   for (const std::string& head : heads) {
     if (head == "mtp") continue;
-    drafters.push_back({fmt::format("{} k=5", head), Drafting(DraftChoice::kDSpark, head, 5, "static:5")});
+    drafters.push_back({fmt::format("{} k=5", head), DSparkSetup(5, head).speculation});
     ASSIGN_OR_RETURN(const ModelFiles head_files, runtime.files().Draft(head));
     RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
   }
@@ -272,7 +184,7 @@ Result<SpecReport> SpecBench::Run() {
     // With a slash, so that it is no name of the model's own.
     const std::string head = path + "/";
     ASSIGN_OR_RETURN(const ModelFiles head_files, OpenModelDirectory(head));
-    drafters.push_back({fmt::format("{} k=5", path), Drafting(DraftChoice::kDSpark, head, 5, "static:5")});
+    drafters.push_back({fmt::format("{} k=5", path), DSparkSetup(5, head).speculation});
     RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
   }
   for (const SpecSetup& setup : drafters) {
@@ -283,14 +195,14 @@ Result<SpecReport> SpecBench::Run() {
   }
   for (int k : {1, 2, 3, 4, 5}) {
     Progress(fmt::format("block length {}", k));
-    RETURN_IF_ERROR(MeasureAcceptance(DSpark(k), 1, &report.lengths));
+    RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, std::string(kHead)), 1, &report.lengths));
   }
   for (double threshold : {0.0, 0.2, 0.4, 0.6, 0.8}) {
     Progress(fmt::format("confidence threshold {}", threshold));
-    RETURN_IF_ERROR(MeasureAcceptance(
-        {fmt::format("threshold {}", threshold),
-         Drafting(DraftChoice::kDSpark, "dspark", 5, fmt::format("threshold:{}", threshold))},
-        1, &report.thresholds));
+    SpeculationOptions speculation = DSparkSetup(5, std::string(kHead)).speculation;
+    speculation.planner = fmt::format("threshold:{}", threshold);
+    RETURN_IF_ERROR(
+        MeasureAcceptance({fmt::format("threshold {}", threshold), speculation}, 1, &report.thresholds));
   }
 
   for (SamplingRegime regime : {SamplingRegime::kUnit, SamplingRegime::kGreedy}) {
@@ -298,28 +210,24 @@ Result<SpecReport> SpecBench::Run() {
     RETURN_IF_ERROR(MeasureReliability(regime, &report.reliability));
   }
 
-  const std::vector<SpecSetup> served = {
-      None(),    Mtp(1),    DSpark(1),
-      DSpark(2), DSpark(5), {"dspark auto", Drafting(DraftChoice::kDSpark, "dspark", 5, "auto")}};
+  const std::vector<SpecSetup> served = {NoDraftSetup(),
+                                         MtpSetup(1),
+                                         DSparkSetup(1, std::string(kHead)),
+                                         DSparkSetup(2, std::string(kHead)),
+                                         DSparkSetup(5, std::string(kHead)),
+                                         DSparkAutoSetup(std::string(kHead))};
   for (int concurrency : options_.concurrency) {
     Progress(fmt::format("speed of {} requests at a time", concurrency));
-    RETURN_IF_ERROR(MeasureSpeed(served, concurrency, nullptr, &report.load));
+    RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report.load));
   }
   for (const PromptDomain& domain : options_.domains) {
     Progress(fmt::format("speed at batch 1: {}", domain.name));
-    RETURN_IF_ERROR(MeasureSpeed(served, 1, &domain, &report.domains));
+    RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report.domains));
   }
   return report;
 }
 
 }  // namespace
-
-double SpeedRow::median_tokens_per_second() const {
-  return Median(tokens_per_second);
-}
-double SpeedRow::median_ratio() const {
-  return Median(ratio_to_none);
-}
 
 Result<SpecReport> RunSpecBench(const SpecBenchOptions& options) {
   return SpecBench(options).Run();

@@ -7,6 +7,7 @@
 
 #include "base/status.h"
 #include "cli/prompts.h"
+#include "cli/serving_bench.h"
 #include "foresight/config.h"
 #include "foresight/request.h"
 #include "speculative/calibration_fit.h"
@@ -24,12 +25,6 @@ struct SpecBenchOptions {
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
 };
 
-// One configuration of drafter and planner.
-struct SpecSetup {
-  std::string name;
-  SpeculationOptions speculation;
-};
-
 // What drafting did for a set of requests.
 struct AcceptanceRow {
   std::string setup;
@@ -41,19 +36,6 @@ struct AcceptanceRow {
 
   // Tokens a step, the target's own included: the paper's accepted length.
   double accepted_length() const { return steps > 0 ? static_cast<double>(completion_tokens) / steps : 0; }
-};
-
-// One timing: all requests of a run, `concurrency` at a time.
-struct SpeedRow {
-  std::string setup;
-  std::string domain;  // "all" or one
-  int concurrency = 0;
-  std::vector<double> tokens_per_second;  // of every repetition, in order
-  std::vector<double> ratio_to_none;      // in the same repetition
-  double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
-
-  double median_tokens_per_second() const;
-  double median_ratio() const;
 };
 
 // A DSpark head that accepted lengths were measured of.
@@ -70,6 +52,7 @@ struct ReliabilityRow {
 };
 
 struct SpecReport {
+  std::string replayed;  // what the drafts' outcomes are replayed from; empty: they are the model's own
   std::string model;
   std::string machine;
   int threads = 0;

@@ -109,6 +109,56 @@ class Run(unittest.TestCase):
         process.stderr.close()
 
 
+class BenchSpec(unittest.TestCase):
+    """A recording of a few drafts, and its replay at the step costs of a tiny random model."""
+
+    def test_a_recording_is_replayed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder)
+            prompts = {"format": "foresight-prompts", "version": 1,
+                       "domains": {"code": [{"text": "int main() {"}, {"text": "#include <"}]}}
+            (path / "prompts.json").write_text(json.dumps(prompts))
+            traces, report = path / "traces.json", path / "report.json"
+            recorded = foresight("bench", "spec", "--record", str(traces), "--prompts", str(path / "prompts.json"), "-n", "8")
+            self.assertEqual(recorded.returncode, 0, recorded.stderr.decode())
+            dspark, mtp = json.loads(traces.read_text())["drafters"]
+            for drafter, keys in ((dspark, {"acceptance", "confidence"}), (mtp, {"acceptance"})):
+                (domain,) = drafter["domains"]
+                self.assertEqual(domain["name"], "code")
+                self.assertEqual([set(answer) for answer in domain["answers"]], [keys, keys])
+                self.assertEqual({len(answer[key]) for answer in domain["answers"] for key in keys}, {40})
+
+            # Drafts of dspark are always accepted, those of MTP-1 never.
+            for drafter, value in ((dspark, 1000), (mtp, 0)):
+                for answer in drafter["domains"][0]["answers"]:
+                    answer["acceptance"] = [value] * 40
+            document = dict(json.loads(traces.read_text()), drafters=[dspark, mtp])
+            traces.write_text(json.dumps(document))
+            replayed = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", str(traces), "-n", "13",
+                                 "--repeat", "1", "--concurrency", "2", "--json", str(report))
+            self.assertEqual(replayed.returncode, 0, replayed.stderr.decode())
+            self.assertIn(b"replayed from", replayed.stdout)
+            figures = json.loads(report.read_text())
+            self.assertIn("traces.json", figures["replayed"])
+            rows = {row["setup"]: row for row in figures["load"]}
+            # The first token is the prefill's, 12 more in steps of 1 + k.
+            self.assertAlmostEqual(rows["dspark k=2"]["accepted_length"], 13 / 5, places=3)
+            self.assertEqual(rows["mtp k=2"]["accepted_length"], 1)
+            self.assertGreater(rows["mtp k=2"]["rows_per_request"], 2)
+
+    def test_what_can_not_be_replayed(self):
+        self.assertEqual(foresight("bench", "spec", "--synthetic", "tiny-a").returncode, 1)
+        with tempfile.NamedTemporaryFile() as file:
+            for content in (b"{", b'{"format": "foresight-draft-traces", "version": 1, "model": "m", "temperature": 1, '
+                                  b'"drafters": []}'):
+                file.seek(0)
+                file.truncate()
+                file.write(content)
+                file.flush()
+                result = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", file.name)
+                self.assertEqual(result.returncode, 2, result.stderr.decode())
+
+
 class BadInput(unittest.TestCase):
     def refuse(self, code, *arguments):
         result = foresight(*arguments)

@@ -1,0 +1,136 @@
+#include "cli/serving_bench.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+
+namespace foresight {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// Requests that are submitted together and waited for.
+class Batch {
+ public:
+  Status Submit(Engine& engine, Request request, size_t index) {
+    auto sink = std::make_shared<Sink>(this, index);
+    {
+      std::lock_guard lock(mutex_);
+      ++open_;
+      if (results_.size() <= index) results_.resize(index + 1);
+    }
+    const Result<RequestNumber> number = engine.Submit(std::move(request), std::move(sink));
+    if (number.ok()) return Status();
+    std::lock_guard lock(mutex_);
+    --open_;
+    return number.status();
+  }
+  // Errors: the first one that ended a request.
+  Result<std::vector<RequestResult>> Wait() {
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return open_ == 0; });
+    for (const RequestResult& r : results_) RETURN_IF_ERROR(r.status);
+    return results_;
+  }
+
+ private:
+  struct Sink : EventSink {
+    Sink(Batch* batch_in, size_t index_in) : batch(batch_in), index(index_in) {}
+    void OnOutput(const OutputEvent&) override {}
+    void OnFinish(const RequestResult& result) override {
+      std::lock_guard lock(batch->mutex_);
+      batch->results_[index] = result;
+      if (--batch->open_ == 0) batch->done_.notify_all();
+    }
+    Batch* batch;
+    size_t index;
+  };
+  std::mutex mutex_;
+  std::condition_variable done_;
+  int open_ = 0;
+  std::vector<RequestResult> results_;
+};
+
+SpeculationOptions Drafting(DraftChoice draft, std::string head, int drafts_max, std::string planner) {
+  return {
+      .draft = draft, .draft_head = std::move(head), .drafts_max = drafts_max, .planner = std::move(planner)};
+}
+
+}  // namespace
+
+SpecSetup NoDraftSetup() {
+  return {"none", {.draft = DraftChoice::kNone}};
+}
+SpecSetup MtpSetup(int k) {
+  return {fmt::format("mtp k={}", k), Drafting(DraftChoice::kMtp, "", k, fmt::format("static:{}", k))};
+}
+SpecSetup DSparkSetup(int k, std::string head) {
+  return {fmt::format("dspark k={}", k),
+          Drafting(DraftChoice::kDSpark, std::move(head), k, fmt::format("static:{}", k))};
+}
+SpecSetup DSparkAutoSetup(std::string head) {
+  return {"dspark auto", Drafting(DraftChoice::kDSpark, std::move(head), 5, "auto")};
+}
+
+double SpeedRow::median_tokens_per_second() const {
+  return Median(tokens_per_second);
+}
+double SpeedRow::median_ratio() const {
+  return Median(ratio_to_none);
+}
+
+Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
+                                               double* seconds) {
+  Batch batch;
+  const Clock::time_point start = Clock::now();
+  for (size_t i = 0; i < requests.size(); ++i) RETURN_IF_ERROR(batch.Submit(engine, requests[i], i));
+  ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait());
+  if (seconds != nullptr) *seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  return results;
+}
+
+Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
+  std::vector<SpeedRow> rows;
+  for (const SpecSetup& setup : run.setups) {
+    rows.push_back({.setup = setup.name,
+                    .domain = run.domain,
+                    .concurrency = run.concurrency,
+                    .tokens_per_second = {},
+                    .ratio_to_none = {}});
+  }
+  for (int repetition = -1; repetition < run.repeat; ++repetition) {
+    double none = 0;
+    for (size_t i = 0; i < run.setups.size(); ++i) {
+      ASSIGN_OR_RETURN(Engine* const engine, run.engine(run.setups[i], run.concurrency));
+      double seconds = 0;
+      ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
+                       RunRequests(*engine, run.requests, &seconds));
+      if (repetition < 0) continue;  // a warm-up: the planners learn, too
+      int64_t tokens = 0;
+      DraftCounts drafts;
+      for (const RequestResult& r : results) {
+        tokens += r.completion_tokens;
+        drafts.Add(r.drafts);
+      }
+      const double rate = static_cast<double>(tokens) / seconds;
+      if (i == 0) none = rate;
+      rows[i].tokens_per_second.push_back(rate);
+      rows[i].ratio_to_none.push_back(rate / none);
+      const auto steps = static_cast<double>(std::max<int64_t>(drafts.steps, 1));
+      rows[i].verified_per_request = 1 + static_cast<double>(drafts.total_verified()) / steps;
+      rows[i].accepted_length = 1 + static_cast<double>(drafts.total_accepted()) / steps;
+    }
+  }
+  return rows;
+}
+
+}  // namespace foresight

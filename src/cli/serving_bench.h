@@ -1,0 +1,60 @@
+// Times requests that an engine serves at once: the same ones by several configurations in turn.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "foresight/config.h"
+#include "foresight/engine.h"
+#include "foresight/request.h"
+
+namespace foresight {
+
+// One configuration of drafter and planner.
+struct SpecSetup {
+  std::string name;
+  SpeculationOptions speculation;
+};
+
+// None, MTP-1 chained to k, DSpark with k drafts, DSpark with the planner "auto".
+SpecSetup NoDraftSetup();
+SpecSetup MtpSetup(int k);
+SpecSetup DSparkSetup(int k, std::string head);
+SpecSetup DSparkAutoSetup(std::string head);
+
+// One timing: all requests of a run, `concurrency` at a time.
+struct SpeedRow {
+  std::string setup;
+  std::string domain;  // "all" or one
+  int concurrency = 0;
+  std::vector<double> tokens_per_second;  // of every repetition, in order
+  std::vector<double> ratio_to_none;      // in the same repetition
+  double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
+  double accepted_length = 0;             // tokens such a step gives
+
+  double median_tokens_per_second() const;
+  double median_ratio() const;
+};
+
+// Submits them together and waits. `seconds`, if there is one, gets the time from the first submission to the
+// last end. Errors: the first one that ended a request.
+Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
+                                               double* seconds);
+
+struct SpeedRun {
+  std::vector<SpecSetup> setups;  // ratios are to the first one
+  std::string domain;
+  int concurrency = 1;
+  int repeat = 3;
+  std::vector<Request> requests;
+  // Borrowed until the next run.
+  std::function<Result<Engine*>(const SpecSetup&, int concurrency)> engine;
+};
+
+// All setups in turn, `repeat` times after a warm-up, so that a drift of the machine's speed meets all of
+// them.
+Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run);
+
+}  // namespace foresight
