@@ -54,6 +54,11 @@ class Run(unittest.TestCase):
         self.assertIn("decode", closing[0])
         self.assertEqual(closing[0].count("tokens/s"), 2)
 
+    def test_the_models_own_head_drafts_with_its_calibration(self):
+        result = foresight("run", "-p", "A list", "--greedy", "--max-tokens", "2", "--context", "512")
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        self.assertIn(", calibrated confidences", result.stderr.decode())
+
     def test_a_seed_repeats_its_text_whatever_the_threads(self):
         sampled = ["-p", "int main", "--temperature", "1", "--max-tokens", "12", "--seed"]
         texts = {self.generate(*sampled, "7", "--threads", threads) for threads in ("1", "2")}
