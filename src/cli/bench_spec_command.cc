@@ -25,6 +25,7 @@ struct Flags {
   std::string html;
   std::vector<std::string> heads;
   int calibration_rounds = 6000;
+  bool no_domains = false;
   int prompts_per_domain = 12;
   int max_tokens = 96;
   int repeat = 3;
@@ -66,7 +67,8 @@ Status Run(const Flags& flags) {
                            .prompts_per_domain = flags.prompts_per_domain,
                            .max_tokens = flags.max_tokens,
                            .repeat = flags.repeat,
-                           .concurrency = flags.concurrency};
+                           .concurrency = flags.concurrency,
+                           .by_domain = !flags.no_domains};
   options.engine.context_tokens = 1024;
   if (!flags.synthetic.empty()) return RunReplay(flags, std::move(options));
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
@@ -124,6 +126,7 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
                    "Rounds for the reliability of confidences, for each way of sampling")
       ->check(CLI::Range(100, 1'000'000))
       ->capture_default_str();
+  command->add_flag("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
   command->add_option("--json", flags->json, "Write the figures to this file");
   command->add_option("--html", flags->html, "Write a page with tables and plots to this file");
   command->callback([flags, result] { *result = Run(*flags); });

@@ -66,7 +66,7 @@ Result<Engine*> ReplayBench::EngineOf(const SpecSetup& setup, int max_sequences)
 
 std::vector<Request> ReplayBench::RequestsOf(int d, int concurrency) const {
   const int num_domains = d < 0 ? static_cast<int>(dspark_->domains.size()) : 1;
-  const int per_domain = std::max(2, 2 * concurrency / num_domains);
+  const int per_domain = std::max(1, 2 * concurrency / num_domains);
   int64_t answers = 0;
   for (const TracedDomain& domain : dspark_->domains) answers += std::ssize(domain.answers);
   std::vector<Request> requests;
@@ -128,6 +128,7 @@ Result<SpecReport> ReplayBench::Run() {
   for (int concurrency : options_.bench.concurrency) {
     RETURN_IF_ERROR(Measure(/*d=*/-1, concurrency, &report.load));
   }
+  if (!options_.bench.by_domain) return report;
   for (int d = 0; d < std::ssize(dspark_->domains); ++d) RETURN_IF_ERROR(Measure(d, 1, &report.domains));
   return report;
 }

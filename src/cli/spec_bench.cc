@@ -220,6 +220,7 @@ Result<SpecReport> SpecBench::Run() {
     Progress(fmt::format("speed of {} requests at a time", concurrency));
     RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report.load));
   }
+  if (!options_.by_domain) return report;
   for (const PromptDomain& domain : options_.domains) {
     Progress(fmt::format("speed at batch 1: {}", domain.name));
     RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report.domains));

@@ -23,6 +23,7 @@ struct SpecBenchOptions {
   int max_tokens = 96;
   int repeat = 3;  // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
+  bool by_domain = true;  // speed at batch 1
 };
 
 // What drafting did for a set of requests.
