@@ -77,7 +77,11 @@ Result<std::vector<PositionQuality>> ParseQuality(const boost::json::object& obj
   }
   for (const auto& [name, field] : kQualityFields) {
     ASSIGN_OR_RETURN(const std::vector<double> numbers, ParseNumbers(*fields, name, drafts_max));
-    for (int k = 0; k < drafts_max; ++k) quality[k].*field = numbers[k];
+    for (int k = 0; k < drafts_max; ++k) {
+      if (!(numbers[k] >= 0 && numbers[k] <= 1))
+        return InvalidArgument("{}: {}: got {}", key, name, numbers[k]);
+      quality[k].*field = numbers[k];
+    }
   }
   return quality;
 }

@@ -204,7 +204,8 @@ TEST(CalibrationFile, DamageIsAnError) {
         replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
         replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
         replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
-        replaced("\"rounds\": [200]", "\"rounds\": [-1]"), replaced("\"auc\"", "\"auk\""),
+        replaced("\"rounds\": [200]", "\"rounds\": [-1]"),
+        replaced("\"mean_obs\": [0.5]", "\"mean_obs\": [0.3e042137]"), replaced("\"auc\"", "\"auk\""),
         replaced("\"auc_best\"", "\"auc_beast\"")}) {
     const Status status = ParseCalibration(bad).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;
