@@ -127,6 +127,7 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
       rows[i].ratio_to_none.push_back(rate / none);
       const auto steps = static_cast<double>(std::max<int64_t>(drafts.steps, 1));
       rows[i].verified_per_request = 1 + static_cast<double>(drafts.total_verified()) / steps;
+      rows[i].drafted_per_request = static_cast<double>(drafts.drafted) / steps;
       rows[i].accepted_length = 1 + static_cast<double>(drafts.total_accepted()) / steps;
     }
   }

@@ -32,6 +32,7 @@ struct SpeedRow {
   std::vector<double> tokens_per_second;  // of every repetition, in order
   std::vector<double> ratio_to_none;      // in the same repetition
   double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
+  double drafted_per_request = 0;         // of the same steps: drafts, verified or not
   double accepted_length = 0;             // tokens such a step gives
 
   double median_tokens_per_second() const;

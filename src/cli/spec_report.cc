@@ -29,9 +29,10 @@ std::string ToJson(const SpeedRow& r) {
   return fmt::format(
       "{{\"setup\": \"{}\", \"domain\": \"{}\", \"concurrency\": {}, \"tokens_per_second\": {}, "
       "\"ratio_to_none\": {}, "
-      "\"median_ratio\": {:.4f}, \"rows_per_request\": {:.3f}, \"accepted_length\": {:.3f}}}",
+      "\"median_ratio\": {:.4f}, \"rows_per_request\": {:.3f}, \"drafted_per_request\": {:.3f}, "
+      "\"accepted_length\": {:.3f}}}",
       r.setup, r.domain, r.concurrency, Numbers(r.tokens_per_second), Numbers(r.ratio_to_none),
-      r.median_ratio(), r.verified_per_request, r.accepted_length);
+      r.median_ratio(), r.verified_per_request, r.drafted_per_request, r.accepted_length);
 }
 
 std::string ToJson(const HeadRow& r) {
