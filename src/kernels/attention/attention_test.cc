@@ -250,8 +250,12 @@ TEST_P(AttentionCuda, FollowsTheDefinition) {
     Sequence s(c, length, 7 + length);
     const auto want = RunAll(RefKernels(), host.context(c.numerics), c, {&s}, 4, kWhole);
     const auto got = RunAll(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}, 4, kWhole);
-    EXPECT_LE(WorstRowError(got[0], want[0], int64_t{c.heads} * c.dim),
-              c.numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16)
+    const bool faithful = c.numerics == Numerics::kFaithful;
+    const double tolerance = faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16;
+    EXPECT_LE(WorstRowError(got[0], want[0], static_cast<int64_t>(want[0].size())), tolerance)
+        << "length " << length;
+    // A single row's roundings may all be near their largest.
+    EXPECT_LE(WorstRowError(got[0], want[0], int64_t{c.heads} * c.dim), faithful ? 2 * tolerance : tolerance)
         << "length " << length;
   }
 }
