@@ -44,7 +44,7 @@ struct EngineOptions {
   std::string synthetic = {};  // instead: random weights of a released shape, e.g. "flash:2"
   int synthetic_experts = 0;   // of those, keep so many routed experts; 0: all
 
-  int num_threads = 0;        // 0: the processors that the process may run on
+  int num_threads = 0;         // 0: the processors that the process may run on
   std::string device = "cpu";  // or "cuda", "cuda:N": whose memory holds the model
   std::string table = "auto";  // kernels: the best of the device
   Numerics numerics = Numerics::kFaithful;

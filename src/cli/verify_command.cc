@@ -36,7 +36,8 @@ void AddVerifyCommand(CLI::App& app, Status* result) {
       app.add_subcommand("verify", "Hold a kernel table to a golden directory (an oracle's results)");
   command->add_option("directory", flags->directory, "A checkpoint with golden.safetensors")->required();
   command->add_option("--device", flags->device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
-  command->add_option("--table", flags->table, "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda")
+  command
+      ->add_option("--table", flags->table, "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda")
       ->capture_default_str();
   command->add_option("-t,--threads", flags->threads, "Threads")
       ->check(CLI::Range(1, 1024))

@@ -16,7 +16,8 @@ Result<DeviceMemory> HostDevice::Allocate(int64_t bytes, std::string_view what) 
   CHECK(bytes >= 0);
   if (bytes == 0) return DeviceMemory();
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) return ResourceExhausted("{}: the system has no {} bytes of address space", what, bytes);
+  if (p == MAP_FAILED)
+    return ResourceExhausted("{}: the system has no {} bytes of address space", what, bytes);
   madvise(p, bytes, MADV_HUGEPAGE);  // advice: a refusal costs speed only
   return DeviceMemory(this, static_cast<std::byte*>(p), bytes);
 }

@@ -125,9 +125,9 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
 
 Status Runtime::MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options) {
   ASSIGN_OR_RETURN(device_weights_, UploadWeights(loaded_.weights, device));
-  ASSIGN_OR_RETURN(step_memory_,
-                   device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows) + kDeviceScratchBytes,
-                                   "steps"));
+  ASSIGN_OR_RETURN(step_memory_, device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows) +
+                                                     kDeviceScratchBytes,
+                                                 "steps"));
   ASSIGN_OR_RETURN(draft_memory_,
                    device.Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
   options.device = &device;

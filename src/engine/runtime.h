@@ -26,9 +26,9 @@ namespace foresight {
 // Used by one thread at a time.
 class Runtime {
  public:
-  // Errors: what LoadModel, Tokenizer::Load, OpenBackend, UploadWeights, PlanMemory and KvCache::Create say; kNotFound when
-  // `files` is empty. A model without tokenizer.json runs on token ids alone. `options` says how; which model
-  // is `files` here.
+  // Errors: what LoadModel, Tokenizer::Load, OpenBackend, UploadWeights, PlanMemory and KvCache::Create say;
+  // kNotFound when `files` is empty. A model without tokenizer.json runs on token ids alone. `options` says
+  // how; which model is `files` here.
   static Result<std::unique_ptr<Runtime>> Load(const ModelFiles& files, const EngineOptions& options);
   // Random weights of a config, made in memory; no tokenizer. Refused before they are made when they won't
   // fit.

@@ -15,9 +15,9 @@ struct Backend {
   std::unique_ptr<Device> device;  // null: the machine itself
 };
 
-// `device` as of `--device`: "cpu", "cuda" (the first one), "cuda:N". `table` as of `--table`: "auto" (the best of the
-// device), or a name of FindKernels. Errors: kInvalidArgument (no such name, or a table of another device),
-// kNotFound (no such device), kUnimplemented (this processor, GPU or build lacks it).
+// `device` as of `--device`: "cpu", "cuda" (the first one), "cuda:N". `table` as of `--table`: "auto" (the
+// best of the device), or a name of FindKernels. Errors: kInvalidArgument (no such name, or a table of
+// another device), kNotFound (no such device), kUnimplemented (this processor, GPU or build lacks it).
 Result<Backend> OpenBackend(std::string_view device, std::string_view table);
 
 }  // namespace foresight

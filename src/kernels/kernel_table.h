@@ -1,9 +1,9 @@
 // The backend seam: one typed function per operation of the model.
 //
 // The model calls entries of a table and knows nothing of devices. All memory that arguments point to is the
-// context's device's; structs of weights and targets are the host's and point to the device's. Every entry has its definition in the ref
-// table and a parity test that holds the others to it. An entry never fails on well-formed arguments (shapes
-// are fixed when the model is made); violated contracts are programmer errors.
+// context's device's; structs of weights and targets are the host's and point to the device's. Every entry
+// has its definition in the ref table and a parity test that holds the others to it. An entry never fails on
+// well-formed arguments (shapes are fixed when the model is made); violated contracts are programmer errors.
 #pragma once
 
 #include <string_view>

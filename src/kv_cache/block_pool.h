@@ -1,9 +1,8 @@
 // The memory of all blocks: a fixed number of chunks of equal size, counted references, no allocation after
 // the start.
 //
-// On the host the range gets physical pages when first touched. Released blocks keep their pages and are handed
-// out again first, so what is resident is the most that was ever in use.
-// One thread: the engine's.
+// On the host the range gets physical pages when first touched. Released blocks keep their pages and are
+// handed out again first, so what is resident is the most that was ever in use. One thread: the engine's.
 #pragma once
 
 #include <cstddef>

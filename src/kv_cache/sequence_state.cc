@@ -147,7 +147,8 @@ std::byte** SequenceState::device_table() const {
 
 void SequenceState::PublishBlocks(int64_t first, int64_t end) {
   if (first >= end) return;
-  cache_->device().Upload(device_table() + first, table() + first, (end - first) * int64_t{sizeof(std::byte*)});
+  cache_->device().Upload(device_table() + first, table() + first,
+                          (end - first) * int64_t{sizeof(std::byte*)});
 }
 
 void SequenceState::ReleaseBlocks(int64_t keep) {

@@ -157,8 +157,8 @@ class SequenceState {
 
   // Bytes that Save gives.
   int64_t SavedBytes() const;
-  // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need. Of a faulty
-  // device: no bytes, which Restore refuses.
+  // The state as bytes, equal for equal content. Includes what Truncate and the draft layers need. Of a
+  // faulty device: no bytes, which Restore refuses.
   Snapshot Save() const;
   // Replaces this state. Errors: kDataLoss (damaged or cut off), kInvalidArgument (of another model, layout
   // or version; longer than max_sequence_tokens), kResourceExhausted (blocks). Nothing has changed then.

@@ -40,8 +40,7 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   float* const post = staging_.Allocate<float>(rows * m);
   float* const comb = staging_.Allocate<float>(rows * m * m);
   std::fill(post, post + rows * m, 1.0f);
-  for (int64_t i = 0; i < rows * m * m; ++i)
-    comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
+  for (int64_t i = 0; i < rows * m * m; ++i) comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
   Begin(inputs, /*first_layer=*/config().num_hidden_layers, /*num_layers=*/1, step);
   {
     // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
@@ -50,11 +49,9 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
     float* embedded = arena_.Allocate<float>(rows * dim);
     float* e = arena_.Allocate<float>(rows * dim);
     float* h = arena_.Allocate<float>(rows * m * dim);
-    table_.embed(ctx_, {.rows = step.rows,
-                        .m = 1,
-                        .tokens = step.tokens,
-                        .embed = weights_.embed,
-                        .streams = embedded});
+    table_.embed(
+        ctx_,
+        {.rows = step.rows, .m = 1, .tokens = step.tokens, .embed = weights_.embed, .streams = embedded});
     table_.rms_norm(ctx_, {.rows = step.rows,
                            .dim = static_cast<int>(dim),
                            .x = embedded,

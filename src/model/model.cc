@@ -187,7 +187,8 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   }
   float* logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, logits);
-  ASSIGN_OR_RETURN(const auto read, Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
+  ASSIGN_OR_RETURN(const auto read,
+                   Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
   return StepOutputs{.logits = read};
 }

@@ -21,8 +21,8 @@ struct ModelOptions {
   Numerics numerics = Numerics::kFaithful;
   int max_step_rows = 512;
   int rollback_tokens = 64;  // how far back a sequence can be truncated
-  // Whose memory weights and caches are in, and of it: memory for the activations of a step, and for what drafts
-  // leave behind. Borrowed. Null: the machine, whose address space is reserved as needed.
+  // Whose memory weights and caches are in, and of it: memory for the activations of a step, and for what
+  // drafts leave behind. Borrowed. Null: the machine, whose address space is reserved as needed.
   Device* device = nullptr;
   std::span<std::byte> step_memory = {};
   std::span<std::byte> draft_memory = {};
@@ -123,7 +123,7 @@ class Model {
   // [main layers, draft blocks]: the block's experts, where kernels find them.
   std::vector<std::span<const ExpertWeights>> experts_;
   Arena arena_;
-  Arena draft_arena_;  // outputs of draft steps, which outlive the steps between
+  Arena draft_arena_;          // outputs of draft steps, which outlive the steps between
   size_t constants_used_ = 0;  // the arena up to the end of what is never given back
   Staging staging_;
   Arena host_outputs_;        // what was read of a step

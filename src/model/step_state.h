@@ -19,7 +19,8 @@ struct Model::StepState {
   // The rest is the device's memory.
   const TokenId* tokens = nullptr;      // [T]
   const int32_t* logit_rows = nullptr;  // [R]
-  // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) * num_sequences).
+  // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) *
+  // num_sequences).
   const SequenceRows* sequences = nullptr;
   size_t num_sequences = 0;
   int first_layer = 0;

@@ -171,8 +171,8 @@ Result<Verifier::ModelRun> Verifier::Prepare(const Place& place, ModelOptions op
   ModelRun run;
   if (place.device != nullptr) {
     const CacheLayout layout = MakeCacheLayout(config(), CacheFormat::kFloat32, options.rollback_tokens);
-    ASSIGN_OR_RETURN(run.step_memory,
-                     place.device->Allocate(StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
+    ASSIGN_OR_RETURN(run.step_memory, place.device->Allocate(
+                                          StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
     ASSIGN_OR_RETURN(run.draft_memory,
                      place.device->Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
     options.device = place.device;
@@ -226,8 +226,8 @@ Result<PromptRun> Verifier::RunPrompt(const Place& place, const Choices* forced,
     const int64_t entries = rows / static_cast<int>(weights_.layers[l].kind);
     run.compressed[l].resize(entries * config().head_dim);
     for (int64_t s = 0; s < entries; ++s) {
-      RETURN_IF_ERROR(model.device().Download(
-          entry.data(), sequence.CompressedEntry(static_cast<int>(l), s), std::ssize(entry)));
+      RETURN_IF_ERROR(model.device().Download(entry.data(), sequence.CompressedEntry(static_cast<int>(l), s),
+                                              std::ssize(entry)));
       DecodeEntry(model.cache_layout().entry, entry.data(), run.compressed[l].data() + s * config().head_dim);
     }
   }

@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kHalfBytes = int64_t{8} << 20;
 
 Status Fault(cudaError_t error, const char* what) {
-  return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error), cudaGetErrorName(error));
+  return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error),
+               cudaGetErrorName(error));
 }
 
 }  // namespace
@@ -33,7 +34,8 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   device->ordinal_ = ordinal;
   device->num_sms_ = properties.multiProcessorCount;
   device->compute_capability_ = 10 * properties.major + properties.minor;
-  RETURN_IF_ERROR(check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  RETURN_IF_ERROR(
+      check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));
   for (cudaEvent_t& done : device->half_done_) {
     RETURN_IF_ERROR(check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreate"));

@@ -7,7 +7,8 @@ namespace {
 
 Result<int> Ordinal(std::string_view device) {
   if (device == "cuda") return 0;
-  const std::string_view digits = device.substr(std::min<size_t>(device.size(), std::string_view("cuda:").size()));
+  const std::string_view digits =
+      device.substr(std::min<size_t>(device.size(), std::string_view("cuda:").size()));
   int ordinal = 0;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), ordinal);
   if (!device.starts_with("cuda:") || error != std::errc() || end != digits.data() + digits.size()) {
