@@ -6,15 +6,11 @@
 #include <utility>
 
 #include "base/units.h"
-#include "model/costs.h"
 #include "weights/layout.h"
 #include "weights/synthetic.h"
 
 namespace foresight {
 namespace {
-
-// What kernels of a device keep beyond the activations: scores of the indexer, operands of experts.
-constexpr int64_t kDeviceScratchBytes = int64_t{512} << 20;
 
 uint64_t StoredBytes(const ModelConfig& config) {
   ModelWeights weights;
@@ -123,19 +119,6 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
   return runtime;
 }
 
-Status Runtime::MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options) {
-  ASSIGN_OR_RETURN(device_weights_, UploadWeights(loaded_.weights, device));
-  ASSIGN_OR_RETURN(step_memory_, device.Allocate(StepMemoryBytes(config(), layout, options.max_step_rows) +
-                                                     kDeviceScratchBytes,
-                                                 "steps"));
-  ASSIGN_OR_RETURN(draft_memory_,
-                   device.Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
-  options.device = &device;
-  options.step_memory = {step_memory_.data(), static_cast<size_t>(step_memory_.bytes())};
-  options.draft_memory = {draft_memory_.data(), static_cast<size_t>(draft_memory_.bytes())};
-  return Status();
-}
-
 Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come) {
   loaded_ = std::move(loaded);
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
@@ -146,11 +129,8 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
     available_bytes_ = device->AvailableBytes();
     weights_to_come = static_cast<int64_t>(loaded_.report.bytes) + kDeviceScratchBytes;
   }
-  const CacheLayout layout = MakeCacheLayout(
-      config(), options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,
-      model_options.rollback_tokens);
   // Refused before anything is taken.
-  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), layout,
+  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), LayoutOf(config(), model_options),
                                      {.weights_bytes = weights_to_come,
                                       .context_tokens = options.context_tokens,
                                       .cache_bytes_max = options.cache_bytes_max,
@@ -158,8 +138,10 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
                                       .kept_prefixes_max = options.kept_prefixes_max,
                                       .step_rows_max = options.step_rows_max},
                                      available_bytes_));
-  if (device != nullptr) RETURN_IF_ERROR(MoveTo(*device, layout, model_options));
-  model_ = std::make_unique<Model>(device != nullptr ? device_weights_.weights : loaded_.weights,
+  if (device != nullptr) {
+    ASSIGN_OR_RETURN(placement_, PlaceModel(loaded_.weights, *device, model_options));
+  }
+  model_ = std::make_unique<Model>(device != nullptr ? placement_.weights.weights : loaded_.weights,
                                    *backend_.kernels, *pool_, model_options);
   const uint64_t target = HashOfTarget(files_, loaded_.weights);
   const uint64_t draft = HashOfDraft(loaded_.weights);

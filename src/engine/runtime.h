@@ -16,17 +16,17 @@
 #include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
 #include "model/model.h"
+#include "model/placement.h"
 #include "tokenizer/tokenizer.h"
 #include "weights/loader.h"
 #include "weights/model_files.h"
-#include "weights/upload.h"
 
 namespace foresight {
 
 // Used by one thread at a time.
 class Runtime {
  public:
-  // Errors: what LoadModel, Tokenizer::Load, OpenBackend, UploadWeights, PlanMemory and KvCache::Create say;
+  // Errors: what LoadModel, Tokenizer::Load, OpenBackend, PlaceModel, PlanMemory and KvCache::Create say;
   // kNotFound when `files` is empty. A model without tokenizer.json runs on token ids alone. `options` says
   // how; which model is `files` here.
   static Result<std::unique_ptr<Runtime>> Load(const ModelFiles& files, const EngineOptions& options);
@@ -75,16 +75,12 @@ class Runtime {
  private:
   Runtime() = default;
   Status Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come);
-  // Memory of `device` for steps, and the weights in it.
-  Status MoveTo(Device& device, const CacheLayout& layout, ModelOptions& options);
 
   Machine machine_;
   ModelFiles files_;
   Backend backend_;
   LoadedModel loaded_;
-  DeviceWeights device_weights_;  // with a device of its own
-  DeviceMemory step_memory_;
-  DeviceMemory draft_memory_;
+  Placement placement_;  // with a device of its own
   ChosenDraft draft_;
   std::string target_hash_;
   std::string draft_hash_;

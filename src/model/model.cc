@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "model/placement.h"
 #include "model/rope.h"
 #include "model/step_state.h"
 
@@ -22,10 +23,7 @@ Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& 
     : weights_(weights),
       table_(table),
       options_(options),
-      cache_layout_(MakeCacheLayout(
-          weights.config,
-          options.numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32,
-          options.rollback_tokens)),
+      cache_layout_(LayoutOf(weights.config, options)),
       arena_(StepArena(options.step_memory)),
       draft_arena_(StepArena(options.draft_memory)),
       staging_(device(), arena_),

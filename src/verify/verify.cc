@@ -7,12 +7,11 @@
 #include <optional>
 
 #include "kv_cache/sequence_state.h"
-#include "model/costs.h"
 #include "model/model.h"
+#include "model/placement.h"
 #include "verify/comparison.h"
 #include "verify/draft_rounds.h"
 #include "verify/golden.h"
-#include "weights/upload.h"
 
 namespace foresight {
 namespace {
@@ -69,21 +68,16 @@ struct PromptRun {
   DraftRounds rounds;                          // when the golden has DSpark rounds
 };
 
-// What a model runs on, and its weights there.
 struct Place {
   const KernelTable& table;
   Device* device;  // null: the machine
-  const ModelWeights& weights;
 };
 
 class Verifier {
  public:
-  Verifier(const Place& tested, const Place& reference, ThreadPool& pool, Golden golden)
-      : weights_(reference.weights),
-        tested_(tested),
-        reference_(reference),
-        pool_(pool),
-        golden_(std::move(golden)) {}
+  Verifier(const ModelWeights& weights, const Place& tested, const Place& reference, ThreadPool& pool,
+           Golden golden)
+      : weights_(weights), tested_(tested), reference_(reference), pool_(pool), golden_(std::move(golden)) {}
 
   Result<VerifyReport> Run();
 
@@ -92,8 +86,7 @@ class Verifier {
   Status ReadGolden();
   // A model with memory for its steps and a cache, for one run: nothing carries over.
   struct ModelRun {
-    DeviceMemory step_memory;
-    DeviceMemory draft_memory;
+    std::unique_ptr<Placement> placement;  // with a device of its own; the model knows its address
     std::unique_ptr<Model> model;
     std::unique_ptr<KvCache> cache;
   };
@@ -169,17 +162,13 @@ Status Verifier::ReadGolden() {
 
 Result<Verifier::ModelRun> Verifier::Prepare(const Place& place, ModelOptions options, int64_t tokens) {
   ModelRun run;
+  const ModelWeights* weights = &weights_;
   if (place.device != nullptr) {
-    const CacheLayout layout = MakeCacheLayout(config(), CacheFormat::kFloat32, options.rollback_tokens);
-    ASSIGN_OR_RETURN(run.step_memory, place.device->Allocate(
-                                          StepMemoryBytes(config(), layout, options.max_step_rows), "steps"));
-    ASSIGN_OR_RETURN(run.draft_memory,
-                     place.device->Allocate(DraftMemoryBytes(config(), options.max_step_rows), "drafts"));
-    options.device = place.device;
-    options.step_memory = {run.step_memory.data(), static_cast<size_t>(run.step_memory.bytes())};
-    options.draft_memory = {run.draft_memory.data(), static_cast<size_t>(run.draft_memory.bytes())};
+    ASSIGN_OR_RETURN(Placement placement, PlaceModel(weights_, *place.device, options));
+    run.placement = std::make_unique<Placement>(std::move(placement));
+    weights = &run.placement->weights.weights;
   }
-  run.model = std::make_unique<Model>(place.weights, place.table, pool_, options);
+  run.model = std::make_unique<Model>(*weights, place.table, pool_, options);
   const CacheLayout& layout = run.model->cache_layout();
   const int64_t blocks = (tokens + kBlockTokens - 1) / kBlockTokens + 1;
   // Room for the blocks, the fixed part and the block table, which the cache counts to the byte.
@@ -423,13 +412,8 @@ Result<VerifyReport> Verifier::Run() {
 
 Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool) {
   ASSIGN_OR_RETURN(Golden golden, Golden::Open(model.files));
-  DeviceWeights on_device;
-  if (backend.device != nullptr) {
-    ASSIGN_OR_RETURN(on_device, UploadWeights(model.weights, *backend.device));
-  }
-  const Place tested = {*backend.kernels, backend.device.get(),
-                        backend.device != nullptr ? on_device.weights : model.weights};
-  return Verifier(tested, {RefKernels(), nullptr, model.weights}, pool, std::move(golden)).Run();
+  const Place tested = {*backend.kernels, backend.device.get()};
+  return Verifier(model.weights, tested, {RefKernels(), nullptr}, pool, std::move(golden)).Run();
 }
 
 }  // namespace foresight

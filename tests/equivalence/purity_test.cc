@@ -17,9 +17,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernel_table.h"
+#include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
-#include "model/model.h"
+#include "model/placement.h"
 #include "weights/loader.h"
 #include "weights/synthetic.h"
 
@@ -70,14 +70,24 @@ const LoadedModel& TestModel(const std::string& name) {
 class PurityTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    Result<const KernelTable*> table = FindKernels(GetParam().table);
-    if (!table.ok()) GTEST_SKIP() << table.status().ToString();
-    const ModelWeights& weights = TestModel(GetParam().model).weights;
-    model_ = std::make_unique<Model>(
-        weights, **table, pool_, ModelOptions{.numerics = GetParam().numerics, .max_step_rows = kMaxRows});
-    Result<std::unique_ptr<KvCache>> cache = KvCache::Create(
-        model_->cache_layout(),
-        {.budget_bytes = int64_t{1} << 30, .max_sequences = 3 * kSequences, .max_sequence_tokens = 4096});
+    const std::string& table = GetParam().table;
+    Result<Backend> backend = OpenBackend(table == "cuda" ? "cuda" : "cpu", table);
+    if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
+    backend_ = std::move(*backend);
+    const ModelWeights* weights = &TestModel(GetParam().model).weights;
+    ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = kMaxRows};
+    if (backend_.device != nullptr) {
+      Result<Placement> placement = PlaceModel(*weights, *backend_.device, options);
+      ASSERT_TRUE(placement.ok()) << placement.status().ToString();
+      placement_ = std::move(*placement);
+      weights = &placement_.weights.weights;
+    }
+    model_ = std::make_unique<Model>(*weights, *backend_.kernels, pool_, options);
+    Result<std::unique_ptr<KvCache>> cache =
+        KvCache::Create(model_->cache_layout(), {.device = backend_.device.get(),
+                                                 .budget_bytes = int64_t{1} << 30,
+                                                 .max_sequences = 3 * kSequences,
+                                                 .max_sequence_tokens = 4096});
     ASSERT_TRUE(cache.ok()) << cache.status().ToString();
     cache_ = std::move(*cache);
   }
@@ -166,6 +176,8 @@ class PurityTest : public testing::TestWithParam<Case> {
   // Drafts for some of the sequences and compares.
   void DraftSome(std::vector<SequenceState>& states, std::mt19937_64& rng);
 
+  Backend backend_;
+  Placement placement_;  // with a device of its own
   ThreadPool pool_{2};
   std::unique_ptr<Model> model_;
   std::unique_ptr<KvCache> cache_;
@@ -290,7 +302,7 @@ TEST_P(PurityTest, OutputsDoNotDependOnTheSchedule) {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const char* table : {"ref", "cpu-avx2", "cpu-avx512"}) {
+  for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda"}) {
     const bool ref = std::string_view(table) == "ref";
     for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
       // Past two HCA windows, one allocation block and the small windows' rings.

@@ -1,0 +1,29 @@
+// What a model needs on a device of its own: its weights, and memory for steps.
+#pragma once
+
+#include "base/status.h"
+#include "device/device.h"
+#include "kv_cache/cache_layout.h"
+#include "model/model.h"
+#include "weights/upload.h"
+
+namespace foresight {
+
+// Owns it. Outlives the model.
+struct Placement {
+  DeviceWeights weights;
+  DeviceMemory step_memory;
+  DeviceMemory draft_memory;
+};
+
+// What kernels of a device keep beyond a step's activations: scores of the indexer, operands of experts.
+inline constexpr int64_t kDeviceScratchBytes = int64_t{512} << 20;
+
+// The cache layout of a model with these options.
+CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options);
+
+// Uploads `weights`, takes memory for steps of options.max_step_rows, and enters the device into `options`.
+// Errors: kResourceExhausted (the message has the figures), kDeviceError.
+Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options);
+
+}  // namespace foresight
