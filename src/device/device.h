@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string_view>
 
@@ -61,10 +62,18 @@ class Device {
   virtual Status Download(void* to, const void* from, int64_t bytes) = 0;
   // Waits for everything before this call. Errors as Download.
   virtual Status Synchronize() = 0;
+  // Runs `launches`: kernels, copies and zeroing on this device alone, which are the same at every call with
+  // this key, sizes and addresses included. A device may record them once and replay them: nothing else in
+  // `launches` happens then.
+  virtual void Replay(uint64_t key, const std::function<void()>& launches);
+  // A number that no other model on this device has, for keys.
+  uint64_t NewReplayScope() { return ++replay_scopes_; }
 
  private:
   friend class DeviceMemory;
   virtual void Free(std::byte* data, int64_t bytes) = 0;
+
+  uint64_t replay_scopes_ = 0;
 };
 
 // The machine's memory; physical pages come when they are first touched.

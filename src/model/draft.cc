@@ -226,38 +226,48 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
                                .logit_rows = {head_rows, static_cast<size_t>(rows)},
                                .observer = inputs.observer};
   RETURN_IF_ERROR(CheckInputs(rows_inputs));
+  staging_.Flush();  // what is staged from here on lies at the same place with and without taps to take up
   TakeUpTaps(inputs.sequences);
   StepState step;
   step.kind = StepKind::kDraftBlock;
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
   Begin(rows_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
-  table_.embed(ctx_, {.rows = step.rows,
-                      .m = c.hc_mult,
-                      .tokens = step.tokens,
-                      .embed = weights_.embed,
-                      .streams = step.streams});
-  for (size_t i = 0; i < w.stages.size(); ++i) {
-    RunBlock(w.stages[i], c.num_hidden_layers + static_cast<int>(i), step);
-  }
 
   draft_arena_.Rewind(0);
   host_draft_outputs_.Rewind(0);
   block_rows_ = count;
   block_size_ = block;
   next_position_ = 0;
-  block_hidden_ = draft_arena_.Allocate<float>(rows * c.hidden_size);
-  block_logits_ = draft_arena_.Allocate<float>(rows * c.vocab_size);
+  block_hidden_ = step.hidden = draft_arena_.Allocate<float>(rows * c.hidden_size);
+  block_logits_ = step.logits = draft_arena_.Allocate<float>(rows * c.vocab_size);
   block_confidence_ = draft_arena_.Allocate<float>(rows);
   block_state_ = nullptr;
   if (w.head.type == MarkovHeadType::kRnn) {
     block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
     device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
-  Head(w.hc_head, w.norm, step, block_hidden_, block_logits_);
+  if (IsReplayed(step)) {
+    device().Replay(ReplayKey(step), [this, &step] { RunStages(step); });
+  } else {
+    RunStages(step);
+  }
   if (!device().is_host() && inputs.observer == nullptr) return DraftBlockOutputs{};
   ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * c.hidden_size, host_draft_outputs_));
   ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * c.vocab_size, host_draft_outputs_));
   return DraftBlockOutputs{.hidden = hidden, .base_logits = logits};
+}
+
+void Model::RunStages(StepState& step) {
+  const DSparkWeights& w = *weights_.dspark;
+  table_.embed(ctx_, {.rows = step.rows,
+                      .m = config().hc_mult,
+                      .tokens = step.tokens,
+                      .embed = weights_.embed,
+                      .streams = step.streams});
+  for (size_t i = 0; i < w.stages.size(); ++i) {
+    RunBlock(w.stages[i], config().num_hidden_layers + static_cast<int>(i), step);
+  }
+  Head(w.hc_head, w.norm, step, step.hidden, step.logits);
 }
 
 Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previous) {

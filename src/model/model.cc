@@ -1,6 +1,7 @@
 #include "model/model.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "model/placement.h"
 #include "model/rope.h"
@@ -11,6 +12,9 @@ namespace {
 
 // Address space for one step's activations and kernel scratch; physical memory follows use.
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
+// Steps of so few rows come again and again in the same shapes.
+constexpr int kReplayedRowsMax = 64;
+constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
 
 Arena StepArena(std::span<std::byte> memory) {
   return memory.empty() ? Arena(kStepAddressSpace) : Arena(memory);
@@ -31,6 +35,7 @@ Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& 
       host_draft_outputs_(kStepAddressSpace),
       ctx_{.device = &device(), .pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
   CHECK(options.max_step_rows > 0);
+  replay_scope_ = device().NewReplayScope();
   CHECK(device().is_host() || !(options.step_memory.empty() || options.draft_memory.empty()));
   UploadConstants();
 }
@@ -129,8 +134,10 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
       taps[i].cache = chunk.sequence->Taps();
     }
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
-    step.positions_end = std::max(step.positions_end, first + chunk.num_rows);
+    if (main) step.entries_max = std::max(step.entries_max, (first + chunk.num_rows) / kCsaRatio);
   }
+  // A power of two: steps of about the same length are then the same to a device.
+  step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();
   step.tokens = staging_.OnDevice(tokens);
   step.logit_rows = staging_.OnDevice(logit_rows);
@@ -170,6 +177,38 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   last_mtp_rows_ = 0;
   Begin(inputs, /*first_layer=*/0, config().num_hidden_layers, step);
 
+  step.logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
+  if (IsReplayed(step)) {
+    device().Replay(ReplayKey(step), [this, &step] { CHECK(RunLayers(step).ok()); });
+  } else {
+    RETURN_IF_ERROR(RunLayers(step));
+  }
+  ASSIGN_OR_RETURN(const auto read,
+                   Read(step.logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
+  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
+  return StepOutputs{.logits = read};
+}
+
+bool Model::IsReplayed(const StepState& step) {
+  return step.inputs->observer == nullptr && step.rows <= kReplayedRowsMax;
+}
+
+uint64_t Model::ReplayKey(const StepState& step) const {
+  uint64_t key = replay_scope_;
+  const auto add = [&key](uint64_t value, int bits) {
+    CHECK(value >> bits == 0);
+    key = key << bits | value;
+  };
+  add(static_cast<uint64_t>(step.kind), 2);
+  add(static_cast<uint64_t>(step.rows), 8);
+  add(step.num_sequences, 8);
+  add(step.inputs->logit_rows.size(), 8);
+  add(static_cast<uint64_t>(std::bit_width(static_cast<uint64_t>(step.entries_max))), 6);
+  return key;
+}
+
+Status Model::RunLayers(StepState& step) {
+  const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
                       .tokens = step.tokens,
@@ -178,17 +217,13 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
     if (weights_.dspark) TapLayer(layer, step);
-    if (inputs.observer != nullptr) {
+    if (step.inputs->observer != nullptr) {
       ASSIGN_OR_RETURN(const auto streams, Read(step.streams, step.rows * row_floats, host_outputs_));
-      inputs.observer->OnBlock(layer, streams);
+      step.inputs->observer->OnBlock(layer, streams);
     }
   }
-  float* logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
-  Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, logits);
-  ASSIGN_OR_RETURN(const auto read,
-                   Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
-  for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
-  return StepOutputs{.logits = read};
+  Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
+  return Status();
 }
 
 // Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them.
@@ -299,7 +334,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
     picks = arena_.Allocate<int32_t>(rows * c.index_topk);
     table_.indexer(ctx_, {.sequences = sequences,
                           .rows = step.rows,
-                          .entries_max = step.positions_end / static_cast<int>(w.kind),
+                          .entries_max = step.entries_max,
                           .heads = c.index_n_heads,
                           .rope_dim = c.qk_rope_head_dim,
                           .topk = c.index_topk,

@@ -94,6 +94,13 @@ class Model {
   // Stages the rows of a step: tokens, positions, the sequences as layers [first_layer, first_layer +
   // num_layers) see them, and uploads it.
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
+  // From the embedding to the logits of the rows that want them. Errors: what reading for an observer gives.
+  Status RunLayers(StepState& step);
+  // The same for DSpark's stages: hidden states and logits of a block.
+  void RunStages(StepState& step);
+  // Whether the device may record the step, and what tells it from others (Device::Replay).
+  static bool IsReplayed(const StepState& step);
+  uint64_t ReplayKey(const StepState& step) const;
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
@@ -123,7 +130,8 @@ class Model {
   // [main layers, draft blocks]: the block's experts, where kernels find them.
   std::vector<std::span<const ExpertWeights>> experts_;
   Arena arena_;
-  Arena draft_arena_;          // outputs of draft steps, which outlive the steps between
+  Arena draft_arena_;  // outputs of draft steps, which outlive the steps between
+  uint64_t replay_scope_ = 0;
   size_t constants_used_ = 0;  // the arena up to the end of what is never given back
   Staging staging_;
   Arena host_outputs_;        // what was read of a step

@@ -25,8 +25,10 @@ struct Model::StepState {
   size_t num_sequences = 0;
   int first_layer = 0;
   std::span<const SequenceRows> taps;  // the same rows, `cache` the taps ring; with a DSpark head
-  int64_t positions_end = 0;           // past the last position of any row
+  int64_t entries_max = 0;             // no row sees more CSA entries (the host's knowledge)
   float* streams = nullptr;            // [T, m, D]
+  float* logits = nullptr;             // [R, V]
+  float* hidden = nullptr;             // [R, D] before the norm; null when nobody asks
   // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
   RopeAngles window;
   RopeAngles compressed;

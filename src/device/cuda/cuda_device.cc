@@ -9,6 +9,8 @@ namespace foresight {
 namespace {
 
 constexpr int64_t kHalfBytes = int64_t{8} << 20;
+// A graph of a step takes some hundred kilobytes.
+constexpr size_t kGraphsMax = 256;
 
 Status Fault(cudaError_t error, const char* what) {
   return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error),
@@ -44,6 +46,7 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
 }
 
 CudaDevice::~CudaDevice() {
+  ForgetGraphs();
   for (cudaEvent_t done : half_done_) {
     if (done != nullptr) cudaEventDestroy(done);
   }
@@ -114,6 +117,34 @@ Status CudaDevice::Download(void* to, const void* from, int64_t bytes) {
 Status CudaDevice::Synchronize() {
   Note(cudaStreamSynchronize(stream_), "step");
   return fault_;
+}
+
+cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t recorded = nullptr;
+  Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording of a step");
+  launches();
+  Note(cudaStreamEndCapture(stream_, &graph), "recording of a step");
+  if (graph == nullptr) return nullptr;
+  Note(cudaGraphInstantiate(&recorded, graph, 0), "recording of a step");
+  Note(cudaGraphDestroy(graph), "recording of a step");
+  return recorded;
+}
+
+void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    if (graphs_.size() == kGraphsMax) ForgetGraphs();
+    found = graphs_.emplace(key, Record(launches)).first;
+  }
+  if (found->second != nullptr) Note(cudaGraphLaunch(found->second, stream_), "replay of a step");
+}
+
+void CudaDevice::ForgetGraphs() {
+  for (const auto& [key, graph] : graphs_) {
+    if (graph != nullptr) cudaGraphExecDestroy(graph);
+  }
+  graphs_.clear();
 }
 
 Result<std::unique_ptr<Device>> OpenCudaDevice(int ordinal) {

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <string>
+#include <unordered_map>
 
 #include "device/device.h"
 
@@ -23,6 +24,8 @@ class CudaDevice final : public Device {
   void Zero(void* to, int64_t bytes) override;
   Status Download(void* to, const void* from, int64_t bytes) override;
   Status Synchronize() override;
+  // As one CUDA graph per key.
+  void Replay(uint64_t key, const std::function<void()>& launches) override;
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
@@ -34,6 +37,8 @@ class CudaDevice final : public Device {
  private:
   CudaDevice() = default;
   void Free(std::byte* data, int64_t bytes) override;
+  cudaGraphExec_t Record(const std::function<void()>& launches);
+  void ForgetGraphs();
 
   std::string name_;
   int ordinal_ = 0;
@@ -46,6 +51,7 @@ class CudaDevice final : public Device {
   int64_t staged_ = 0;  // bytes used of the half at hand
   int half_ = 0;
   cudaEvent_t half_done_[2] = {};
+  std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
   Status fault_;
 };
 
