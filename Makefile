@@ -3,7 +3,7 @@ PROMPT ?= The program reads a file and
 SECONDS ?= 300
 MAKEFLAGS += --no-print-directory
 
-.PHONY: run build test sanitize fuzz bench format lint setup clean
+.PHONY: run build test sanitize fuzz bench gpu format lint setup clean
 
 run: build  ## Build, then let the embedded model write.
 	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
@@ -28,6 +28,9 @@ fuzz:  ## Feeds every parser damaged input under sanitizers, SECONDS each (defau
 bench: build  ## What this machine reaches: the embedded model, then the released layer shapes.
 	./build/release/foresight bench --json build/bench-embedded.json
 	./build/release/foresight bench --synthetic flash:6 --experts 24 --json build/bench-flash.json
+
+gpu: build  ## On a machine with an NVIDIA GPU and nvcc: its tests and benchmarks, with a report in bench/results.
+	python3 bench/gpu_report.py --sanitize
 
 format:
 	@scripts/setup.sh lint

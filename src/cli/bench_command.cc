@@ -98,16 +98,33 @@ class Bench {
   Result<double> Step(std::span<SequenceState*> sequences, int rows);
   Result<Spread> MeasurePrefill();
   Result<DecodePoint> MeasureDecode(int batch, int64_t context);
-  // GB/s at which the engine's threads read the weights of a token, and nothing else.
-  double MeasureRead() { return MeasureReadBandwidth(engine_.pool(), weights_of_token_, 1).front(); }
+  // GB/s: on the host, at which the engine's threads read the weights of a token, and nothing else; on
+  // another device, that a copy within its memory reads and writes together.
+  Result<double> MeasureBandwidth();
   // Prefills a sequence up to `length`, in chunks.
   Status Fill(SequenceState& sequence, int64_t length);
 
   Runtime& engine_;
   const BenchFlags& flags_;
   const std::vector<std::span<const std::byte>> weights_of_token_;
+  DeviceMemory copied_;
   uint32_t token_ = 1;
 };
+
+Result<double> Bench::MeasureBandwidth() {
+  Device& device = engine_.device();
+  if (device.is_host()) return MeasureReadBandwidth(engine_.pool(), weights_of_token_, 1).front();
+  constexpr int64_t kBytes = int64_t{512} << 20;
+  constexpr int kCopies = 8;
+  if (copied_.data() == nullptr) {
+    ASSIGN_OR_RETURN(copied_, device.Allocate(2 * kBytes, "copies that measure the bandwidth"));
+  }
+  RETURN_IF_ERROR(device.Synchronize());
+  const Clock::time_point start = Clock::now();
+  for (int i = 0; i < kCopies; ++i) device.Copy(copied_.data(), copied_.data() + kBytes, kBytes);
+  RETURN_IF_ERROR(device.Synchronize());
+  return 2e-9 * kBytes * kCopies / SecondsSince(start);
+}
 
 Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
   std::vector<SequenceChunk> chunks;
@@ -128,19 +145,24 @@ Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
 // Random compressed entries and index keys for the first `length` tokens of a synthetic model's sequence: as
 // good as what random weights would have put there, and at once. Rings stay as they are: a window of real
 // rows comes after.
-Status FillWithRandomEntries(const CacheLayout& layout, int64_t length, SequenceState& sequence) {
+Status FillWithRandomEntries(const CacheLayout& layout, int64_t length, Device& device,
+                             SequenceState& sequence) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
   std::vector<float> x(std::max(layout.entry.dim, layout.index_key.dim));
+  std::vector<std::byte> entry_bytes(layout.entry.bytes());
+  std::vector<std::byte> key_bytes(layout.index_key.bytes());
   RETURN_IF_ERROR(sequence.Reserve(length));
   for (int i = 0; i < layout.num_main_layers; ++i) {
     const LayerCacheLayout& layer = layout.layers[i];
     if (layer.kind == LayerKind::kSwa) continue;
-    const LayerCacheView view = sequence.View(i);
     for (int64_t entry = 0; entry < length / static_cast<int64_t>(layer.kind); ++entry) {
       for (float& value : x) value = normal(random);
-      EncodeEntry(layout.entry, x.data(), view.compressed[entry]);
-      if (layer.kind == LayerKind::kCsa) EncodeIndexKey(layout.index_key, x.data(), view.index_keys[entry]);
+      EncodeEntry(layout.entry, x.data(), entry_bytes.data());
+      device.Upload(sequence.CompressedEntry(i, entry), entry_bytes.data(), std::ssize(entry_bytes));
+      if (layer.kind != LayerKind::kCsa) continue;
+      EncodeIndexKey(layout.index_key, x.data(), key_bytes.data());
+      device.Upload(sequence.IndexKey(i, entry), key_bytes.data(), std::ssize(key_bytes));
     }
   }
   sequence.Advance(length);
@@ -150,7 +172,8 @@ Status FillWithRandomEntries(const CacheLayout& layout, int64_t length, Sequence
 Status Bench::Fill(SequenceState& sequence, int64_t length) {
   const int64_t skipped = (length - engine_.model().max_step_rows()) / kBlockTokens * kBlockTokens;
   if (engine_.is_synthetic() && skipped > 0) {
-    RETURN_IF_ERROR(FillWithRandomEntries(engine_.model().cache_layout(), skipped, sequence));
+    RETURN_IF_ERROR(
+        FillWithRandomEntries(engine_.model().cache_layout(), skipped, engine_.device(), sequence));
   }
   SequenceState* one[] = {&sequence};
   while (sequence.length() < length) {
@@ -190,7 +213,7 @@ Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
   std::vector<double> tokens_per_second;
   std::vector<double> read_share;
   for (int run = 0; run < flags_.repeat; ++run) {
-    const double read = MeasureRead();
+    ASSIGN_OR_RETURN(const double read, MeasureBandwidth());
     double seconds = 0;
     for (int i = 0; i < flags_.steps; ++i) {
       ASSIGN_OR_RETURN(const double step_seconds, Step(sequences, 1));
@@ -213,10 +236,19 @@ Status Bench::Run() {
                                 2.0 * weights.head.rows * weights.head.cols) *
                                1e-9;
   fmt::print(stderr, "{}", engine_.StartUpReport());
-  const Spread read = SpreadOf(MeasureReadBandwidth(engine_.pool(), weights_of_token_, flags_.repeat));
-  const std::optional<double> gemm = MeasureGemmPeak(threads);
-  fmt::print("plain read           {:8.1f} GB/s  ({:.1f} to {:.1f})\n", read.median, read.min, read.max);
-  if (gemm) {
+  const bool on_host = engine_.device().is_host();
+  const std::string_view yardstick = on_host ? "plain read" : "copy on device";
+  std::vector<double> reads;
+  for (int run = -1; run < flags_.repeat; ++run) {
+    ASSIGN_OR_RETURN(const double rate, MeasureBandwidth());
+    if (run >= 0) reads.push_back(rate);
+  }
+  const Spread read = SpreadOf(reads);
+  const std::optional<double> gemm = on_host ? MeasureGemmPeak(threads) : std::nullopt;
+  fmt::print("{:<20} {:8.1f} GB/s  ({:.1f} to {:.1f})\n", yardstick, read.median, read.min, read.max);
+  if (!on_host) {
+    fmt::print("BF16 GEMM peak       not measured on a device\n");
+  } else if (gemm) {
     fmt::print("oneDNN BF16 GEMM     {:8.1f} GFLOP/s\n", *gemm);
   } else {
     fmt::print("oneDNN BF16 GEMM     not measured: foresight-gemm-peak is not beside this program\n");
@@ -236,9 +268,9 @@ Status Bench::Run() {
       fmt::print("decode, batch {:<3} context {:<7} {:8.1f} tokens/s ({:.1f} to {:.1f})", p.batch, p.context,
                  p.tokens_per_second.median, p.tokens_per_second.min, p.tokens_per_second.max);
       if (p.batch == 1) {
-        fmt::print(", {:.1f} GB/s, {:.0f} % of a plain read ({:.0f} to {:.0f})",
-                   p.tokens_per_second.median * token_gb, 100 * p.read_share.median, 100 * p.read_share.min,
-                   100 * p.read_share.max);
+        fmt::print(", {:.1f} GB/s, {:.0f} % of a {} ({:.0f} to {:.0f})",
+                   p.tokens_per_second.median * token_gb, 100 * p.read_share.median, yardstick,
+                   100 * p.read_share.min, 100 * p.read_share.max);
       }
       fmt::print("\n");
       std::fflush(stdout);
@@ -261,7 +293,7 @@ Status Bench::Run() {
   }
   const std::string json = fmt::format(
       "{{\n  \"version\": \"{}\", \"model\": \"{}\", \"synthetic\": {}, \"experts\": {}, \"processor\": "
-      "\"{}\", \"threads\": {},\n"
+      "\"{}\", \"threads\": {}, \"device\": \"{}\",\n"
       "  \"kernels\": \"{}\", \"numerics\": \"{}\", \"runs\": {}, \"steps_per_run\": {},\n"
       "  \"read_gb_per_second\": {}, \"gemm_gflops\": {},\n"
       "  \"prefill\": {{\"rows\": {}, \"tokens_per_second\": {}, \"matrix_gflops\": {:.2f}, "
@@ -269,11 +301,11 @@ Status Bench::Run() {
       "  \"weight_bytes_per_token\": {}, \"decode\": [{}\n  ],\n"
       "  \"resident_bytes\": {}, \"accounted_bytes\": {}\n}}\n",
       FORESIGHT_VERSION, engine_.is_synthetic() ? flags_.synthetic : "checkpoint", engine_.is_synthetic(),
-      engine_.config().n_routed_experts, engine_.machine().processor, threads, engine_.model().table().name,
-      engine_.model().numerics() == Numerics::kFaithful ? "faithful" : "clean", flags_.repeat, flags_.steps,
-      ToJson(read), gemm ? fmt::format("{:.2f}", *gemm) : "null", flags_.prefill_rows, ToJson(prefill),
-      gflops, gemm ? fmt::format("{:.4f}", gflops / *gemm) : "null", WeightBytesPerToken(weights), decode,
-      resident.total_bytes(), engine_.AccountedBytes());
+      engine_.config().n_routed_experts, engine_.machine().processor, threads, engine_.device().name(),
+      engine_.model().table().name, engine_.model().numerics() == Numerics::kFaithful ? "faithful" : "clean",
+      flags_.repeat, flags_.steps, ToJson(read), gemm ? fmt::format("{:.2f}", *gemm) : "null",
+      flags_.prefill_rows, ToJson(prefill), gflops, gemm ? fmt::format("{:.4f}", gflops / *gemm) : "null",
+      WeightBytesPerToken(weights), decode, resident.total_bytes(), engine_.AccountedBytes());
   std::ofstream file(flags_.json);
   if (!(file << json)) return InvalidArgument("can't write {}", flags_.json);
   return Status();

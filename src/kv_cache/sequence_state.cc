@@ -209,10 +209,17 @@ LayerCacheView SequenceState::Taps() const {
   return view;
 }
 
-const std::byte* SequenceState::CompressedEntry(int layer, int64_t s) const {
-  const PagedLayout& paged = cache_->layout_.layers[layer].compressed;
-  CHECK(s / paged.per_block < num_blocks_);
-  return table()[s / paged.per_block] + paged.offset + s % paged.per_block * paged.item_bytes;
+std::byte* SequenceState::Item(const PagedLayout& paged, int64_t i) const {
+  CHECK(i / paged.per_block < num_blocks_);
+  return table()[i / paged.per_block] + paged.offset + i % paged.per_block * paged.item_bytes;
+}
+
+std::byte* SequenceState::CompressedEntry(int layer, int64_t s) const {
+  return Item(cache_->layout_.layers[layer].compressed, s);
+}
+
+std::byte* SequenceState::IndexKey(int layer, int64_t s) const {
+  return Item(cache_->layout_.layers[layer].index_keys, s);
 }
 
 void SequenceState::Advance(int64_t n) {

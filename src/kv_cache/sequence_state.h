@@ -135,8 +135,9 @@ class SequenceState {
   LayerCacheView View(int layer) const;
   // DSpark: what it taps, by position, as `window`; else empty.
   LayerCacheView Taps() const;
-  // Where compressed entry s of a main layer lies.
-  const std::byte* CompressedEntry(int layer, int64_t s) const;
+  // Where compressed entry s, or index key s, of a main layer lies.
+  std::byte* CompressedEntry(int layer, int64_t s) const;
+  std::byte* IndexKey(int layer, int64_t s) const;
   // Adds n reserved tokens whose rows have been written in every main layer.
   void Advance(int64_t n);
   // The same for the draft layers, which need no reservation.
@@ -179,6 +180,7 @@ class SequenceState {
   // PublishBlocks brings up to date.
   std::byte** table() const { return cache_->HostTable(slot_); }
   std::byte** device_table() const;
+  std::byte* Item(const PagedLayout& paged, int64_t i) const;
   void PublishBlocks(int64_t first, int64_t end);
   std::byte* fixed() const { return cache_->SlotData(slot_); }
   void ReleaseBlocks(int64_t keep);

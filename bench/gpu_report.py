@@ -1,0 +1,115 @@
+#!/usr/bin/env python3
+"""Runs what needs a GPU, tests and benchmarks, and writes a report as JSON and markdown.
+
+usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4] [--sanitize]
+
+Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
+`foresight bench` with the small model and with layers of released shapes. --sanitize runs the kernel tests
+under compute-sanitizer (memcheck, racecheck, initcheck, synccheck) as well, which takes minutes. Exit status 0
+only when every test has passed.
+"""
+import argparse
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def output_of(*command):
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def gtest(build, program, pattern, *extra, under=()):
+    """-> the counts of one run of a test program, and the names of what failed."""
+    began = time.time()
+    status, text = output_of(*under, str(build / program), f"--gtest_filter={pattern}", *extra)
+    failed = sorted(set(re.findall(r"^\[  FAILED  \] (\S+?),? .*\(\d+ ms\)$", text, re.MULTILINE)))
+    result = {
+        "program": program, "filter": pattern, "under": " ".join(under), "status": status,
+        "passed": len(re.findall(r"^\[       OK \]", text, re.MULTILINE)),
+        "skipped": len(re.findall(r"^\[  SKIPPED \] .*\(\d+ ms\)$", text, re.MULTILINE)),
+        "failed": failed, "seconds": round(time.time() - began, 1)}
+    if status != 0:
+        print(text[-4000:], file=sys.stderr)
+    print(f"{' '.join(under)} {program} {pattern}: {result['passed']} passed, {result['skipped']} skipped, "
+          f"{len(failed)} failed, status {status}, {result['seconds']} s", flush=True)
+    return result
+
+
+def bench(build, out, *flags):
+    path = out / "bench.tmp.json"
+    status, text = output_of(str(build / "foresight"), "bench", "--device", "cuda", "--json", str(path), *flags)
+    print(text[-1500:], flush=True)
+    if status != 0:
+        return {"flags": list(flags), "status": status, "error": text[-1000:]}
+    figures = json.loads(path.read_text())
+    path.unlink()
+    return {"flags": list(flags), "status": 0, **figures}
+
+
+def markdown(report):
+    lines = [f"# {report['gpu']}", "",
+             f"Commit {report['commit']}, driver {report['driver']}, {report['date']}. Written by `bench/gpu_report.py`.", "",
+             "| tests | passed | skipped | failed |", "|---|---|---|---|"]
+    for t in report["tests"]:
+        name = f"{t['under']} {t['program']} `{t['filter']}`".strip()
+        lines.append(f"| {name} | {t['passed']} | {t['skipped']} | {len(t['failed'])} |")
+    for b in report["benchmarks"]:
+        lines += ["", f"`foresight bench --device cuda {' '.join(b['flags'])}`", ""]
+        if b["status"] != 0:
+            lines.append(f"failed: {b['error'].strip().splitlines()[-1]}")
+            continue
+        lines += [f"A copy on the device moves {b['read_gb_per_second']['median']:.0f} GB/s; prefill of {b['prefill']['rows']} rows "
+                  f"{b['prefill']['tokens_per_second']['median']:.0f} tokens/s.", "",
+                  "| batch | context | tokens/s, median (min to max) | ms a step | share of the copy |", "|---|---|---|---|---|"]
+        for d in b["decode"]:
+            rate = d["tokens_per_second"]
+            share = d["read_bandwidth_share"]
+            lines.append(f"| {d['batch']} | {d['context']} | {rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f}) | "
+                         f"{1e3 * d['batch'] / rate['median']:.3f} | "
+                         + (f"{100 * share['median']:.0f} % |" if share else "- |"))
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--model", default="", help="checkpoint directory (default: the embedded model)")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
+    parser.add_argument("--synthetic", default="flash:4")
+    parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
+    parser.add_argument("--sanitize", action="store_true")
+    args = parser.parse_args()
+    status, text = output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    if status != 0:
+        sys.exit(f"no GPU: {text.strip()}")
+    name, driver = (part.strip() for part in text.splitlines()[0].split(","))
+    args.out.mkdir(parents=True, exist_ok=True)
+    commit = args.commit or output_of("git", "rev-parse", "--short", "HEAD")[1].strip()
+    report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": []}
+    tests = report["tests"]
+    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
+    tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
+    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12"))
+    if args.sanitize:
+        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+            under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
+            tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*-*Tiles*:*Large*:*Long*", under=under))
+    model = ["-m", args.model] if args.model else []
+    report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
+    report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
+                                      "--batches", "1,2,4,8,16,32,64,128", "--repeat", "3"))
+    stem = args.out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(markdown(report))
+    print(f"written: {stem}.json, {stem}.md")
+    return 0 if all(t["status"] == 0 for t in tests) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
