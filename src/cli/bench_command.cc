@@ -244,7 +244,8 @@ Status Bench::Run() {
     if (run >= 0) reads.push_back(rate);
   }
   const Spread read = SpreadOf(reads);
-  const std::optional<double> gemm = on_host ? MeasureGemmPeak(threads) : std::nullopt;
+  std::optional<double> gemm;
+  if (on_host) gemm = MeasureGemmPeak(threads);
   fmt::print("{:<20} {:8.1f} GB/s  ({:.1f} to {:.1f})\n", yardstick, read.median, read.min, read.max);
   if (!on_host) {
     fmt::print("BF16 GEMM peak       not measured on a device\n");
