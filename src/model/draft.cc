@@ -210,6 +210,10 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
   // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
   arena_.Rewind(last_used_);
+  // Behind any small step's streams at the same place, where a recorded block finds its memory again.
+  if (last_rows_ < kReplayedRowsMax) {
+    arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{c.hc_mult} * c.hidden_size);
+  }
   staging_.Restart();
   last_mtp_rows_ = 0;
   TokenId* tokens = staging_.Allocate<TokenId>(rows);
@@ -246,7 +250,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
     block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
     device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
-  if (IsReplayed(step)) {
+  if (IsReplayed(step) && last_rows_ <= kReplayedRowsMax) {
     device().Replay(ReplayKey(step), [this, &step] { RunStages(step); });
   } else {
     RunStages(step);

@@ -12,8 +12,6 @@ namespace {
 
 // Address space for one step's activations and kernel scratch; physical memory follows use.
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
-// Steps of so few rows come again and again in the same shapes.
-constexpr int kReplayedRowsMax = 64;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
 
 Arena StepArena(std::span<std::byte> memory) {

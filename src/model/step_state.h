@@ -5,6 +5,9 @@
 
 namespace foresight {
 
+// Steps of so few rows come again and again in the same shapes: a device may record them (Device::Replay).
+inline constexpr int kReplayedRowsMax = 64;
+
 // Which layers a step runs through, and how its rows see each other.
 enum class StepKind : uint8_t {
   kMain,        // the main layers

@@ -81,8 +81,8 @@ inline const KernelTable& Cuda() {
   return **CudaKernels();
 }
 
-inline int Rows(std::span<const SequenceRows> sequences) {
-  return sequences.back().first_row + sequences.back().num_rows;
+inline int64_t Rows(std::span<const SequenceRows> sequences) {
+  return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows;
 }
 
 inline void RmsNorm(const KernelContext& ctx, const RmsNormArgs& host) {
@@ -133,7 +133,8 @@ inline void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& host) {
   DeviceCopies copies(ctx);
   StoreKeysArgs args = host;
   args.sequences = copies.In(args.sequences);
-  args.entries = copies.In(args.entries, Rows(host.sequences) * host.sequences[0].cache.window.item_bytes);
+  const int64_t item_bytes = host.sequences.empty() ? 0 : host.sequences[0].cache.window.item_bytes;
+  args.entries = copies.In(args.entries, Rows(host.sequences) * item_bytes);
   Cuda().store_keys(ctx, args);
   copies.Finish();
 }
@@ -186,7 +187,7 @@ inline void StoreTap(const KernelContext& ctx, const StoreTapArgs& host) {
   DeviceCopies copies(ctx);
   StoreTapArgs args = host;
   args.sequences = copies.In(args.sequences);
-  args.streams = copies.In(args.streams, int64_t{Rows(host.sequences)} * args.m * args.dim);
+  args.streams = copies.In(args.streams, Rows(host.sequences) * args.m * args.dim);
   Cuda().store_tap(ctx, args);
   copies.Finish();
 }
