@@ -133,6 +133,8 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
   const float eps = static_cast<float>(c.rms_norm_eps);
   const int64_t num_stages = std::ssize(w.stages);
   const int64_t num_sequences = std::ssize(sequences);
+  // Read by the host alone, yet flushed: nothing may be left for the flush of what comes behind.
+  LinearTarget* const keys = staging_.Allocate<LinearTarget>(num_stages);
   // The rows with their taps, then with the cache of each stage.
   SequenceRows* const spans = staging_.Allocate<SequenceRows>(num_sequences * (1 + num_stages));
   int64_t* const positions = staging_.Allocate<int64_t>(rows);
@@ -163,7 +165,6 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
       ctx_,
       {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
-  LinearTarget* const keys = staging_.Allocate<LinearTarget>(num_stages);  // the host's alone
   for (int64_t i = 0; i < num_stages; ++i) {
     keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
   }
