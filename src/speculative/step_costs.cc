@@ -121,9 +121,10 @@ void StepCosts::Observe(const StepTimes& times) {
   const auto ratio_of = [](double measured, double expected) {
     return std::clamp(measured / expected, 0.5, 2.0);
   };
-  scale_ *= 1 + kScaleShare * (ratio_of(times.verify_ms + times.draft_ms + times.host_ms,
-                                        scale_ * (verify_ms + draft_ms + table_.host_ms)) -
-                               1);
+  if (times.draft_requests == 0) {
+    scale_ *= 1 + kScaleShare *
+                      (ratio_of(times.verify_ms + times.host_ms, scale_ * (verify_ms + table_.host_ms)) - 1);
+  }
   verify.MoveTowards(times.rows, ratio_of(times.verify_ms, scale_ * verify_ms));
   if (times.draft_requests > 0) {
     draft_.MoveTowards(times.draft_requests, ratio_of(times.draft_ms, scale_ * draft_ms));

@@ -74,9 +74,11 @@ class StepCosts {
   // Present time over profiled time, as steps show it.
   double scale() const { return scale_; }
 
-  // Learns from a step: what all its parts have in common goes to scale(), the rest slowly to the points
-  // beside it. A single measurement counts at most twice and at least half its expected value, so that a
-  // pause of the machine does little harm. Uses what has happened only: the decisions that follow stay exact.
+  // Learns from a step. What a plain step shows of the machine goes to scale(), the rest slowly to the points
+  // beside it; with drafts all goes to the points, or drafts that cost more than expected would pass for a
+  // machine that has slowed down, and plain steps for as dear as they. A single measurement counts at most
+  // twice and at least half its expected value, so that a pause of the machine does little harm. Uses what
+  // has happened only: the decisions that follow stay exact.
   void Observe(const StepTimes& times);
 
   // As refreshed and scaled, to be written to a file.
