@@ -9,17 +9,26 @@ namespace {
 // Below this many weight bytes a second thread costs more than it brings (a parallel region is about a
 // microsecond).
 constexpr int64_t kInlineBytes = int64_t{48} << 10;
-// Weight bytes of one job when weights are read once: long streams, yet enough jobs to balance.
-constexpr int64_t kStreamBytes = int64_t{128} << 10;
+// Weight bytes of one job when weights are read once. Where one job ends and the next begins the fetching
+// ahead goes astray: long jobs for large matrices, of which every thread still gets many; of small ones,
+// enough to balance.
+constexpr int64_t kLongJobBytes = int64_t{1} << 20;
+constexpr int64_t kLongJobsOfThread = 16;
+constexpr int64_t kShortJobBytes = int64_t{128} << 10;
+constexpr int64_t kShortJobsOfThread = 4;
 
 // Outputs per job for `outputs` outputs of w and `rows` rows.
 inline int64_t JobOutputs(const MatrixView& w, int64_t outputs, int rows, int threads) {
   if (rows > kFewRows) return PanelOutputs(w);
   const int64_t row_bytes = w.row_bytes() < 1 ? 1 : w.row_bytes();
-  const int64_t balanced = outputs / (4 * threads);  // small matrices: at least four jobs a thread
-  int64_t n = kStreamBytes / row_bytes;
-  if (n > balanced) n = balanced;
-  n = n / kOutputs * kOutputs;
+  const auto limited = [&](int64_t bytes, int64_t jobs_of_thread) {
+    const int64_t fit = bytes / row_bytes;
+    const int64_t balanced = outputs / (jobs_of_thread * threads);
+    return fit < balanced ? fit : balanced;
+  };
+  const int64_t in_long = limited(kLongJobBytes, kLongJobsOfThread);
+  const int64_t in_short = limited(kShortJobBytes, kShortJobsOfThread);
+  const int64_t n = (in_long > in_short ? in_long : in_short) / kOutputs * kOutputs;
   return n < kOutputs ? kOutputs : n;
 }
 
