@@ -55,7 +55,8 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     any |= depths[r] > 0;
   }
   if (!any) return;
-  if (!guard_.Allows()) {
+  // Beside a prompt's rows nobody can tell what drafts have cost, so nothing would stop a loss.
+  if (!guard_.Allows() || load.other_rows > 0) {
     std::fill(depths.begin(), depths.end(), 0);
     return;
   }

@@ -57,7 +57,8 @@ class LossGuard {
 // If
 //   not, it is plain; now and then one request tries all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
-// for it. What is drafted is planned as SyncPlanner does with look-ahead.
+// for it. Steps with rows of prompts are plain: their times tell nothing of drafts. What is drafted is
+// planned as SyncPlanner does with look-ahead.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);

@@ -178,5 +178,21 @@ TEST(AutoPlanner, RecoversFromCostsThatAreWrong) {
   }
 }
 
+TEST(AutoPlanner, LeavesStepsWithPromptsAlone) {
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner("auto").value(),
+                           {.slots_max = 1, .drafts_max = kDrafts, .rows_max = 1024}, kBound.Costs())
+          .value();
+  const RequestLoad load[] = {{.id = {.slot = 0, .generation = 1}, .drafts_max = kDrafts, .coupled = false}};
+  for (int other_rows : {100, 0}) {
+    const std::span<const int> depths =
+        planning.BeginStep({.requests = load, .other_rows = other_rows, .context_tokens = 1});
+    EXPECT_EQ(depths[0] > 0, other_rows == 0);
+    if (depths[0] > 0) planning.SetConfidences(0, std::vector<float>(depths[0], .9f));
+    planning.Plan();
+    planning.EndStep(std::vector<int>{0}, std::nullopt);
+  }
+}
+
 }  // namespace
 }  // namespace foresight
