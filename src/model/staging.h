@@ -50,7 +50,8 @@ class Staging {
   // Where something of the last Flush lies.
   template <typename T>
   T* OnDevice(T* host) const {
-    return reinterpret_cast<T*>(reinterpret_cast<std::uintptr_t>(host) + static_cast<std::uintptr_t>(delta_));
+    const std::byte* there = reinterpret_cast<const std::byte*>(host) + delta_;
+    return reinterpret_cast<T*>(const_cast<std::byte*>(there));
   }
 
   size_t host_bytes() const { return host_.high_water(); }
