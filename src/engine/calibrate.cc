@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <numeric>
 
 #include "drafting/drafter.h"
+#include "engine/all_logits.h"
 #include "foresight/request.h"
 
 namespace foresight {
@@ -48,8 +48,6 @@ class Collector {
   // Continues a prompt by at most `rounds_max` rounds and adds them.
   Status Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed, int64_t rounds_max,
                   CalibrationRounds& rounds);
-  // Logits [tokens, V] of a step of the target over the next tokens.
-  Result<std::span<const float>> Step(SequenceState& state, std::span<const TokenId> tokens);
 
   Runtime& runtime_;
   const CalibrationOptions& options_;
@@ -57,15 +55,6 @@ class Collector {
   Speculator speculator_;
   std::unique_ptr<Drafter> drafter_;
 };
-
-Result<std::span<const float>> Collector::Step(SequenceState& state, std::span<const TokenId> tokens) {
-  std::vector<int32_t> rows(tokens.size());
-  std::iota(rows.begin(), rows.end(), 0);
-  const SequenceChunk chunk[] = {{.sequence = &state, .num_rows = static_cast<int>(tokens.size())}};
-  ASSIGN_OR_RETURN(const StepOutputs out,
-                   runtime_.model().Step({.tokens = tokens, .chunks = chunk, .logit_rows = rows}));
-  return out.logits;
-}
 
 Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed,
                            int64_t rounds_max, CalibrationRounds& rounds) {
@@ -82,7 +71,8 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
   ASSIGN_OR_RETURN(SequenceState state, runtime_.cache().NewSequence());
   for (size_t at = 0; at + 1 < prompt.size();) {
     const size_t count = std::min<size_t>(prompt.size() - 1 - at, runtime_.model().max_step_rows());
-    ASSIGN_OR_RETURN([[maybe_unused]] const auto logits, Step(state, prompt.subspan(at, count)));
+    ASSIGN_OR_RETURN([[maybe_unused]] const auto logits,
+                     StepWithAllLogits(runtime_.model(), state, prompt.subspan(at, count)));
     at += count;
   }
   std::vector<float> confidences(gamma);
@@ -99,7 +89,7 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
     RETURN_IF_ERROR(drafter_->Propose(round));
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
-    ASSIGN_OR_RETURN(const std::span<const float> logits, Step(state, rows));
+    ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
     RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
     rounds.Add(confidences, std::span<const double>(acceptance));
     ASSIGN_OR_RETURN(const VerifiedTokens verified, speculator_.Verify(logits, gamma, sampler, block));

@@ -39,7 +39,8 @@ Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layo
                            config.max_position_embeddings);
   }
   MemoryPlan plan{.weights_bytes = demand.weights_bytes,
-                  .workspace_bytes = kProgramBytes + StepMemoryBytes(config, layout, demand.step_rows_max),
+                  .workspace_bytes = kProgramBytes + demand.scratch_bytes +
+                                     StepMemoryBytes(config, layout, demand.step_rows_max),
                   .cache = {}};
   const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
   const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);

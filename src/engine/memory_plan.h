@@ -18,6 +18,7 @@ struct MemoryDemand {
   int max_sequences = 1;        // computed at a time
   int kept_prefixes_max = 0;    // states beside them
   int step_rows_max = 512;
+  int64_t scratch_bytes = 0;  // of a device's kernels, beyond what their activations take
 };
 
 struct MemoryPlan {

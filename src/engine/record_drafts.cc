@@ -1,8 +1,7 @@
 #include "engine/record_drafts.h"
 
-#include <numeric>
-
 #include "drafting/drafter.h"
+#include "engine/all_logits.h"
 #include "foresight/request.h"
 
 namespace foresight {
@@ -20,8 +19,6 @@ class Recorder {
 
  private:
   Result<TracedAnswer> RecordAnswer(std::span<const TokenId> prompt, int64_t seed);
-  // Logits [tokens, V].
-  Result<std::span<const float>> Step(SequenceState& state, std::span<const TokenId> tokens);
 
   Runtime& runtime_;
   const Calibration& calibration_;
@@ -30,15 +27,6 @@ class Recorder {
   Speculator speculator_;
   std::unique_ptr<Drafter> drafter_;
 };
-
-Result<std::span<const float>> Recorder::Step(SequenceState& state, std::span<const TokenId> tokens) {
-  std::vector<int32_t> rows(tokens.size());
-  std::iota(rows.begin(), rows.end(), 0);
-  const SequenceChunk chunk[] = {{.sequence = &state, .num_rows = static_cast<int>(tokens.size())}};
-  ASSIGN_OR_RETURN(const StepOutputs out,
-                   runtime_.model().Step({.tokens = tokens, .chunks = chunk, .logit_rows = rows}));
-  return out.logits;
-}
 
 Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int64_t seed) {
   const int vocab_size = runtime_.config().vocab_size;
@@ -67,7 +55,8 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
   while (state.length() + 1 < std::ssize(prompt)) {
     const int64_t rows =
         std::min<int64_t>(std::ssize(prompt) - 1 - state.length(), runtime_.model().max_step_rows());
-    ASSIGN_OR_RETURN([[maybe_unused]] const auto logits, Step(state, prompt.subspan(state.length(), rows)));
+    ASSIGN_OR_RETURN([[maybe_unused]] const auto logits,
+                     StepWithAllLogits(runtime_.model(), state, prompt.subspan(state.length(), rows)));
     RETURN_IF_ERROR(observe(rows));
   }
   TracedAnswer answer;
@@ -85,7 +74,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
     RETURN_IF_ERROR(drafter_->Propose(round));
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
-    ASSIGN_OR_RETURN(const std::span<const float> logits, Step(state, rows));
+    ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
     RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
     answer.acceptance.insert(answer.acceptance.end(), acceptance.begin(), acceptance.end());
     for (int k = 0; k < gamma && drafter_->has_confidences(); ++k) {

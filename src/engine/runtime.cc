@@ -127,7 +127,7 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
   Device* const device = backend_.device.get();
   if (device != nullptr) {
     available_bytes_ = device->AvailableBytes();
-    weights_to_come = static_cast<int64_t>(loaded_.report.bytes) + kDeviceScratchBytes;
+    weights_to_come = static_cast<int64_t>(loaded_.report.bytes);
   }
   // Refused before anything is taken.
   ASSIGN_OR_RETURN(plan_, PlanMemory(config(), LayoutOf(config(), model_options),
@@ -136,7 +136,8 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
                                       .cache_bytes_max = options.cache_bytes_max,
                                       .max_sequences = options.max_sequences,
                                       .kept_prefixes_max = options.kept_prefixes_max,
-                                      .step_rows_max = options.step_rows_max},
+                                      .step_rows_max = options.step_rows_max,
+                                      .scratch_bytes = device != nullptr ? kDeviceScratchBytes : 0},
                                      available_bytes_));
   if (device != nullptr) {
     ASSIGN_OR_RETURN(placement_, PlaceModel(loaded_.weights, *device, model_options));

@@ -33,9 +33,7 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   RETURN_IF_ERROR(check(cudaSetDevice(ordinal), "cudaSetDevice"));
   RETURN_IF_ERROR(check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
   device->name_ = properties.name;
-  device->ordinal_ = ordinal;
   device->num_sms_ = properties.multiProcessorCount;
-  device->compute_capability_ = 10 * properties.major + properties.minor;
   RETURN_IF_ERROR(
       check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));

@@ -29,8 +29,6 @@ class CudaDevice final : public Device {
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
-  // 10 * major + minor: 80 (A100), 89, 90 (H100, H200), ...
-  int compute_capability() const { return compute_capability_; }
   // The first error of a launch or an asynchronous operation stays and ends everything after it.
   void Note(cudaError_t error, const char* what);
 
@@ -41,9 +39,7 @@ class CudaDevice final : public Device {
   void ForgetGraphs();
 
   std::string name_;
-  int ordinal_ = 0;
   int num_sms_ = 0;
-  int compute_capability_ = 0;
   cudaStream_t stream_ = nullptr;
   // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
   // copied out of it has arrived.
