@@ -34,6 +34,10 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   RETURN_IF_ERROR(check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
   device->name_ = properties.name;
   device->num_sms_ = properties.multiProcessorCount;
+  device->capability_ = 10 * properties.major + properties.minor;
+  if (device->capability_ < 80) {
+    return Unimplemented("{} is sm_{}: kernels are for sm_80 and newer", device->name_, device->capability_);
+  }
   RETURN_IF_ERROR(
       check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));

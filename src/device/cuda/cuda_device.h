@@ -29,6 +29,7 @@ class CudaDevice final : public Device {
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
+  int capability() const { return capability_; }  // 90 for sm_90
   // The first error of a launch or an asynchronous operation stays and ends everything after it.
   void Note(cudaError_t error, const char* what);
 
@@ -40,6 +41,7 @@ class CudaDevice final : public Device {
 
   std::string name_;
   int num_sms_ = 0;
+  int capability_ = 0;
   cudaStream_t stream_ = nullptr;
   // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
   // copied out of it has arrived.

@@ -94,6 +94,7 @@ struct KeyList {
 // are taken.
 template <typename Slice>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1) AttentionKernel(Attending args) {
+  AwaitInputs();
   constexpr int kKeys = Slice::kKeys;
   constexpr bool kSplit = kKeys == 32;
   constexpr int kParts = kSplit ? 2 : 1;

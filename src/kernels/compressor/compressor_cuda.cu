@@ -33,6 +33,7 @@ struct Compression {
 // Row t of the step ends a window or has nothing to do: a block per row finds out by itself. Windows are
 // pooled from the step's rows, to which ape is added here, and the ring's.
 __global__ void __launch_bounds__(512) PoolKernel(Compression args) {
+  AwaitInputs();
   const int row = blockIdx.x;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   const int64_t begin = sequence.first_position;
@@ -106,6 +107,7 @@ __global__ void __launch_bounds__(512) PoolKernel(Compression args) {
 
 // Keeps the rows that the ring has room for. Runs after the pooling, which reads what they replace.
 __global__ void KeepRowsKernel(Compression args) {
+  AwaitInputs();
   const int row = blockIdx.x;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   const RingView& ring = args.Ring(sequence);

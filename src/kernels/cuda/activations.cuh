@@ -36,6 +36,7 @@ struct PlainRows {
 // One warp per block of 128: a lane takes four neighbours of the prepared order.
 template <typename Format, typename Source>
 __global__ void PrepareKernel(Source source, int64_t k, bool quantize, PreparedRows out) {
+  AwaitInputs();
   const int64_t row = blockIdx.x;
   const int64_t block = int64_t{blockIdx.y} * (blockDim.x / 32) + threadIdx.x / 32;
   if (block * kBlockK >= out.padded) return;

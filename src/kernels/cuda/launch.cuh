@@ -10,6 +10,17 @@ inline CudaDevice& DeviceOf(const KernelContext& ctx) {
   return static_cast<CudaDevice&>(*ctx.device);
 }
 
+// The first statement of every kernel: from here on, everything that earlier kernels wrote is there and nothing
+// that they read may still be needed. What comes before it in a kernel runs while its predecessor ends, and
+// may touch weights alone. Successors may start as soon as all blocks of this kernel run (programmatic
+// dependent launch; before sm_90 kernels follow one another whole).
+__device__ inline void AwaitInputs() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+#endif
+}
+
 // Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream; a refused launch becomes
 // the device's fault. More than 48 KB of shared memory is asked for by itself. A grid of zero is no launch.
 template <typename... Parameters, typename... Args>
@@ -23,8 +34,17 @@ void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, 
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "shared memory of a kernel");
   }
-  kernel<<<grid, block, shared_bytes, device.stream()>>>(static_cast<Parameters>(args)...);
-  device.Note(cudaGetLastError(), "launch of a kernel");
+  cudaLaunchAttribute overlap;
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = device.stream();
+  config.attrs = &overlap;
+  config.numAttrs = device.capability() >= 90 ? 1 : 0;
+  device.Note(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), "launch of a kernel");
 }
 
 inline unsigned CeilDiv(int64_t a, int64_t b) {

@@ -100,6 +100,7 @@ __device__ inline void MultiplyStep(float (&acc)[4], const uint32_t (&a)[4], int
 // kTiles: of eight columns.
 template <typename Format, bool kSplit, int kTiles, typename Tasks>
 __global__ void __launch_bounds__(kProductThreads) SkinnyProductKernel(Tasks tasks, int64_t cols) {
+  AwaitInputs();
   constexpr int kChunks = kBlockK / (4 * Format::kValues);
   constexpr int kChunkSteps = kBlockSteps / kChunks;
   constexpr int kWarps = kProductThreads / 32;
@@ -144,8 +145,8 @@ __global__ void __launch_bounds__(kProductThreads) SkinnyProductKernel(Tasks tas
           high[n] = low[n] = uint4{0, 0, 0, 0};
           if (x[n] == nullptr) continue;
           const uint16_t* from = x[n] + block * kBlockK + pair * 32 + t * 8;
-          high[n] = __ldg(reinterpret_cast<const uint4*>(from));
-          if constexpr (kSplit) low[n] = __ldg(reinterpret_cast<const uint4*>(from + padded));
+          high[n] = *reinterpret_cast<const uint4*>(from);
+          if constexpr (kSplit) low[n] = *reinterpret_cast<const uint4*>(from + padded);
         }
 #pragma unroll
         for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
@@ -196,6 +197,7 @@ constexpr size_t TiledSharedBytes(bool split) {
 // ahead; activations go through shared memory, one block ahead.
 template <typename Format, bool kSplit, typename Tasks>
 __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks tasks, int64_t cols) {
+  AwaitInputs();
   constexpr int kChunks = kBlockK / (4 * Format::kValues);
   constexpr int kChunkSteps = kBlockSteps / kChunks;
   constexpr int kTerms = kSplit ? 2 : 1;

@@ -13,6 +13,7 @@ constexpr int kMixThreads = 256;
 
 __global__ void EmbedKernel(const int32_t* tokens, const uint16_t* embed, int m, int64_t dim,
                             float* streams) {
+  AwaitInputs();
   const uint16_t* from = embed + tokens[blockIdx.x] * dim;
   float* to = streams + blockIdx.x * m * dim;
   for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < dim; i += gridDim.y * blockDim.x) {
@@ -31,6 +32,7 @@ __device__ float Dot(const float4& a, const float4& b, float sum) {
 __global__ void __launch_bounds__(kMixThreads)
     MixLogitsKernel(const float* fn, int outputs, int64_t cols, const float* streams, const int32_t* row_ids,
                     int rows, float* partial) {
+  AwaitInputs();
   __shared__ float4 z[kRowsPerBlock][kSlice / 4];
   const int first_row = blockIdx.y * kRowsPerBlock;
   const int count = min(kRowsPerBlock, rows - first_row);
@@ -136,6 +138,7 @@ __device__ void MixAndNorm(bool faithful, int m, int dim, const float* streams, 
 // long.
 __global__ void __launch_bounds__(kMixThreads)
     PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful) {
+  AwaitInputs();
   __shared__ float logits[kMaxStreams * (2 + kMaxStreams) + 1];
   const int m = args.m;
   const int64_t row = blockIdx.x;
@@ -167,6 +170,7 @@ __global__ void __launch_bounds__(kMixThreads)
 
 __global__ void __launch_bounds__(kMixThreads)
     HeadKernel(HyperHeadArgs args, const float* partial, int slices, bool faithful) {
+  AwaitInputs();
   __shared__ float logits[kMaxStreams + 1];
   const int m = args.m;
   const int64_t row = blockIdx.x;
@@ -183,6 +187,7 @@ __global__ void __launch_bounds__(kMixThreads)
 }
 
 __global__ void PostKernel(HyperConnectionPostArgs args, bool faithful) {
+  AwaitInputs();
   const int m = args.m;
   const int64_t row = blockIdx.x;
   const int i = blockIdx.y * blockDim.x + threadIdx.x;

@@ -52,6 +52,7 @@ struct Indexing {
 // A head's query as the keys are stored: rotated and, for packed keys, transformed and rounded like them. One
 // block of one warp per head and row; a row that needs no scores is left alone.
 __global__ void PrepareQueryKernel(Indexing args) {
+  AwaitInputs();
   const int head = blockIdx.x;
   const int row = blockIdx.y;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
@@ -107,6 +108,7 @@ __device__ inline void DecodeE2M1(uint32_t codes, __nv_bfloat162 scale, uint32_t
 // key, which are one block of codes with one scale, and the query is laid out in the order in which codes
 // unpack: of each eight values 0 4 1 5 2 6 3 7. Dims beyond the key's are zeros.
 __global__ void __launch_bounds__(32 * kScoreWarps) PackedScoresKernel(Indexing args) {
+  AwaitInputs();
   constexpr int kUnits = 20;  // of 16 bytes per head: 16 and four that keep heads in other banks
   extern __shared__ uint4 q[];
   const int row = args.first_row + blockIdx.y;
@@ -204,6 +206,7 @@ __device__ inline float IndexKeyValue(const IndexKeyLayout& layout, const std::b
 
 // Scores of keys of any kind in float32: a thread has one key and every fourth head.
 __global__ void __launch_bounds__(kTileKeys* kHeadGroups) PlainScoresKernel(Indexing args) {
+  AwaitInputs();
   extern __shared__ float4 space[];
   __shared__ float partial[kHeadGroups][kTileKeys];
   const int row = args.first_row + blockIdx.y;
@@ -252,6 +255,7 @@ __global__ void __launch_bounds__(kTileKeys* kHeadGroups) PlainScoresKernel(Inde
 }
 
 __global__ void __launch_bounds__(kTopKThreads) PickKernel(Indexing args) {
+  AwaitInputs();
   __shared__ TopKShared shared;
   const int row = args.first_row + blockIdx.x;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);

@@ -116,6 +116,7 @@ __device__ float WeightValue(const MatrixView& w, int64_t row, int64_t col) {
 // One warp per weight row and eight rows of x: float32, lanes stride over K, then one tree.
 __global__ void PlainProductKernel(Product product, const float* x, int rows, int64_t x_stride,
                                    bool quantize) {
+  AwaitInputs();
   constexpr int kColumns = 8;
   const int64_t row = product.row_begin + int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= product.row_end) return;

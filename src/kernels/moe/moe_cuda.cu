@@ -19,6 +19,7 @@ __device__ bool IsBetter(double a, int a_id, double b, int b_id) {
 
 // One warp per row. Shared memory: scores and biased scores of every expert.
 __global__ void RouterKernel(RouterArgs args) {
+  AwaitInputs();
   extern __shared__ double scores[];
   double* biased = scores + args.num_experts;
   const int64_t row = blockIdx.x;
@@ -84,6 +85,7 @@ struct ExpertPlan {
 
 __global__ void PlanKernel(const int32_t* ids, int pairs, int num_experts, int tile_columns,
                            ExpertPlan plan) {
+  AwaitInputs();
   constexpr int kStaged = 4096;
   extern __shared__ int counts[];
   __shared__ int4 staged[kStaged / 4];
@@ -184,12 +186,14 @@ struct SwigluRows {
 };
 
 __global__ void SwigluKernel(SwigluRows rows, float* out) {
+  AwaitInputs();
   const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (i < rows.width) out[blockIdx.x * rows.width + i] = rows(blockIdx.x, i);
 }
 
 // out = the slots' outputs in their order, then the shared expert's, which is there already.
 __global__ void CombineKernel(const float* routed, int slots, int64_t dim, bool faithful, float* out) {
+  AwaitInputs();
   const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (i >= dim) return;
   float sum = 0;

@@ -9,6 +9,7 @@ namespace {
 
 // One block per row. out may be x: a thread writes what it alone has read.
 __global__ void RmsNormKernel(const float* x, VectorView weight, int dim, float eps, bool round, float* out) {
+  AwaitInputs();
   __shared__ float sums[32];
   x += static_cast<int64_t>(blockIdx.x) * dim;
   out += static_cast<int64_t>(blockIdx.x) * dim;
@@ -25,6 +26,7 @@ __global__ void RmsNormKernel(const float* x, VectorView weight, int dim, float 
 
 __global__ void RopeTableKernel(const int64_t* positions, const float* frequencies, int64_t count, int pairs,
                                 float* cos_out, float* sin_out) {
+  AwaitInputs();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const AngleOf angle(positions[i / pairs], frequencies[i % pairs]);
@@ -35,6 +37,7 @@ __global__ void RopeTableKernel(const int64_t* positions, const float* frequenci
 // One warp per head; a lane owns pairs lane, lane + 32, ... of neighbouring values.
 __global__ void QueryKernel(float* q, const float* cos, const float* sin, int64_t count, int heads, int dim,
                             int rope_dim, float eps, bool round) {
+  AwaitInputs();
   const int64_t head = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (head >= count) return;
   float2* values = reinterpret_cast<float2*>(q + head * dim);
@@ -65,6 +68,7 @@ __global__ void QueryKernel(float* q, const float* cos, const float* sin, int64_
 __global__ void KeyKernel(const float* kv, VectorView norm, const float* cos, const float* sin,
                           EntryLayout layout, int64_t entry_bytes, float eps, bool round,
                           std::byte* entries) {
+  AwaitInputs();
   extern __shared__ float key[];
   __shared__ float sums[32];
   const int64_t row = blockIdx.x;
@@ -82,6 +86,7 @@ __global__ void KeyKernel(const float* kv, VectorView norm, const float* cos, co
 
 // Blocks share the last rows of sequence blockIdx.y, a warp to a row. Items are whole words of 8 bytes.
 __global__ void StoreKeysKernel(const SequenceRows* sequences, const std::byte* entries) {
+  AwaitInputs();
   const SequenceRows& sequence = sequences[blockIdx.y];
   const RingView& ring = sequence.cache.window;
   const int64_t words = ring.item_bytes / 8;

@@ -21,6 +21,7 @@ struct Concatenation {
 };
 
 __global__ void ConcatenateKernel(Concatenation parts, const int32_t* previous, int64_t width, float* out) {
+  AwaitInputs();
   const int64_t row = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i >= width) return;
@@ -38,6 +39,7 @@ __device__ float Sigmoid(float x) {
 
 // x [R, rank] holds the gate's product and becomes the gated embedding, which ends each row of z.
 __global__ void GateKernel(VectorView bias, const float* z, int64_t width, int64_t rank, float* x) {
+  AwaitInputs();
   const int64_t row = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i >= rank) return;
@@ -48,6 +50,7 @@ __global__ void GateKernel(VectorView bias, const float* z, int64_t width, int64
 // products [R, 3 rank]: gate, candidate and output before their biases.
 __global__ void RecurrenceKernel(VectorView bias, const float* products, int64_t rank, float* state,
                                  float* x) {
+  AwaitInputs();
   const int64_t row = blockIdx.x;
   const int64_t i = int64_t{blockIdx.y} * kThreads + threadIdx.x;
   if (i >= rank) return;
@@ -60,6 +63,7 @@ __global__ void RecurrenceKernel(VectorView bias, const float* products, int64_t
 }
 
 __global__ void AddKernel(const float* x, int64_t count, float* sum) {
+  AwaitInputs();
   const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (i < count) sum[i] += x[i];
 }

@@ -8,6 +8,7 @@ namespace {
 // One thread block per row of one sequence: grid (rows of the longest, sequences).
 __global__ void StoreTapKernel(const SequenceRows* sequences, int m, int dim, int64_t offset,
                                const float* streams, bool faithful) {
+  AwaitInputs();
   const SequenceRows& sequence = sequences[blockIdx.y];
   const RingView& ring = sequence.cache.window;
   const int64_t kept = sequence.num_rows < ring.slots ? sequence.num_rows : ring.slots;
@@ -28,6 +29,7 @@ __global__ void StoreTapKernel(const SequenceRows* sequences, int m, int dim, in
 }
 
 __global__ void LoadTapsKernel(const SequenceRows* sequences, int64_t width, bool faithful, float* out) {
+  AwaitInputs();
   const SequenceRows& sequence = sequences[blockIdx.y];
   const RingView& ring = sequence.cache.window;
   for (int64_t i = blockIdx.x; i < sequence.num_rows; i += gridDim.x) {
