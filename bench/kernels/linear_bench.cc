@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "base/read_bandwidth.h"
+#include "bench/kernels/device_data.h"
 #include "kernels/cache_fixture.h"
 
 namespace foresight {
@@ -21,23 +22,11 @@ namespace {
 constexpr int kRuns = 7;
 constexpr int64_t kBytes = int64_t{256} << 20;  // of one matrix or set of experts, about
 
-// Random codes and mild scales, so that nothing overflows.
-void Fill(std::span<std::byte> bytes, DType dtype) {
-  uint64_t state = 1;
-  for (size_t i = 0; i + 8 <= bytes.size(); i += 8) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    uint64_t word = state ^ state >> 29;
-    if (dtype == DType::kBF16) word = (word & 0x807f807f807f807f) | 0x3c003c003c003c00;    // 2^-7, any sign
-    if (dtype == DType::kF8E4M3) word = (word & 0x8787878787878787) | 0x2020202020202020;  // no NaN
-    __builtin_memcpy(&bytes[i], &word, 8);
-  }
-}
-
 MatrixView Make(Arena& arena, DType dtype, int64_t rows, int64_t cols) {
   MatrixView w{.dtype = dtype, .rows = rows, .cols = cols};
   const int64_t data_bytes = rows * w.row_bytes();
   std::byte* data = arena.Allocate<std::byte>(w.bytes());
-  Fill({data, static_cast<size_t>(data_bytes)}, dtype);
+  FillCodes({data, static_cast<size_t>(data_bytes)}, dtype);
   std::memset(data + data_bytes, 122, w.bytes() - data_bytes);
   w.data = data;
   w.scales = reinterpret_cast<const uint8_t*>(data + data_bytes);
