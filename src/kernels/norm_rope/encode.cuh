@@ -68,6 +68,30 @@ __device__ inline void EncodeEntryShared(const EntryLayout& layout, const float*
   for (int i = threadIdx.x; i < layout.rope_dim; i += blockDim.x) rope[i] = Bf16Bits(x[nope + i]);
 }
 
+// The same of a vector whose values 2i and 2i + 1 are `v` of the block's thread i.
+__device__ inline void EncodeEntryPairs(const EntryLayout& layout, int pair, float2 v, std::byte* out) {
+  const int pairs = layout.dim / 2;
+  if (layout.format == CacheFormat::kFloat32) {
+    if (pair < pairs) reinterpret_cast<float2*>(out)[pair] = v;
+    return;
+  }
+  const int nope = layout.dim - layout.rope_dim;
+  uint8_t* codes = reinterpret_cast<uint8_t*>(out);
+  uint8_t* scales = codes + nope + 2 * layout.rope_dim;
+  v = {RoundBf16(v.x), RoundBf16(v.y)};
+  if (pair < nope / 2) {  // whole warps
+    const uint8_t scale_byte = ActQuantScale(WarpMax(fmaxf(fabsf(v.x), fabsf(v.y))));
+    const float scale = E8M0(scale_byte);
+    const uint32_t both = ToE4M3(v.x / scale) | static_cast<uint32_t>(ToE4M3(v.y / scale)) << 8;
+    reinterpret_cast<uint16_t*>(codes)[pair] = static_cast<uint16_t>(both);
+    if (pair % 32 == 0) scales[pair / 32] = scale_byte;
+  } else if (pair < pairs) {
+    reinterpret_cast<uint32_t*>(codes + nope)[pair - nope / 2] = Bf16Bits(v.x) | Bf16Bits(v.y) << 16;
+  }
+  const int blocks = nope / 64;
+  if (pair >= blocks && pair < (blocks + 7) / 8 * 8) scales[pair] = 0;
+}
+
 // Hadamard of tensor/formats.h, with its roundings.
 __device__ inline void HadamardShared(float* x, int dim) {
   for (int half = 1; half < dim; half *= 2) {

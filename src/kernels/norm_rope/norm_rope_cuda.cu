@@ -7,20 +7,35 @@
 namespace foresight::cuda {
 namespace {
 
+constexpr int kNormThreads = 256;
+constexpr int kNormQuads = 8;  // values of a row that a thread has, by four
+
 // One block per row. out may be x: a thread writes what it alone has read.
-__global__ void RmsNormKernel(const float* x, VectorView weight, int dim, float eps, bool round, float* out) {
+__global__ void __launch_bounds__(kNormThreads)
+    RmsNormKernel(const float* x, VectorView weight, int dim, float eps, bool round, float* out) {
   AwaitInputs();
   __shared__ float sums[32];
-  x += static_cast<int64_t>(blockIdx.x) * dim;
-  out += static_cast<int64_t>(blockIdx.x) * dim;
+  const float4* from = reinterpret_cast<const float4*>(x + static_cast<int64_t>(blockIdx.x) * dim);
+  float4* to = reinterpret_cast<float4*>(out + static_cast<int64_t>(blockIdx.x) * dim);
+  float4 values[kNormQuads];
   float squares = 0;
-#pragma unroll 4
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) squares += x[i] * x[i];
+#pragma unroll
+  for (int q = 0; q < kNormQuads; ++q) {
+    const int i = q * kNormThreads + threadIdx.x;
+    values[q] = i < dim / 4 ? from[i] : float4{0, 0, 0, 0};
+  }
+#pragma unroll
+  for (const float4& v : values) squares += (v.x * v.x + v.y * v.y) + (v.z * v.z + v.w * v.w);
   const float rinv = 1.0f / sqrtf(BlockSum(squares, sums) / static_cast<float>(dim) + eps);
-#pragma unroll 4
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) {
-    const float y = VectorValue(weight, i) * (x[i] * rinv);
-    out[i] = round ? RoundBf16(y) : y;
+#pragma unroll
+  for (int q = 0; q < kNormQuads; ++q) {
+    const int i = q * kNormThreads + threadIdx.x;
+    if (i >= dim / 4) continue;
+    const float4& v = values[q];
+    float4 y = {VectorValue(weight, 4 * i) * (v.x * rinv), VectorValue(weight, 4 * i + 1) * (v.y * rinv),
+                VectorValue(weight, 4 * i + 2) * (v.z * rinv), VectorValue(weight, 4 * i + 3) * (v.w * rinv)};
+    if (round) y = {RoundBf16(y.x), RoundBf16(y.y), RoundBf16(y.z), RoundBf16(y.w)};
+    to[i] = y;
   }
 }
 
@@ -64,24 +79,29 @@ __global__ void QueryKernel(float* q, const float* cos, const float* sin, int64_
   }
 }
 
-// One block per row; the key lies in shared memory [dim].
+// One block per row, a thread to a pair of neighbours: the 64 values that share a scale are a warp's.
 __global__ void KeyKernel(const float* kv, VectorView norm, const float* cos, const float* sin,
                           EntryLayout layout, int64_t entry_bytes, float eps, bool round,
                           std::byte* entries) {
   AwaitInputs();
-  extern __shared__ float key[];
   __shared__ float sums[32];
   const int64_t row = blockIdx.x;
-  for (int i = threadIdx.x; i < layout.dim; i += blockDim.x) key[i] = kv[row * layout.dim + i];
-  __syncthreads();
-  NormShared(key, layout.dim, norm, eps, round, sums);
-  const int pairs = layout.rope_dim / 2;
-  float2* rotary = reinterpret_cast<float2*>(key + layout.dim - layout.rope_dim);
-  for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
-    rotary[i] = Turned(rotary[i], cos[row * pairs + i], sin[row * pairs + i]);
+  const int pair = threadIdx.x;
+  const int first_rotary = (layout.dim - layout.rope_dim) / 2;
+  const bool mine = pair < layout.dim / 2;
+  float2 v = mine ? reinterpret_cast<const float2*>(kv + row * layout.dim)[pair] : float2{0, 0};
+  const float squares = v.x * v.x + v.y * v.y;
+  const float rinv = 1.0f / sqrtf(BlockSum(squares, sums) / static_cast<float>(layout.dim) + eps);
+  std::byte* entry = entries + row * entry_bytes;
+  if (mine) {
+    v = {VectorValue(norm, 2 * pair) * (v.x * rinv), VectorValue(norm, 2 * pair + 1) * (v.y * rinv)};
+    if (round) v = {RoundBf16(v.x), RoundBf16(v.y)};
+    if (pair >= first_rotary) {
+      const int64_t at = row * (layout.rope_dim / 2) + pair - first_rotary;
+      v = Turned(v, cos[at], sin[at]);
+    }
   }
-  __syncthreads();
-  EncodeEntryShared(layout, key, entries + row * entry_bytes);
+  EncodeEntryPairs(layout, pair, v, entry);
 }
 
 // Blocks share the last rows of sequence blockIdx.y, a warp to a row. Items are whole words of 8 bytes.
@@ -104,8 +124,9 @@ __global__ void StoreKeysKernel(const SequenceRows* sequences, const std::byte* 
 }  // namespace
 
 void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args) {
-  Launch(ctx, RmsNormKernel, dim3(args.rows), args.dim <= 1024 ? 128 : 512, 0, args.x, args.weight, args.dim,
-         args.eps, ctx.faithful(), args.out);
+  CHECK(args.dim % 4 == 0 && args.dim <= 4 * kNormQuads * kNormThreads);
+  Launch(ctx, RmsNormKernel, dim3(args.rows), kNormThreads, 0, args.x, args.weight, args.dim, args.eps,
+         ctx.faithful(), args.out);
 }
 
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args) {
@@ -121,8 +142,9 @@ void Query(const KernelContext& ctx, const QueryArgs& args) {
 }
 
 void Key(const KernelContext& ctx, const KeyArgs& args) {
-  Launch(ctx, KeyKernel, dim3(args.rows), 128, args.layout.dim * sizeof(float), args.kv, args.norm, args.cos,
-         args.sin, args.layout, args.layout.bytes(), args.eps, ctx.faithful(), args.entries);
+  CHECK(args.layout.dim % 2 == 0 && args.layout.dim <= 2048);
+  Launch(ctx, KeyKernel, dim3(args.rows), CeilDiv(args.layout.dim / 2, 32) * 32, 0, args.kv, args.norm,
+         args.cos, args.sin, args.layout, args.layout.bytes(), args.eps, ctx.faithful(), args.entries);
 }
 
 void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& args) {
