@@ -10,6 +10,19 @@ __device__ inline float WarpSum(float x) {
   return x;
 }
 
+// Four sums at once: lanes 8i .. 8i+7 get that of x[i], with the bits of WarpSum.
+__device__ inline float WarpSumOfFour(const float (&x)[4]) {
+  const int lane = threadIdx.x % 32;
+  const bool upper = lane & 16;
+  float a = (upper ? x[2] : x[0]) + __shfl_xor_sync(0xffffffff, upper ? x[0] : x[2], 16);
+  const float b = (upper ? x[3] : x[1]) + __shfl_xor_sync(0xffffffff, upper ? x[1] : x[3], 16);
+  const bool odd = lane & 8;
+  a = (odd ? b : a) + __shfl_xor_sync(0xffffffff, odd ? a : b, 8);
+#pragma unroll
+  for (int other = 4; other > 0; other /= 2) a += __shfl_xor_sync(0xffffffff, a, other);
+  return a;
+}
+
 __device__ inline float WarpMax(float x) {
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, other));

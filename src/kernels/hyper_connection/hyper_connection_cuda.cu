@@ -7,7 +7,7 @@ namespace foresight::cuda {
 namespace {
 
 constexpr int kMaxStreams = 8;
-constexpr int kSlice = 512;  // of the m * D columns of fn that one thread block multiplies
+constexpr int kSlice = 128;  // of the m * D columns of fn that one thread block multiplies
 constexpr int kRowsPerBlock = 8;
 constexpr int kMixThreads = 256;
 constexpr int kRowThreads = 512;  // of a row's mixing
@@ -81,13 +81,9 @@ __global__ void __launch_bounds__(kMixThreads)
           sums[k] = Dot(first + k * kWarps < outputs ? held[k][i] : v, v, sums[k]);
         }
       }
-#pragma unroll
-      for (float& sum : sums) sum = WarpSum(sum);
-      float sum = sums[0];
-#pragma unroll
-      for (int k = 1; k < kHeldOutputs; ++k) sum = lane == k ? sums[k] : sum;
-      const int o = first + lane * kWarps;
-      if (lane < kHeldOutputs && o <= outputs) {
+      const float sum = WarpSumOfFour(sums);
+      const int o = first + lane / 8 * kWarps;
+      if (lane % 8 == 0 && o <= outputs) {
         partial[(int64_t{first_row + r} * (outputs + 1) + o) * gridDim.x + blockIdx.x] = sum;
       }
     }
