@@ -77,6 +77,7 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
   }
   std::vector<float> confidences(gamma);
   std::vector<double> acceptance(gamma);
+  std::vector<double> blind(gamma);
   for (int64_t round_of_answer = 0; round_of_answer < rounds_max && std::ssize(tokens) < end;
        ++round_of_answer) {
     block.Begin(std::ssize(tokens));
@@ -90,8 +91,8 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
     ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
-    RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
-    rounds.Add(confidences, std::span<const double>(acceptance));
+    RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance, blind));
+    rounds.Add(confidences, std::span<const double>(acceptance), blind);
     ASSIGN_OR_RETURN(const VerifiedTokens verified, speculator_.Verify(logits, gamma, sampler, block));
     for (const SampledToken& token : verified.tokens) {
       tokens.push_back(token.token);

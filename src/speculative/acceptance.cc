@@ -32,6 +32,20 @@ class CountedDrafts {
   int num_ = 0;
 };
 
+// sum min(p, q): the probability that a draw from q is accepted as one from p.
+double Overlap(const Distribution& p, const Distribution& q) {
+  const double p_normalizer = p.LogNormalizer();
+  const double q_normalizer = q.LogNormalizer();
+  double sum = 0;
+  size_t j = 0;
+  for (size_t i = 0; i < p.tokens.size(); ++i) {
+    while (j < q.tokens.size() && q.tokens[j] < p.tokens[i]) ++j;
+    if (j == q.tokens.size() || q.tokens[j] != p.tokens[i]) continue;
+    sum += std::exp(std::min(p.log_weights[i] - p_normalizer, q.log_weights[j] - q_normalizer));
+  }
+  return std::min(sum, 1.0);
+}
+
 }  // namespace
 
 Speculator::Speculator(int vocab_size, int drafts_max, Chance& chance)
@@ -130,8 +144,10 @@ Result<VerifiedTokens> Speculator::Verify(std::span<const float> logits, int num
 }
 
 Status Speculator::AcceptanceProbabilities(std::span<const float> logits, int num_drafts, Sampler& sampler,
-                                           const DraftBlock& block, std::span<double> out) {
+                                           const DraftBlock& block, std::span<double> out,
+                                           std::span<double> blind) {
   CHECK(num_drafts >= 0 && num_drafts <= std::ssize(block.tokens()) && std::ssize(out) >= num_drafts);
+  CHECK(blind.empty() || std::ssize(blind) >= num_drafts);
   CHECK(logits.size() >= static_cast<size_t>(num_drafts) * vocab_size_);
   CountedDrafts counted(sampler);
   for (int k = 0; k < num_drafts; ++k) {
@@ -141,8 +157,10 @@ Status Speculator::AcceptanceProbabilities(std::span<const float> logits, int nu
     const TokenId draft = block.tokens()[k];
     if (block.rule() == AcceptanceRule::kCoupled) {
       out[k] = Judge(p, k, sampler, block).accepted;
+      if (!blind.empty()) blind[k] = out[k];
     } else {
       out[k] = std::min(1.0, p.Probability(draft) / block.q(k).Probability(draft));
+      if (!blind.empty()) blind[k] = Overlap(p, block.q(k));
     }
   }
   return Status();

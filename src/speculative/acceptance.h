@@ -50,11 +50,13 @@ class Speculator {
   Result<VerifiedTokens> Verify(std::span<const float> logits, int num_drafts, Sampler& sampler,
                                 const DraftBlock& block);
 
-  // For calibration (dspark.md 4.2): out[k] = probability with which draft k, given that it is reached, would
-  // be accepted, for all num_drafts of them, accepted or not. Coupled: 1 where the target's own draw is the
-  // draft, else 0.
+  // For calibration (dspark.md 4.2): probabilities with which draft k, given that it is reached, would be
+  // accepted, for all num_drafts of them, accepted or not. `out` knows the draft; `blind`, unless empty,
+  // knows the distributions p and q but not what was drawn from q: sum min(p, q), which is the most that a
+  // confidence may know (planner.h). Coupled: 1 where the target's own draw is the draft, else 0, in both.
   Status AcceptanceProbabilities(std::span<const float> logits, int num_drafts, Sampler& sampler,
-                                 const DraftBlock& block, std::span<double> out);
+                                 const DraftBlock& block, std::span<double> out,
+                                 std::span<double> blind = {});
 
  private:
   struct Judgement {

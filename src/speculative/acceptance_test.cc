@@ -176,8 +176,15 @@ TEST(Speculator, AcceptanceProbabilitiesAreRatios) {
   f.block.Begin(0);
   for (int k = 0; k < 3; ++k) EXPECT_TRUE(f.speculator.Draft(Row(draft, k), f.sampler, f.block).ok());
   std::vector<double> probabilities(3);
-  EXPECT_TRUE(f.speculator.AcceptanceProbabilities(target, 3, f.sampler, f.block, probabilities).ok());
+  std::vector<double> blind(3);
+  EXPECT_TRUE(f.speculator.AcceptanceProbabilities(target, 3, f.sampler, f.block, probabilities, blind).ok());
   for (int k = 0; k < 3; ++k) {
+    double overlap = 0;
+    for (TokenId token = 0; token < kVocab; ++token) {
+      const double of_target = f.sampler.Process(Row(target, k))->Probability(token);
+      overlap += std::min(of_target, f.sampler.Process(Row(draft, k))->Probability(token));
+    }
+    EXPECT_NEAR(blind[k], overlap, 1e-12);
     const TokenId x = f.block.tokens()[k];
     const double p = f.sampler.Process(Row(target, k))->Probability(x);
     const double q = f.sampler.Process(Row(draft, k))->Probability(x);

@@ -37,7 +37,8 @@ struct PositionQuality {
   double ece = 0;        // of the survival against "this draft and those before it are accepted"
   double ece_noise = 0;  // what so few rounds would show as ece if the survivals were right
   double auroc = 0;
-  // Of the labels themselves as predictions: where a draft is accepted by chance, more can't be had.
+  // Of one who knows both models' distributions and every draft before this one, but not what was drawn here:
+  // no confidence may know more (planner.h).
   double auroc_best = 0;
   double brier = 0;
   double mean_predicted = 0;

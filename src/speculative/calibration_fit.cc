@@ -28,6 +28,7 @@ int BinOf(double probability, int bins) {
 struct Position {
   std::vector<int64_t> rounds;
   std::vector<double> labels;
+  std::vector<double> foreseeable;
 };
 
 Position PositionOf(const CalibrationRounds& rounds, int k) {
@@ -36,6 +37,7 @@ Position PositionOf(const CalibrationRounds& rounds, int k) {
     if (rounds.length(n) <= k) continue;
     position.rounds.push_back(n);
     position.labels.push_back(rounds.label(n, k));
+    position.foreseeable.push_back(rounds.foreseeable(n, k));
   }
   return position;
 }
@@ -59,12 +61,15 @@ void CalibrationRounds::Add(std::span<const float> logits, int accepted) {
   Add(logits, coins);
 }
 
-void CalibrationRounds::Add(std::span<const float> logits, std::span<const double> acceptance) {
+void CalibrationRounds::Add(std::span<const float> logits, std::span<const double> acceptance,
+                            std::span<const double> blind) {
   CHECK(std::ssize(logits) <= drafts_max_ && logits.size() == acceptance.size());
+  CHECK(blind.empty() || blind.size() == acceptance.size());
   lengths_.push_back(static_cast<int>(logits.size()));
   double label = 1;
   for (int k = 0; k < drafts_max_; ++k) {
     const bool there = k < std::ssize(logits);
+    foreseeable_.push_back(there ? label * (blind.empty() ? acceptance[k] : blind[k]) : 0);
     if (there) {
       CHECK(acceptance[k] >= 0 && acceptance[k] <= 1);
       label *= acceptance[k];
@@ -157,7 +162,7 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
     PositionQuality& quality = all[k];
     quality.rounds = std::ssize(predicted);
     quality.auroc = AreaUnderRoc(predicted, labels);
-    quality.auroc_best = AreaUnderRoc(labels, labels);
+    quality.auroc_best = AreaUnderRoc(position.foreseeable, labels);
     if (predicted.empty()) continue;
     quality.ece = ExpectedCalibrationError(predicted, labels, bins);
     quality.ece_noise = CalibrationErrorByChance(predicted, labels, bins);

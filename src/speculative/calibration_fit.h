@@ -24,7 +24,9 @@ class CalibrationRounds {
   void Add(std::span<const float> logits, int accepted);
   // The same with the probability of acceptance of each draft, given that it is reached, instead of the coin
   // (Speculator::AcceptanceProbabilities): the same expectation, less noise.
-  void Add(std::span<const float> logits, std::span<const double> acceptance);
+  // `blind`, unless empty: what it is for one who doesn't know the draft itself.
+  void Add(std::span<const float> logits, std::span<const double> acceptance,
+           std::span<const double> blind = {});
 
   int64_t size() const { return static_cast<int64_t>(lengths_.size()); }
   int drafts_max() const { return drafts_max_; }
@@ -32,12 +34,15 @@ class CalibrationRounds {
   float logit(int64_t n, int k) const { return logits_[n * drafts_max_ + k]; }
   // Probability that drafts 0..k of round n are all accepted.
   double label(int64_t n, int k) const { return labels_[n * drafts_max_ + k]; }
+  // The same for one who knows everything but draft k.
+  double foreseeable(int64_t n, int k) const { return foreseeable_[n * drafts_max_ + k]; }
 
  private:
   int drafts_max_;
   std::vector<int> lengths_;    // [rounds]
   std::vector<float> logits_;   // [rounds, drafts_max]
   std::vector<double> labels_;  // [rounds, drafts_max]
+  std::vector<double> foreseeable_;
 };
 
 // Expected calibration error with `bins` equal bins on [0, 1].
