@@ -57,9 +57,14 @@ class Device {
   virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
   virtual void Copy(void* to, const void* from, int64_t bytes) = 0;
   virtual void Zero(void* to, int64_t bytes) = 0;
+  // What everything before this call has left in `from`, in `to` once Download or Synchronize returns.
+  virtual void Fetch(void* to, const void* from, int64_t bytes) = 0;
   // Waits until `to` holds what everything before this call has left in `from`. Errors: kDeviceError (this or
   // an earlier operation or kernel failed; the device is of no use any more).
-  virtual Status Download(void* to, const void* from, int64_t bytes) = 0;
+  Status Download(void* to, const void* from, int64_t bytes) {
+    Fetch(to, from, bytes);
+    return Synchronize();
+  }
   // Waits for everything before this call. Errors as Download.
   virtual Status Synchronize() = 0;
   // Runs `launches`: kernels, copies and zeroing on this device alone, which are the same at every call with
@@ -86,7 +91,7 @@ class HostDevice final : public Device {
   void Upload(void* to, const void* from, int64_t bytes) override;
   void Copy(void* to, const void* from, int64_t bytes) override;
   void Zero(void* to, int64_t bytes) override;
-  Status Download(void* to, const void* from, int64_t bytes) override;
+  void Fetch(void* to, const void* from, int64_t bytes) override;
   Status Synchronize() override { return Status(); }
 
  private:

@@ -38,9 +38,8 @@ void HostDevice::Zero(void* to, int64_t bytes) {
   if (bytes > 0) std::memset(to, 0, bytes);
 }
 
-Status HostDevice::Download(void* to, const void* from, int64_t bytes) {
+void HostDevice::Fetch(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, bytes);
-  return Status();
 }
 
 }  // namespace foresight

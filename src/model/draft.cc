@@ -106,7 +106,7 @@ void Model::TapLayer(int layer, const StepState& step) {
                           .streams = step.streams});
 }
 
-void Model::TakeUpTaps(std::span<SequenceState* const> sequences) {
+void Model::TakeUpTaps(std::span<SequenceState* const> sequences, int block) {
   // In groups whose rows the step memory is made for; the rings' rows of one sequence always are one.
   for (size_t begin = 0; begin < sequences.size();) {
     size_t end = begin;
@@ -117,7 +117,7 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences) {
       rows += more;
       ++end;
     }
-    if (rows > 0) StoreContext(sequences.subspan(begin, end - begin), static_cast<int>(rows));
+    if (rows > 0) StoreContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), block);
     begin = end;
   }
   for (SequenceState* sequence : sequences) {
@@ -126,7 +126,7 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences) {
 }
 
 // dspark.md 1.4 (main_x, kvc), 2.1: one key per position and stage, in the stage's ring.
-void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
+void Model::StoreContext(std::span<SequenceState* const> sequences, int rows, int block) {
   ArenaScope scope(arena_);
   const ModelConfig& c = config();
   const DSparkWeights& w = *weights_.dspark;
@@ -154,34 +154,42 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows) {
   const auto pending = [&](int64_t group) {
     return std::span<const SequenceRows>(staging_.OnDevice(spans) + group * num_sequences, sequences.size());
   };
-  const int64_t width = w.main_proj.cols;
-  float* taps = arena_.Allocate<float>(rows * width);
-  table_.load_taps(ctx_, {.sequences = pending(0), .width = width, .out = taps});
+  const auto launches = [&] {
+    const int64_t width = w.main_proj.cols;
+    float* taps = arena_.Allocate<float>(rows * width);
+    table_.load_taps(ctx_, {.sequences = pending(0), .width = width, .out = taps});
 
-  float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
-  const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
-  table_.linear(ctx_, {.rows = rows, .x = taps, .targets = main});
-  table_.rms_norm(
-      ctx_,
-      {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
+    float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
+    const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
+    table_.linear(ctx_, {.rows = rows, .x = taps, .targets = main});
+    table_.rms_norm(
+        ctx_,
+        {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
-  for (int64_t i = 0; i < num_stages; ++i) {
-    keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
-  }
-  table_.linear(ctx_, {.rows = rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
-  const RopeAngles angles = Angles(rows, staging_.OnDevice(positions), window_frequencies_);
-  const EntryLayout& layout = cache_layout_.entry;
-  std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
-  for (int64_t i = 0; i < num_stages; ++i) {
-    table_.key(ctx_, {.rows = rows,
-                      .layout = layout,
-                      .kv = keys[i].out,
-                      .norm = w.stages[i].attn.kv_norm,
-                      .eps = eps,
-                      .cos = angles.cos,
-                      .sin = angles.sin,
-                      .entries = entries});
-    table_.store_keys(ctx_, {.sequences = pending(1 + i), .entries = entries});
+    for (int64_t i = 0; i < num_stages; ++i) {
+      keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
+    }
+    table_.linear(ctx_, {.rows = rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
+    const RopeAngles angles = Angles(rows, staging_.OnDevice(positions), window_frequencies_);
+    const EntryLayout& layout = cache_layout_.entry;
+    std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
+    for (int64_t i = 0; i < num_stages; ++i) {
+      table_.key(ctx_, {.rows = rows,
+                        .layout = layout,
+                        .kv = keys[i].out,
+                        .norm = w.stages[i].attn.kv_norm,
+                        .eps = eps,
+                        .cos = angles.cos,
+                        .sin = angles.sin,
+                        .entries = entries});
+      table_.store_keys(ctx_, {.sequences = pending(1 + i), .entries = entries});
+    }
+  };
+  // Of few sequences in one group, all that launches are made of lies where it lay for as many rows before.
+  if (rows <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax && num_sequences == block_rows_) {
+    device().Replay(ReplayKey(kReplayedContext, rows, num_sequences, block, 0), launches);
+  } else {
+    launches();
   }
 }
 
@@ -232,7 +240,8 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
                                .observer = inputs.observer};
   RETURN_IF_ERROR(CheckInputs(rows_inputs));
   staging_.Flush();  // what is staged from here on lies at the same place with and without taps to take up
-  TakeUpTaps(inputs.sequences);
+  block_rows_ = count;
+  TakeUpTaps(inputs.sequences, block);
   StepState step;
   step.kind = StepKind::kDraftBlock;
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
@@ -240,7 +249,6 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
   draft_arena_.Rewind(0);
   host_draft_outputs_.Rewind(0);
-  block_rows_ = count;
   block_size_ = block;
   next_position_ = 0;
   block_hidden_ = step.hidden = draft_arena_.Allocate<float>(rows * c.hidden_size);
@@ -298,19 +306,31 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
   const int64_t first = int64_t{k} * block_rows_;
   float* logits = block_logits_ + first * c.vocab_size;
   float* confidence = block_confidence_ + first;
-  table_.sequential_head(ctx_, {.rows = block_rows_,
-                                .dim = c.hidden_size,
-                                .weights = &w,
-                                .previous = staging_.OnDevice(tokens),
-                                .hidden = block_hidden_ + first * c.hidden_size,
-                                .state = block_state_,
-                                .logits = logits,
-                                .confidence = confidence});
+  const auto launches = [&] {
+    table_.sequential_head(ctx_, {.rows = block_rows_,
+                                  .dim = c.hidden_size,
+                                  .weights = &w,
+                                  .previous = staging_.OnDevice(tokens),
+                                  .hidden = block_hidden_ + first * c.hidden_size,
+                                  .state = block_state_,
+                                  .logits = logits,
+                                  .confidence = confidence});
+  };
+  if (block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax) {
+    device().Replay(ReplayKey(kReplayedDraftHead, block_size_, block_rows_, k, 0), launches);
+  } else {
+    launches();
+  }
   ++next_position_;
+  const int num_confidences = w.confidence ? block_rows_ : 0;
+  std::span<const float> confidences(confidence, static_cast<size_t>(num_confidences));
+  if (!device().is_host()) {  // arrives with the logits
+    float* values = host_draft_outputs_.Allocate<float>(num_confidences);
+    device().Fetch(values, confidence, num_confidences * static_cast<int64_t>(sizeof(float)));
+    confidences = {values, static_cast<size_t>(num_confidences)};
+  }
   ASSIGN_OR_RETURN(const auto read, Read(logits, int64_t{block_rows_} * c.vocab_size, host_draft_outputs_));
-  ASSIGN_OR_RETURN(const auto read_confidence,
-                   Read(confidence, w.confidence ? block_rows_ : 0, host_draft_outputs_));
-  return DraftHeadOutputs{.logits = read, .confidence_logits = read_confidence};
+  return DraftHeadOutputs{.logits = read, .confidence_logits = confidences};
 }
 
 }  // namespace foresight

@@ -192,16 +192,22 @@ bool Model::IsReplayed(const StepState& step) {
 }
 
 uint64_t Model::ReplayKey(const StepState& step) const {
+  return ReplayKey(static_cast<int>(step.kind), step.rows, static_cast<int64_t>(step.num_sequences),
+                   std::ssize(step.inputs->logit_rows), step.entries_max);
+}
+
+uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs,
+                          int64_t entries_max) const {
   uint64_t key = replay_scope_;
-  const auto add = [&key](uint64_t value, int bits) {
-    CHECK(value >> bits == 0);
-    key = key << bits | value;
+  const auto add = [&key](int64_t value, int bits) {
+    CHECK(value >= 0 && value >> bits == 0);
+    key = key << bits | static_cast<uint64_t>(value);
   };
-  add(static_cast<uint64_t>(step.kind), 2);
-  add(static_cast<uint64_t>(step.rows), 8);
-  add(step.num_sequences, 8);
-  add(step.inputs->logit_rows.size(), 8);
-  add(static_cast<uint64_t>(std::bit_width(static_cast<uint64_t>(step.entries_max))), 6);
+  add(kind, 3);
+  add(rows, 8);
+  add(sequences, 8);
+  add(outputs, 8);
+  add(std::bit_width(static_cast<uint64_t>(entries_max)), 6);
   return key;
 }
 

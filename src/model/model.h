@@ -101,6 +101,7 @@ class Model {
   // Whether the device may record the step, and what tells it from others (Device::Replay).
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
+  uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
@@ -116,9 +117,9 @@ class Model {
   void TapLayer(int layer, const StepState& step);
   // `count` floats of device memory as the host reads them.
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
-  // Makes context rows of the pending taps.
-  void TakeUpTaps(std::span<SequenceState* const> sequences);
-  void StoreContext(std::span<SequenceState* const> sequences, int rows);
+  // Makes context rows of the pending taps, before a draft block of `block` tokens.
+  void TakeUpTaps(std::span<SequenceState* const> sequences, int block);
+  void StoreContext(std::span<SequenceState* const> sequences, int rows, int block);
 
   HostDevice host_;
   const ModelWeights& weights_;

@@ -8,6 +8,10 @@ namespace foresight {
 // Steps of so few rows come again and again in the same shapes: a device may record them (Device::Replay).
 inline constexpr int kReplayedRowsMax = 64;
 
+// Kinds of recordings besides those of steps (StepKind): what comes before and after a draft block.
+inline constexpr int kReplayedContext = 3;
+inline constexpr int kReplayedDraftHead = 4;
+
 // Which layers a step runs through, and how its rows see each other.
 enum class StepKind : uint8_t {
   kMain,        // the main layers

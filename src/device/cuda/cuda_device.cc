@@ -9,6 +9,7 @@ namespace foresight {
 namespace {
 
 constexpr int64_t kHalfBytes = int64_t{8} << 20;
+constexpr int64_t kFetchBytes = int64_t{4} << 20;
 // A graph of a step takes some hundred kilobytes.
 constexpr size_t kGraphsMax = 256;
 
@@ -41,6 +42,8 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   RETURN_IF_ERROR(
       check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));
+  RETURN_IF_ERROR(check(cudaMallocHost(&device->fetching_, kFetchBytes), "cudaMallocHost"));
+  device->fetched_.reserve(64);
   for (cudaEvent_t& done : device->half_done_) {
     RETURN_IF_ERROR(check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreate"));
   }
@@ -53,6 +56,7 @@ CudaDevice::~CudaDevice() {
     if (done != nullptr) cudaEventDestroy(done);
   }
   if (staging_ != nullptr) cudaFreeHost(staging_);
+  if (fetching_ != nullptr) cudaFreeHost(fetching_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 
@@ -111,13 +115,28 @@ void CudaDevice::Zero(void* to, int64_t bytes) {
   if (bytes > 0) Note(cudaMemsetAsync(to, 0, bytes, stream_), "memset");
 }
 
-Status CudaDevice::Download(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "download");
-  return Synchronize();
+void CudaDevice::Fetch(void* to, const void* from, int64_t bytes) {
+  while (bytes > 0) {
+    // An error stays for whoever waits next.
+    if (fetched_bytes_ == kFetchBytes) static_cast<void>(Synchronize());
+    const int64_t part = std::min(bytes, kFetchBytes - fetched_bytes_);
+    std::byte* pinned = fetching_ + fetched_bytes_;
+    Note(cudaMemcpyAsync(pinned, from, part, cudaMemcpyDeviceToHost, stream_), "download");
+    fetched_.push_back({to, pinned, part});
+    fetched_bytes_ += part;
+    to = static_cast<std::byte*>(to) + part;
+    from = static_cast<const std::byte*>(from) + part;
+    bytes -= part;
+  }
 }
 
 Status CudaDevice::Synchronize() {
   Note(cudaStreamSynchronize(stream_), "step");
+  if (fault_.ok()) {
+    for (const Fetched& f : fetched_) std::memcpy(f.to, f.pinned, f.bytes);
+  }
+  fetched_.clear();
+  fetched_bytes_ = 0;
   return fault_;
 }
 

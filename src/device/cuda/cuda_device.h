@@ -5,6 +5,7 @@
 
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "device/device.h"
 
@@ -22,7 +23,7 @@ class CudaDevice final : public Device {
   void Upload(void* to, const void* from, int64_t bytes) override;
   void Copy(void* to, const void* from, int64_t bytes) override;
   void Zero(void* to, int64_t bytes) override;
-  Status Download(void* to, const void* from, int64_t bytes) override;
+  void Fetch(void* to, const void* from, int64_t bytes) override;
   Status Synchronize() override;
   // As one CUDA graph per key.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
@@ -49,6 +50,15 @@ class CudaDevice final : public Device {
   int64_t staged_ = 0;  // bytes used of the half at hand
   int half_ = 0;
   cudaEvent_t half_done_[2] = {};
+  // What is fetched waits in pinned memory for the next Synchronize.
+  struct Fetched {
+    void* to;
+    const std::byte* pinned;
+    int64_t bytes;
+  };
+  std::byte* fetching_ = nullptr;
+  int64_t fetched_bytes_ = 0;
+  std::vector<Fetched> fetched_;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
   Status fault_;
 };
