@@ -71,6 +71,8 @@ class Device {
   // this key, sizes and addresses included. A device may record them once and replay them: nothing else in
   // `launches` happens then.
   virtual void Replay(uint64_t key, const std::function<void()>& launches);
+  // Recordings so far: a call that makes one takes far longer than its repetitions.
+  virtual int64_t recordings() const { return 0; }
   // A number that no other model on this device has, for keys.
   uint64_t NewReplayScope() { return ++replay_scopes_; }
 

@@ -216,6 +216,7 @@ bool EngineLoop::Step() {
   if (plan.empty()) return false;
   ++totals_.steps;
   const double begin = now_;
+  const int64_t recordings = runtime_.device().recordings();
   const double draft_begin = clock_();
   const Result<std::span<const int>> lengths = Draft(plan);
   if (!lengths.ok()) {
@@ -258,7 +259,7 @@ bool EngineLoop::Step() {
   totals_.host_seconds += host_seconds + draw_seconds;
   if (speculation_ == nullptr) return true;
   std::optional<StepTimes> times;
-  if (all_decode) {
+  if (all_decode && runtime_.device().recordings() == recordings) {
     times = StepTimes{.draft_requests = speculation_->num_drafting(),
                       .rows = static_cast<int>(rows),
                       .context_tokens = context / std::ssize(plan),

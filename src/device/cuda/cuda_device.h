@@ -27,6 +27,7 @@ class CudaDevice final : public Device {
   Status Synchronize() override;
   // As one CUDA graph per key.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
+  int64_t recordings() const override { return recordings_; }
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
@@ -60,6 +61,7 @@ class CudaDevice final : public Device {
   int64_t fetched_bytes_ = 0;
   std::vector<Fetched> fetched_;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
+  int64_t recordings_ = 0;
   Status fault_;
 };
 
