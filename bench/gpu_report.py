@@ -4,7 +4,7 @@
 usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4] [--sanitize]
 
 Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
-`foresight bench` with the small model and with layers of released shapes. --sanitize runs the kernel tests
+every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model and with layers of released shapes. --sanitize runs the kernel tests
 under compute-sanitizer (memcheck, racecheck, initcheck, synccheck) as well, which takes minutes. Exit status 0
 only when every test has passed.
 """
@@ -55,6 +55,33 @@ def bench(build, out, *flags):
     return {"flags": list(flags), "status": 0, **figures}
 
 
+def kernels(build, out, commit):
+    """-> what bench/kernel_bench measures; its "error" when it fails."""
+    path = out / "kernels.tmp.json"
+    status, text = output_of(str(build / "bench/kernel_bench"), "--json", str(path), "--commit", commit)
+    print(text, flush=True)
+    if status != 0:
+        return {"error": text[-1000:]}
+    figures = json.loads(path.read_text())
+    path.unlink()
+    return figures
+
+
+def kernel_lines(report):
+    figures = report["kernels"]
+    if "error" in figures:
+        return ["", f"kernel_bench failed: {figures['error'].strip().splitlines()[-1]}"]
+    copy = figures["copy_gb_per_second"]
+    lines = ["", "`bench/kernel_bench`: calls on cold data in a recorded chain. A copy on the device moves "
+             f"{copy:.0f} GB/s; the share is of that, for the bytes that a call must move at least.", "",
+             "| kernel | us, median (min to max) | share of the copy | TFLOP/s |", "|---|---|---|---|"]
+    for k in figures["kernels"]:
+        us = k["us"]
+        lines.append(f"| {k['name']} | {us['median']:.2f} ({us['min']:.2f} to {us['max']:.2f}) | {100 * k['share_of_copy']:.0f} % | "
+                     + (f"{k['flops'] / us['median'] * 1e-6:.1f} |" if k["flops"] else "- |"))
+    return lines
+
+
 def markdown(report):
     lines = [f"# {report['gpu']}", "",
              f"Commit {report['commit']}, driver {report['driver']}, {report['date']}. Written by `bench/gpu_report.py`.", "",
@@ -62,6 +89,7 @@ def markdown(report):
     for t in report["tests"]:
         name = f"{t['under']} {t['program']} `{t['filter']}`".strip()
         lines.append(f"| {name} | {t['passed']} | {t['skipped']} | {len(t['failed'])} |")
+    lines += kernel_lines(report)
     for b in report["benchmarks"]:
         lines += ["", f"`foresight bench --device cuda {' '.join(b['flags'])}`", ""]
         if b["status"] != 0:
@@ -103,6 +131,7 @@ def main():
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
             tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*-*Tiles*:*Large*:*Long*", under=under))
+    report["kernels"] = kernels(args.build, args.out, commit)
     model = ["-m", args.model] if args.model else []
     report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
     report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
@@ -111,7 +140,7 @@ def main():
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(report))
     print(f"written: {stem}.json, {stem}.md")
-    return 0 if all(t["status"] == 0 for t in tests) else 1
+    return 0 if all(t["status"] == 0 for t in tests) and "error" not in report["kernels"] else 1
 
 
 if __name__ == "__main__":
