@@ -50,6 +50,8 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
   step_chunks_.reserve(options.max_sequences);
   step_logit_rows_.reserve(options.step_rows_max);
   candidates_.reserve(options.max_sequences);
+  drawn_.resize(options.max_sequences);
+  draw_errors_.resize(options.max_sequences);
   observed_.reserve(options.max_sequences);
   event_tokens_.reserve(kDraftPositionsMax + 1);
 }
@@ -310,6 +312,7 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int
                         std::span<const float> logits) {
   observed_.clear();
   const int64_t vocab_size = runtime_.config().vocab_size;
+  if (speculation_ == nullptr) DrawAll(logits);
   int candidate = 0;
   int row = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -341,11 +344,22 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int
   }
 }
 
+// A draw goes through the whole vocabulary; those of different sequences share nothing.
+void EngineLoop::DrawAll(std::span<const float> logits) {
+  const int64_t vocab_size = runtime_.config().vocab_size;
+  runtime_.pool().ParallelFor(std::ssize(candidates_), [&](int64_t i, int) {
+    Sequence& s = *candidates_[i].sequence;
+    const Result<SampledToken> token =
+        s.sampler->Sample(logits.subspan(i * vocab_size, vocab_size), s.known());
+    draw_errors_[i] = token.status();
+    if (token.ok()) drawn_[i] = *token;
+  });
+}
+
 Result<VerifiedTokens> EngineLoop::Draw(int i, std::span<const float> logits) {
   if (speculation_ != nullptr) return speculation_->Verify(i, logits);
-  Sequence& s = *candidates_[i].sequence;
-  ASSIGN_OR_RETURN(drawn_, s.sampler->Sample(logits, s.known()));
-  return VerifiedTokens{.accepted = 0, .tokens = {&drawn_, 1}};
+  RETURN_IF_ERROR(draw_errors_[i]);
+  return VerifiedTokens{.accepted = 0, .tokens = {&drawn_[i], 1}};
 }
 
 void EngineLoop::Extend(Sequence& s, const VerifiedTokens& drawn) {

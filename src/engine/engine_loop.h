@@ -68,6 +68,8 @@ class EngineLoop : private SequenceMemory {
               std::span<const float> logits);
   void KeepAndFinish(std::span<const ScheduledRows> plan);
   void FailAll(std::span<const ScheduledRows> plan, const Status& status);
+  // Without speculation: a token for every candidate.
+  void DrawAll(std::span<const float> logits);
   // The tokens of the i-th candidate, `accepted` drafts among them, after its rows' logits.
   Result<VerifiedTokens> Draw(int i, std::span<const float> logits);
   // Adds tokens to the answer, up to its end, and tells the sink.
@@ -96,7 +98,9 @@ class EngineLoop : private SequenceMemory {
   std::vector<DraftCandidate> candidates_;  // sequences that draw a token
   std::vector<int> no_drafts_;              // zeros
   std::vector<ObservedRows> observed_;      // of all sequences of the step
-  SampledToken drawn_;
+  // Without speculation, what was drawn for each candidate: [max_sequences].
+  std::vector<SampledToken> drawn_;
+  std::vector<Status> draw_errors_;
   std::vector<OutputToken> event_tokens_;
   std::string event_text_;
 };
