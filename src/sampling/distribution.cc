@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "sampling/sum_exp.h"
 
 namespace foresight {
 namespace {
@@ -85,9 +86,7 @@ constexpr size_t kLimitsMin = 1024;
 }  // namespace
 
 double Distribution::LogNormalizer() const {
-  double sum = 0;
-  for (double w : log_weights) sum += std::exp(w);
-  return std::log(sum);
+  return std::log(SumExp(log_weights));
 }
 
 double Distribution::Probability(TokenId token) const {
