@@ -7,7 +7,9 @@ void ModelFlags::AddTo(CLI::App& command) {
                      "Checkpoint directory in the official layout (default: the embedded model)");
   command.add_option("--device", device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
   command
-      .add_option("--table", table, "Kernels: auto (the best of the device), cpu-avx512, cpu-avx2, cuda, ref")
+      .add_option("--table", table,
+                  "Kernels: auto (the best of the device), cpu-avx512, cpu-avx2, cuda, "
+                  "cuda-sm80, ref")
       ->capture_default_str();
   command.add_option("--numerics", numerics, "faithful (the released model's roundings) or clean (none)")
       ->check(CLI::IsMember({"faithful", "clean"}))

@@ -37,7 +37,8 @@ void AddVerifyCommand(CLI::App& app, Status* result) {
   command->add_option("directory", flags->directory, "A checkpoint with golden.safetensors")->required();
   command->add_option("--device", flags->device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
   command
-      ->add_option("--table", flags->table, "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda")
+      ->add_option("--table", flags->table,
+                   "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda, cuda-sm80")
       ->capture_default_str();
   command->add_option("-t,--threads", flags->threads, "Threads")
       ->check(CLI::Range(1, 1024))

@@ -73,6 +73,8 @@ class Device {
   virtual void Replay(uint64_t key, const std::function<void()>& launches);
   // Recordings so far: a call that makes one takes far longer than its repetitions.
   virtual int64_t recordings() const { return 0; }
+  // Kernels make use of no compute capability above this one from here on.
+  virtual void RestrictTo(int) {}
   // A number that no other model on this device has, for keys.
   uint64_t NewReplayScope() { return ++replay_scopes_; }
 

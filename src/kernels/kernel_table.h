@@ -22,9 +22,10 @@
 namespace foresight {
 
 struct KernelTable {
-  std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512", "cuda"
+  std::string_view name;         // "ref", "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80"
   std::string_view description;  // one line for the start-up report
   bool is_host = true;           // whose memory it works in: the machine's, or a device's
+  int capability_max = 0;        // the newest compute capability it makes use of; 0: whatever there is
 
   void (*embed)(const KernelContext&, const EmbedArgs&) = nullptr;
   void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;
@@ -57,7 +58,9 @@ Result<const KernelTable*> CpuKernels(std::string_view isa);
 Result<const KernelTable*> BestCpuKernels();
 // For the NVIDIA GPUs from sm_80 on. Errors: kUnimplemented (a build without CUDA).
 Result<const KernelTable*> CudaKernels();
-// By name: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512", "cuda".
+// The same without what newer ones have of their own. Errors as CudaKernels.
+Result<const KernelTable*> PortableCudaKernels();
+// By name: "ref", "cpu" (the best), "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80".
 Result<const KernelTable*> FindKernels(std::string_view name);
 
 }  // namespace foresight

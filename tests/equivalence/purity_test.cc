@@ -71,7 +71,7 @@ class PurityTest : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const std::string& table = GetParam().table;
-    Result<Backend> backend = OpenBackend(table == "cuda" ? "cuda" : "cpu", table);
+    Result<Backend> backend = OpenBackend(table.starts_with("cuda") ? "cuda" : "cpu", table);
     if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
     backend_ = std::move(*backend);
     const ModelWeights* weights = &TestModel(GetParam().model).weights;
@@ -302,7 +302,7 @@ TEST_P(PurityTest, OutputsDoNotDependOnTheSchedule) {
 
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda"}) {
+  for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80"}) {
     const bool ref = std::string_view(table) == "ref";
     for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
       // Past two HCA windows, one allocation block and the small windows' rings.

@@ -41,7 +41,8 @@ std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const char* directory : {"tests/golden/nano-a", "tests/golden/nano-s", "../shared/golden/mini-b",
                                 "../shared/golden/wide-c", "../shared/golden/spark-a"}) {
-    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda"}) cases.push_back({directory, table});
+    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80"})
+      cases.push_back({directory, table});
   }
   return cases;
 }

@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -28,10 +29,11 @@ class CudaDevice final : public Device {
   // As one CUDA graph per key.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
   int64_t recordings() const override { return recordings_; }
+  void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
-  int capability() const { return capability_; }  // 90 for sm_90
+  int capability() const { return capability_; }  // 90 for sm_90, as far as it is to be made use of
   // The first error of a launch or an asynchronous operation stays and ends everything after it.
   void Note(cudaError_t error, const char* what);
 

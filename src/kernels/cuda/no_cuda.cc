@@ -7,4 +7,8 @@ Result<const KernelTable*> CudaKernels() {
   return Unimplemented("kernels cuda: this program was built without CUDA (configure with nvcc at hand)");
 }
 
+Result<const KernelTable*> PortableCudaKernels() {
+  return CudaKernels();
+}
+
 }  // namespace foresight

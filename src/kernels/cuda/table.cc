@@ -1,11 +1,15 @@
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace foresight {
+namespace {
 
-Result<const KernelTable*> CudaKernels() {
-  static constexpr KernelTable kTable = {
-      .name = "cuda",
-      .description = "CUDA for NVIDIA GPUs from sm_80 on",
+// What the entries launch depends on the device's compute capability as far as the table goes along
+// (Device::RestrictTo).
+constexpr KernelTable Table(std::string_view name, std::string_view description, int capability_max) {
+  return {
+      .name = name,
+      .description = description,
+      .capability_max = capability_max,
       .is_host = false,
       .embed = cuda::Embed,
       .hyper_connection_pre = cuda::HyperConnectionPre,
@@ -27,6 +31,18 @@ Result<const KernelTable*> CudaKernels() {
       .load_taps = cuda::LoadTaps,
       .sequential_head = cuda::SequentialHead,
   };
+}
+
+}  // namespace
+
+Result<const KernelTable*> CudaKernels() {
+  static constexpr KernelTable kTable =
+      Table("cuda", "CUDA for NVIDIA GPUs from sm_80 on, with what sm_90 adds where it is there", 0);
+  return &kTable;
+}
+
+Result<const KernelTable*> PortableCudaKernels() {
+  static constexpr KernelTable kTable = Table("cuda-sm80", "CUDA for NVIDIA GPUs from sm_80 on", 80);
   return &kTable;
 }
 

@@ -31,6 +31,7 @@ Result<Backend> OpenBackend(std::string_view device, std::string_view table) {
   if (backend.kernels->is_host != (backend.device == nullptr)) {
     return InvalidArgument("the kernels \"{}\" don't run on the device \"{}\"", table, device);
   }
+  if (backend.kernels->capability_max > 0) backend.device->RestrictTo(backend.kernels->capability_max);
   return backend;
 }
 

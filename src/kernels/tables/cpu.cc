@@ -94,6 +94,7 @@ Result<const KernelTable*> FindKernels(std::string_view name) {
   if (name == "cpu") return BestCpuKernels();
   if (name.starts_with("cpu-")) return CpuKernels(name.substr(4));
   if (name == "cuda") return CudaKernels();
+  if (name == "cuda-sm80") return PortableCudaKernels();
   return InvalidArgument("kernel table: want ref, cpu, cpu-avx2, cpu-avx512 or cuda, got \"{}\"", name);
 }
 
