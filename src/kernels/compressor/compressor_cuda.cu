@@ -1,3 +1,6 @@
+#include <algorithm>
+
+#include "base/check.h"
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sequences.cuh"
@@ -5,6 +8,9 @@
 
 namespace foresight::cuda {
 namespace {
+
+constexpr int kMaxThreads = 512 + 32;
+constexpr int kMaxPairs = 512;  // of rotary values
 
 // What kernels need of the arguments, by value.
 struct Compression {
@@ -24,55 +30,58 @@ struct Compression {
   VectorView norm;
   float eps;
   const float* frequencies;
-
-  __device__ const RingView& Ring(const SequenceRows& sequence) const {
-    return for_indexer ? sequence.cache.index_compressor_rows : sequence.cache.compressor_rows;
-  }
 };
 
-// Row t of the step ends a window or has nothing to do: a block per row finds out by itself. Windows are
-// pooled from the step's rows, to which ape is added here, and the ring's.
-__global__ void __launch_bounds__(512) PoolKernel(Compression args) {
-  AwaitInputs();
-  const int row = blockIdx.x;
-  const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
-  const int64_t begin = sequence.first_position;
-  const int64_t position = begin + row - sequence.first_row;
-  if ((position + 1) % args.ratio != 0) return;
-  const int64_t s = position / args.ratio;
-  const bool overlap = args.ratio == 4;
-  const RingView& ring = args.Ring(sequence);
+// Of positions, by 32 bit arithmetic.
+__device__ inline uint32_t Remainder(int64_t position, int64_t divisor) {
+  return static_cast<uint32_t>(position) % static_cast<uint32_t>(divisor);
+}
 
-  extern __shared__ float entry[];
+// Entry s of the window that ends at `position`, from the step's rows, to which ape is added here, and the
+// ring's. By all threads of the block; the last warp has the angles ready when the others have pooled.
+__device__ void EmitEntry(const Compression& args, const SequenceRows& sequence, const RingView& ring,
+                          int64_t position, float* entry) {
   __shared__ float sums[32];
-  for (int i = threadIdx.x; i < args.dim; i += blockDim.x) {
+  __shared__ float2 angles[kMaxPairs];
+  const int64_t begin = sequence.first_position;
+  const int64_t s = (position + 1) / args.ratio - 1;
+  const bool overlap = args.ratio == 4;
+  const int items = overlap ? 2 * args.ratio : args.ratio;
+  const int64_t first_item = position + 1 - items;
+  const int pooling = static_cast<int>(blockDim.x) - 32;
+  for (int i = static_cast<int>(threadIdx.x) - pooling; i >= 0 && i < args.rope_dim / 2; i += 32) {
+    const AngleOf angle(s * args.ratio, args.frequencies[i]);
+    angles[i] = {angle.cos, angle.sin};
+  }
+  for (int i = threadIdx.x; threadIdx.x < pooling && i < args.dim; i += pooling) {
     // An online softmax in the order of the window, eight items at a time so that their loads overlap. A
     // missing previous window has no items.
     constexpr int kItems = 8;
     float top = -INFINITY;
     float sum = 0;
     float weighted = 0;
-    const int items = overlap ? 2 * args.ratio : args.ratio;
+    uint32_t slot = first_item < 0 ? 0 : Remainder(first_item, ring.slots);
     for (int first = 0; first < items; first += kItems) {
       float a[kItems];
       float b[kItems];
       float group_top = top;
 #pragma unroll
       for (int j = 0; j < kItems; ++j) {
-        const int64_t t = position + 1 - items + first + j;
+        const int64_t t = first_item + first + j;
         // The previous window contributes the first half of the channels, the current one the second.
-        const int channel = overlap && t >= s * args.ratio ? args.dim + i : i;
+        const int channel = overlap && first + j >= args.ratio ? args.dim + i : i;
         b[j] = -INFINITY;
         a[j] = 0;
         if (t >= begin) {
           const int64_t at = (sequence.first_row + t - begin) * args.width + channel;
           a[j] = args.a[at];
-          b[j] = args.b[at] + args.ape[t % args.ratio * args.width + channel];
+          b[j] = args.b[at] + args.ape[(first + j) % args.ratio * args.width + channel];
         } else if (t >= 0) {
-          const float* kept = reinterpret_cast<const float*>(ItemOf(ring, t));
+          const float* kept = reinterpret_cast<const float*>(ring.data + slot * ring.item_bytes);
           a[j] = kept[channel];
           b[j] = kept[args.width + channel];
         }
+        if (t >= 0 && ++slot == ring.slots) slot = 0;
         group_top = fmaxf(group_top, b[j]);
       }
       const float kept_share = expf(top - group_top);  // 0 at first
@@ -93,8 +102,7 @@ __global__ void __launch_bounds__(512) PoolKernel(Compression args) {
   NormShared(entry, args.dim, args.norm, args.eps, args.faithful, sums);
   float2* rotary = reinterpret_cast<float2*>(entry + args.dim - args.rope_dim);
   for (int i = threadIdx.x; i < args.rope_dim / 2; i += blockDim.x) {
-    const AngleOf angle(s * args.ratio, args.frequencies[i]);
-    const float2 v = Turned(rotary[i], angle.cos, angle.sin);
+    const float2 v = Turned(rotary[i], angles[i].x, angles[i].y);
     rotary[i] = args.faithful ? float2{RoundBf16(v.x), RoundBf16(v.y)} : v;
   }
   __syncthreads();
@@ -105,23 +113,47 @@ __global__ void __launch_bounds__(512) PoolKernel(Compression args) {
   }
 }
 
-// Keeps the rows that the ring has room for. Runs after the pooling, which reads what they replace.
-__global__ void KeepRowsKernel(Compression args) {
-  AwaitInputs();
-  const int row = blockIdx.x;
-  const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
-  const RingView& ring = args.Ring(sequence);
-  const int64_t i = row - sequence.first_row;
-  if (i < sequence.num_rows - ring.slots) return;
+// Puts row i of the sequence's into the ring.
+__device__ void KeepRow(const Compression& args, const SequenceRows& sequence, const RingView& ring, int i) {
   const int64_t position = sequence.first_position + i;
-  float* kept = reinterpret_cast<float*>(ItemOf(ring, position));
-  const float* a = args.a + static_cast<int64_t>(row) * args.width;
-  const float* b = args.b + static_cast<int64_t>(row) * args.width;
-  const float* ape = args.ape + position % args.ratio * args.width;
+  float* kept = reinterpret_cast<float*>(ring.data + Remainder(position, ring.slots) * ring.item_bytes);
+  const int64_t row = sequence.first_row + i;
+  const float* a = args.a + row * args.width;
+  const float* b = args.b + row * args.width;
+  const float* ape = args.ape + Remainder(position, args.ratio) * static_cast<int64_t>(args.width);
+#pragma unroll 4
   for (int c = threadIdx.x; c < args.width; c += blockDim.x) {
     kept[c] = a[c];
     kept[args.width + c] = b[c] + ape[c];
   }
+}
+
+// A block per row. Its row may end a window, and be one that the ring keeps; the block finds out by itself.
+__global__ void __launch_bounds__(kMaxThreads) CompressKernel(Compression args) {
+  AwaitInputs();
+  extern __shared__ float entry[];
+  const int row = blockIdx.x;
+  const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
+  const RingView ring =
+      args.for_indexer ? sequence.cache.index_compressor_rows : sequence.cache.compressor_rows;
+  const int rows = sequence.num_rows;
+  const int items = args.ratio == 4 ? 2 * args.ratio : args.ratio;
+  // Whether no row takes the place of one that a window of this step is made of. If some do, the first block
+  // has all windows that began before the step, and the rows to keep after them.
+  const bool apart = rows + items - 1 <= ring.slots;
+  const int i = row - sequence.first_row;
+  const bool is_first = !apart && i == 0;
+  const int to_window_end =
+      args.ratio - 1 - static_cast<int>(Remainder(sequence.first_position + i, args.ratio));
+  if (apart) KeepRow(args, sequence, ring, i);
+  const bool has_window = to_window_end == 0 && (apart || i + 1 >= items);
+  const int windows_end = is_first ? min(rows, items - 1) : i + has_window;
+  for (int end = i + to_window_end; end < windows_end; end += args.ratio) {
+    EmitEntry(args, sequence, ring, sequence.first_position + end, entry);
+    __syncthreads();
+  }
+  if (!is_first) return;
+  for (int j = max(0, rows - static_cast<int>(ring.slots)); j < rows; ++j) KeepRow(args, sequence, ring, j);
 }
 
 }  // namespace
@@ -143,9 +175,9 @@ void Compressor(const KernelContext& ctx, const CompressorArgs& args) {
                                    .norm = args.norm,
                                    .eps = args.norm_eps,
                                    .frequencies = args.frequencies};
-  const int threads = args.dim < 512 ? (args.dim + 31) / 32 * 32 : 512;
-  Launch(ctx, PoolKernel, dim3(args.rows), threads, args.dim * sizeof(float), compression);
-  Launch(ctx, KeepRowsKernel, dim3(args.rows), 256, 0, compression);
+  CHECK(args.rope_dim / 2 <= kMaxPairs);
+  const int threads = std::min((args.dim + 31) / 32 * 32 + 32, kMaxThreads);
+  Launch(ctx, CompressKernel, dim3(args.rows), threads, args.dim * sizeof(float), compression);
 }
 
 }  // namespace foresight::cuda
