@@ -23,6 +23,13 @@ __device__ inline uint64_t OperandAt(const void* from, int tile_bytes = 16) {
          uint64_t{1} << 62;
 }
 
+// The same of a K-major operand that isn't swizzled: matrices of 8 rows of 16 bytes, whose neighbours along k
+// are k_stride bytes apart and along the rows 128. It begins at a multiple of 16 bytes.
+__device__ inline uint64_t MatricesAt(const void* from, int k_stride) {
+  const uint64_t address = static_cast<uint32_t>(__cvta_generic_to_shared(from)) & 0x3ffff;
+  return address >> 4 | static_cast<uint64_t>(k_stride >> 4) << 16 | uint64_t{128 >> 4} << 32;
+}
+
 // The same a number of bytes further.
 __device__ inline uint64_t Further(uint64_t operand, int bytes) {
   return operand + static_cast<uint64_t>(bytes >> 4);
@@ -109,6 +116,27 @@ __device__ inline void WarpgroupMmaN32(float (&c)[16], uint64_t a, uint64_t b) {
           "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]), "=f"(c[15])
         : "l"(a), "l"(b));
   }
+#endif
+}
+
+// c [64, 64] = (kAdd ? c : 0) + a [64, 16] b [16, 64]; b K-major, a in registers as for MmaBf16; c[j] of a
+// thread is MmaBf16's fragment for columns 8 j..8 j + 7.
+template <bool kAdd>
+__device__ inline void WarpgroupMmaN64(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
+#ifdef FORESIGHT_WGMMA
+  asm volatile(
+      "{ .reg .pred add; setp.ne.b32 add, %37, 0; "
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
+      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
+        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
+        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
+        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
+        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
+        "+f"(c[7][2]), "+f"(c[7][3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
 #endif
 }
 

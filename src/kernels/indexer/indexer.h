@@ -10,10 +10,10 @@ namespace foresight {
 // score[t, s] = sum_h w[t, h] * factor * relu(iq[t, h] . key_s) for the entries s with (s+1)*4 <= position+1;
 // the topk largest are picked, equal scores (-0 equals +0) in favour of the lower index.
 //
-// Shapes   iq [T, Hi, Di] f32: the indexer's query projection, changed in place by RoPE (last rope_dim dims)
-// and, with
-//          packed keys, Hadamard and the FP4 round trip · w [T, Hi] f32 (weights_proj, unscaled) · cos, sin
-//          [T, rope_dim/2] · picks [T, topk] i32 out, ascending, -1 behind the last
+// Shapes   iq [T, Hi, Di] f32: the indexer's query projection, which RoPE (last rope_dim dims) and, with
+// packed
+//          keys, Hadamard and the FP4 round trip may change in place · w [T, Hi] f32 (weights_proj, unscaled)
+//          · cos, sin [T, rope_dim/2] · picks [T, topk] i32 out, ascending, -1 behind the last
 // State    cache.index_keys holds every visible key, those of this step included.
 // Numerics factor = Di^-0.5 * Hi^-0.5; float32 accumulation. When all visible entries fit in topk no score is
 // computed.

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <random>
+#include <set>
 
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
@@ -226,6 +229,137 @@ TEST_F(IndexerTilesCuda, DoNotChangePicks) {
     std::vector<int32_t> common;
     std::set_intersection(last.begin(), last.end(), want.begin(), want.end(), std::back_inserter(common));
     EXPECT_GE(common.size(), 698u);
+  }
+}
+
+// Sequences with long contexts, of which only the last rows exist. Keys are random codes, or all the same.
+struct LongSequence {
+  LongSequence(const Case& c, int entries, int rows, uint32_t seed, bool all_equal = false)
+      : entries(entries),
+        rows(rows),
+        cache({.entry = {.format = CacheFormat::kPacked, .dim = 64},
+               .index_key = c.layout(),
+               .num_entries = entries,
+               .per_block = 64}) {
+    std::mt19937 random(seed);
+    const int64_t bytes = c.layout().bytes();
+    std::vector<std::byte> key(static_cast<size_t>(bytes));
+    for (int s = 0; s < entries; ++s) {
+      for (int64_t i = 0; i < bytes && (s == 0 || !all_equal); ++i) {
+        // Scales of 2^-3 to 1: sums of products of one head's are exact in float32.
+        key[i] = static_cast<std::byte>(i < c.dim / 2 ? random() >> 24 : 124 + random() % 4);
+      }
+      std::memcpy(cache.view().index_keys[s], key.data(), key.size());
+    }
+    RandomFloats floats(seed + 1);
+    q = floats.Vector(int64_t{rows} * c.heads * c.dim);
+    for (float& v : q) v = RoundBf16(v);
+    w = floats.Vector(int64_t{rows} * c.heads);
+  }
+
+  int entries;
+  int rows;
+  FakeCache cache;
+  std::vector<float> q, w;
+};
+
+// Of all rows from `skip` on of each sequence, in one step.
+std::vector<int32_t> LongPicks(const KernelTable& table, const KernelContext& ctx, const Case& c,
+                               const std::vector<const LongSequence*>& sequences, int skip = 0) {
+  std::vector<float> q, w;
+  std::vector<SequenceRows> rows;
+  int total = 0;
+  int64_t entries_max = 0;
+  for (const LongSequence* s : sequences) {
+    const int count = s->rows - skip;
+    rows.push_back({total, count, s->entries * int64_t{4} + 3 - count, s->cache.view()});
+    q.insert(q.end(), s->q.begin() + int64_t{skip} * c.heads * c.dim, s->q.end());
+    w.insert(w.end(), s->w.begin() + int64_t{skip} * c.heads, s->w.end());
+    total += count;
+    entries_max = std::max<int64_t>(entries_max, s->entries);
+  }
+  const std::vector<float> cos(int64_t{total} * c.rope_dim / 2, 0.75f);
+  const std::vector<float> sin(cos.size(), 0.6f);
+  std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
+  table.indexer(ctx, {.sequences = rows,
+                      .rows = total,
+                      .entries_max = entries_max,
+                      .heads = c.heads,
+                      .rope_dim = c.rope_dim,
+                      .topk = c.topk,
+                      .key = c.layout(),
+                      .iq = q.data(),
+                      .w = w.data(),
+                      .cos = cos.data(),
+                      .sin = sin.data(),
+                      .picks = picks.data()});
+  return picks;
+}
+
+// How many picks of the rows in `got` are not those of `want`.
+int Differences(const Case& c, const std::vector<int32_t>& got, const std::vector<int32_t>& want) {
+  int differences = 0;
+  for (size_t row = 0; row < got.size(); row += c.topk) {
+    const std::set<int32_t> of_row(want.begin() + row, want.begin() + row + c.topk);
+    for (int i = 0; i < c.topk; ++i) differences += !of_row.contains(got[row + i]);
+  }
+  return differences;
+}
+
+using IndexerLongCuda = OnDevice<>;
+
+// One head: scores are exact up to one rounding, and many are equal.
+TEST_F(IndexerLongCuda, PicksWhatTheDefinitionPicksAtEveryLength) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 1, .topk = 512};
+  for (int entries : {511, 512, 513, 1000, 4097, 16384, 16385, 65535, 65536, 65537, 262143, 300000}) {
+    for (bool all_equal : {false, true}) {
+      const LongSequence s(c, entries, 2, entries, all_equal);
+      KernelHost host(2);
+      EXPECT_EQ(LongPicks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}),
+                LongPicks(RefKernels(), host.context(c.numerics), c, {&s}))
+          << entries << " entries" << (all_equal ? ", all equal" : "");
+    }
+  }
+}
+
+// All heads of the released models, rows of verification, sequences below and above the number of picks.
+TEST_F(IndexerLongCuda, PicksTheSameAloneAndInCompany) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};
+  const KernelContext ctx = device_->context(c.numerics);
+  std::vector<LongSequence> sequences;
+  int seed = 1;
+  for (const auto& [entries, rows] : std::vector<std::pair<int, int>>{
+           {5000, 8}, {130, 3}, {513, 6}, {70000, 5}, {2049, 1}, {9000, 40}, {512, 2}, {777, 7}}) {
+    sequences.emplace_back(c, entries, rows, seed++);
+  }
+  std::vector<const LongSequence*> all;
+  for (const LongSequence& s : sequences) all.push_back(&s);
+  const std::vector<int32_t> together = LongPicks(CudaKernelsForHostArguments(), ctx, c, all);
+  int64_t at = 0;
+  for (const LongSequence& s : sequences) {
+    const std::vector<int32_t> own(together.begin() + at, together.begin() + at + int64_t{s.rows} * c.topk);
+    at += int64_t{s.rows} * c.topk;
+    for (int skip : {0, s.rows / 2, s.rows - 1}) {
+      EXPECT_EQ(LongPicks(CudaKernelsForHostArguments(), ctx, c, {&s}, skip),
+                std::vector<int32_t>(own.begin() + int64_t{skip} * c.topk, own.end()))
+          << s.entries << " entries, rows from " << skip;
+    }
+    KernelHost host(2);
+    const std::vector<int32_t> want = LongPicks(RefKernels(), host.context(c.numerics), c, {&s}, s.rows - 1);
+    EXPECT_LE(Differences(c, {own.end() - c.topk, own.end()}, want), 2) << s.entries << " entries";
+  }
+}
+
+// A head more than a product takes.
+TEST_F(IndexerLongCuda, TakesAnyNumberOfHeads) {
+  for (int heads : {1, 63, 65, 128}) {
+    const Case c{.numerics = Numerics::kFaithful, .heads = heads, .topk = 64};
+    const LongSequence s(c, 3000, 6, heads);
+    KernelHost host(2);
+    EXPECT_LE(Differences(c, LongPicks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}),
+                          LongPicks(RefKernels(), host.context(c.numerics), c, {&s})),
+              4)
+        << heads << " heads";
   }
 }
 
