@@ -241,8 +241,9 @@ std::vector<SequenceRows> KernelBench::Sequences(int count, int rows_each, int64
   constexpr int64_t kPerBlock = 64;
   const EntryLayout entry{CacheFormat::kPacked, kFlash.head_dim, kFlash.rope_dim};
   const IndexKeyLayout key{CacheFormat::kPacked, kFlash.index_dim};
-  // Items of one kind, some patterns' worth: mild codes, bf16 values below 2, scales about one.
-  std::vector<std::byte> items(static_cast<size_t>(97 * (keys ? key.bytes() : entry.bytes())));
+  // Items of one kind, some patterns' worth, of keys so many that few scores are equal: mild codes, bf16
+  // values below 2, scales about one.
+  std::vector<std::byte> items(static_cast<size_t>(keys ? 65521 * key.bytes() : 97 * entry.bytes()));
   FillCodes(items, keys ? DType::kI8 : DType::kF8E4M3);
   for (size_t at = 0; at < items.size(); at += keys ? key.bytes() : entry.bytes()) {
     if (keys) {
