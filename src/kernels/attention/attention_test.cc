@@ -255,8 +255,7 @@ TEST_P(AttentionCuda, FollowsTheDefinition) {
     EXPECT_LE(WorstRowError(got[0], want[0], static_cast<int64_t>(want[0].size())), tolerance)
         << "length " << length;
     // A single row's roundings may all be near their largest.
-    EXPECT_LE(WorstRowError(got[0], want[0], int64_t{c.heads} * c.dim), faithful ? 2 * tolerance : tolerance)
-        << "length " << length;
+    EXPECT_LE(WorstRowError(got[0], want[0], int64_t{c.heads} * c.dim), 2 * tolerance) << "length " << length;
   }
 }
 

@@ -10,10 +10,10 @@ inline CudaDevice& DeviceOf(const KernelContext& ctx) {
   return static_cast<CudaDevice&>(*ctx.device);
 }
 
-// The first statement of every kernel: from here on, everything that earlier kernels wrote is there and nothing
-// that they read may still be needed. What comes before it in a kernel runs while its predecessor ends, and
-// may touch weights alone. Successors may start as soon as all blocks of this kernel run (programmatic
-// dependent launch; before sm_90 kernels follow one another whole).
+// The first statement of every kernel: from here on, everything that earlier kernels wrote is there and
+// nothing that they read may still be needed. What comes before it in a kernel runs while its predecessor
+// ends, and may touch weights alone. Successors may start as soon as all blocks of this kernel run
+// (programmatic dependent launch; before sm_90 kernels follow one another whole).
 __device__ inline void AwaitInputs() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
@@ -21,11 +21,12 @@ __device__ inline void AwaitInputs() {
 #endif
 }
 
-// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream; a refused launch becomes
-// the device's fault. More than 48 KB of shared memory is asked for by itself. A grid of zero is no launch.
+// Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream, in clusters of `cluster`
+// neighbours along x; a refused launch becomes the device's fault. More than 48 KB of shared memory is asked
+// for by itself. A grid of zero is no launch.
 template <typename... Parameters, typename... Args>
-void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            size_t shared_bytes, Args... args) {
+void LaunchClusters(const KernelContext& ctx, void (*kernel)(Parameters...), unsigned cluster, dim3 grid,
+                    dim3 block, size_t shared_bytes, Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   CudaDevice& device = DeviceOf(ctx);
   if (shared_bytes > (size_t{48} << 10)) {
@@ -34,17 +35,31 @@ void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, 
                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)),
         "shared memory of a kernel");
   }
-  cudaLaunchAttribute overlap;
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (device.capability() >= 90) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {cluster, 1, 1};
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = device.stream();
-  config.attrs = &overlap;
-  config.numAttrs = device.capability() >= 90 ? 1 : 0;
+  config.attrs = attributes;
+  config.numAttrs = count;
   device.Note(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(args)...), "launch of a kernel");
+}
+
+// The same without clusters.
+template <typename... Parameters, typename... Args>
+void Launch(const KernelContext& ctx, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            size_t shared_bytes, Args... args) {
+  LaunchClusters(ctx, kernel, 1, grid, block, shared_bytes, args...);
 }
 
 inline unsigned CeilDiv(int64_t a, int64_t b) {

@@ -1,0 +1,205 @@
+// Attention of one row per sequence, at released shapes and at the edges of key lists: by the definition, and
+// the same bits in any company, whichever kernels the number of rows chooses.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "kernels/cache_fixture.h"
+#include "kernels/cuda/host_arguments.h"
+#include "tests/tolerances.h"
+
+namespace foresight {
+namespace {
+
+struct Shape {
+  Numerics numerics = Numerics::kFaithful;
+  int heads = 64;
+  int dim = 512;
+  CompressedKeys compressed = CompressedKeys::kPicked;
+  int topk = 512;
+  float sink = 0;  // added to all
+
+  EntryLayout layout() const {
+    return {numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32, dim, 64};
+  }
+  int ratio() const { return compressed == CompressedKeys::kAll ? 128 : 4; }
+};
+constexpr int kWindow = 128;
+
+// A sequence about to decode one row at `position`, with everything that the row sees.
+struct Decoding {
+  Decoding(const Shape& shape, int64_t position, uint32_t seed)
+      : position(position),
+        cache(
+            {.entry = shape.layout(),
+             .window_slots = kWindow + 3,
+             .num_entries = shape.compressed == CompressedKeys::kNone ? 0 : (position + 1) / shape.ratio()}) {
+    RandomFloats random(seed);
+    const EntryLayout layout = shape.layout();
+    for (int64_t p = std::max<int64_t>(0, position + 1 - kWindow); p < position; ++p) {
+      EncodeEntry(layout, random.Vector(shape.dim).data(), cache.view().window[p]);
+    }
+    const int64_t entries = shape.compressed == CompressedKeys::kNone ? 0 : (position + 1) / shape.ratio();
+    for (int64_t s = 0; s < entries; ++s) {
+      EncodeEntry(layout, random.Vector(shape.dim).data(), cache.view().compressed[s]);
+    }
+    own.resize(layout.bytes());
+    EncodeEntry(layout, random.Vector(shape.dim).data(), own.data());
+    q = random.Vector(int64_t{shape.heads} * shape.dim);
+    if (shape.numerics == Numerics::kFaithful) {
+      for (float& v : q) v = RoundBf16(v);
+    }
+    cos = random.Vector(32);
+    sin = random.Vector(32);
+    std::vector<int32_t> all(entries);
+    for (int64_t s = 0; s < entries; ++s) all[s] = static_cast<int32_t>(s);
+    while (std::ssize(all) > shape.topk) all.erase(all.begin() + random.Below(static_cast<int>(all.size())));
+    // The indexer may pick fewer than there are.
+    if (seed % 3 == 0 && all.size() > 2) all.resize(all.size() - 2);
+    picks = all;
+    picks.resize(shape.topk, -1);
+  }
+
+  int64_t position;
+  FakeCache cache;
+  std::vector<std::byte> own;
+  std::vector<float> q, cos, sin;
+  std::vector<int32_t> picks;
+};
+
+using Rows = std::vector<const Decoding*>;
+
+// One step of all rows; each row's output.
+std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelContext& ctx, const Shape& shape,
+                                       const Rows& rows) {
+  std::vector<float> sinks = RandomFloats(5).Vector(shape.heads);
+  for (float& s : sinks) s += shape.sink;
+  std::vector<SequenceRows> sequences;
+  std::vector<float> q, cos, sin;
+  std::vector<std::byte> entries;
+  std::vector<int32_t> picks;
+  for (const Decoding* d : rows) {
+    sequences.push_back({static_cast<int>(sequences.size()), 1, d->position, d->cache.view()});
+    q.insert(q.end(), d->q.begin(), d->q.end());
+    cos.insert(cos.end(), d->cos.begin(), d->cos.end());
+    sin.insert(sin.end(), d->sin.begin(), d->sin.end());
+    entries.insert(entries.end(), d->own.begin(), d->own.end());
+    picks.insert(picks.end(), d->picks.begin(), d->picks.end());
+  }
+  std::vector<float> out(q.size(), NAN);
+  table.attention(ctx, {.sequences = sequences,
+                        .rows = static_cast<int>(rows.size()),
+                        .heads = shape.heads,
+                        .window = kWindow,
+                        .layout = shape.layout(),
+                        .compressed = shape.compressed,
+                        .ratio = shape.ratio(),
+                        .topk = shape.topk,
+                        .q = q.data(),
+                        .entries = entries.data(),
+                        .sink = {DType::kF32, shape.heads, reinterpret_cast<const std::byte*>(sinks.data())},
+                        .picks = picks.data(),
+                        .cos = cos.data(),
+                        .sin = sin.data(),
+                        .out = out.data()});
+  std::vector<std::vector<float>> outs;
+  const auto values = static_cast<int64_t>(out.size() / rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    outs.emplace_back(out.begin() + static_cast<int64_t>(i) * values,
+                      out.begin() + static_cast<int64_t>(i + 1) * values);
+  }
+  return outs;
+}
+
+double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
+  double error = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
+    norm += std::pow(static_cast<double>(want[i]), 2);
+  }
+  return std::sqrt(error / norm);
+}
+
+// Positions with as many compressed entries.
+std::vector<int64_t> PositionsOf(const Shape& shape, std::initializer_list<int64_t> entries) {
+  std::vector<int64_t> positions;
+  for (int64_t n : entries) positions.push_back(n * shape.ratio() + (n == 0 ? 0 : shape.ratio() / 2));
+  return positions;
+}
+
+std::vector<std::unique_ptr<Decoding>> Prepare(const Shape& shape, const std::vector<int64_t>& positions) {
+  std::vector<std::unique_ptr<Decoding>> all;
+  for (int64_t p : positions)
+    all.push_back(std::make_unique<Decoding>(shape, p, static_cast<uint32_t>(p + 11)));
+  return all;
+}
+
+using AttentionRowsCuda = OnDevice<>;
+
+TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
+  const Numerics faithful = Numerics::kFaithful;
+  const Numerics clean = Numerics::kClean;
+  for (const Shape& shape :
+       {Shape{.numerics = faithful, .heads = 64}, Shape{.numerics = faithful, .heads = 16, .sink = 50},
+        Shape{.numerics = faithful, .heads = 128, .topk = 1024, .sink = -50},
+        Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kAll},
+        Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kNone},
+        Shape{.numerics = faithful, .heads = 64, .dim = 128},
+        Shape{.numerics = clean, .heads = 16, .topk = 64},
+        Shape{.numerics = clean, .heads = 64, .compressed = CompressedKeys::kAll},
+        Shape{.numerics = clean, .heads = 20, .dim = 128, .topk = 64, .sink = 50}}) {
+    KernelHost host(8);
+    const KernelContext ctx = device_->context(shape.numerics);
+    const auto decodings = Prepare(shape, PositionsOf(shape, {0, 1, 2, 31, 63, 64, 65, 511, 600, 1024}));
+    std::vector<std::vector<float>> alone;
+    for (const auto& d : decodings) {
+      alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
+      const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {d.get()})[0];
+      // Where a sink takes most of the weight, a single key's rounding is all there is.
+      EXPECT_LE(RelativeL2(alone.back(), want),
+                2 * (shape.numerics == faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
+          << "heads " << shape.heads << " position " << d->position;
+    }
+    for (int count : {2, 7, 33, 64, 128}) {
+      Rows rows;
+      for (int i = 0; i < count; ++i) rows.push_back(decodings[(3 * i + count) % decodings.size()].get());
+      const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
+      for (int i = 0; i < count; ++i) {
+        ASSERT_EQ(got[i], alone[(3 * i + count) % decodings.size()])
+            << "heads " << shape.heads << " dim " << shape.dim << " row " << i << " of " << count;
+      }
+    }
+  }
+}
+
+// Lists of several chunks.
+TEST_F(AttentionRowsCuda, OfLongListsFollowTheDefinitionAndAreTheSameInAnyCompany) {
+  for (Numerics numerics : {Numerics::kFaithful, Numerics::kClean}) {
+    const Shape shape{.numerics = numerics, .heads = 16, .compressed = CompressedKeys::kAll};
+    KernelHost host(8);
+    const KernelContext ctx = device_->context(numerics);
+    const auto decodings = Prepare(shape, PositionsOf(shape, {1024, 1025, 1152, 1153, 3000, 8192}));
+    std::vector<std::vector<float>> alone;
+    for (const auto& d : decodings) {
+      alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
+      const auto want = Attend(RefKernels(), host.context(numerics), shape, {d.get()})[0];
+      EXPECT_LE(RelativeL2(alone.back(), want),
+                numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16)
+          << "position " << d->position;
+    }
+    for (int count : {3, 40, 70}) {
+      Rows rows;
+      for (int i = 0; i < count; ++i) rows.push_back(decodings[(i + count) % decodings.size()].get());
+      const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
+      for (int i = 0; i < count; ++i) {
+        ASSERT_EQ(got[i], alone[(i + count) % decodings.size()]) << "row " << i << " of " << count;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace foresight

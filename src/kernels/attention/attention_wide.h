@@ -1,0 +1,11 @@
+// Attention for many rows on sm_90a; code of its own, since no later GPU runs it.
+#pragma once
+
+#include "kernels/attention/key_list.cuh"
+
+namespace foresight::cuda {
+
+// Packed entries of 512 values, 64 of them rotary.
+void LaunchWideAttention(const KernelContext& ctx, int rows, const Attending& attending);
+
+}  // namespace foresight::cuda

@@ -1,0 +1,350 @@
+// Attention of one row and 64 heads by one block, for many rows (sm_90a): entries of 512 values, packed.
+//
+// Two warpgroups compute, each with the logits of half of a block's keys and half of the output's dims; a
+// third one gathers and decodes the blocks to come. The arithmetic is BlockAttention's.
+#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/key_list.cuh"
+#include "kernels/attention/key_tile.cuh"
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace foresight::cuda {
+namespace {
+
+constexpr int kWideHeads = 64;
+constexpr int kWideThreads = 512;
+constexpr int kWideChunkFloats = kWideHeads * 512;  // of a thread block, where lists may be of several chunks
+
+struct WideSpace {
+  std::byte q[8][kWideHeads * kTileRowBytes];  // [slices, heads]
+  std::byte keys[2][8][64 * kTileRowBytes];    // [buffers, slices, keys]
+  std::byte p[kWideHeads * kTileRowBytes];
+  static constexpr int kListed = 20;  // blocks of keys whose places are known ahead
+  const std::byte* entries[kListed][64];
+  uint32_t listed[kListed][2];  // which keys are there
+  uint32_t present[2][2];       // the same of the buffers' blocks
+  float maxima[2][kWideHeads];  // of each half of the keys
+  float sums[2][kWideHeads];
+  SharedBarrier full[2];
+  SharedBarrier empty[2];
+};
+
+// The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
+// is of blocks filled so far.
+__device__ inline void GatherKeys(const Attending& args, const KeyList<64>& list, WideSpace& space,
+                                  int& count) {
+  using Space = WideSpace;
+  constexpr int kThreads = 256;
+  const int thread = threadIdx.x % kThreads;
+  const int group = thread / 8;  // eight threads take a key, 32 keys at a time
+  const int part = thread % 8;
+  const int blocks = list.blocks();
+  const auto find = [&](int first_block, int num_blocks) {
+    constexpr int kAtOnce = 3;
+    for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kThreads) {
+      int compressed[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        compressed[n] = list.CompressedEntry(first_block * 64 + begin + n * kThreads + thread);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int i = begin + n * kThreads + thread;
+        if (i >= num_blocks * 64) continue;  // whole warps
+        const int slot = (first_block + i / 64) % Space::kListed;
+        const std::byte* entry = list.Entry(first_block * 64 + i, compressed[n]);
+        space.entries[slot][i % 64] = entry;
+        const uint32_t mask = __ballot_sync(0xffffffff, entry != nullptr);
+        if (thread % 32 == 0) space.listed[slot][i / 32 % 2] = mask;
+      }
+    }
+  };
+  const auto load = [&](const std::byte* entry, int offset) {
+    return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
+  };
+  GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
+  find(0, min(blocks, Space::kListed));
+  GroupBarrier<2>(kThreads);
+  uint2 codes[2][7];
+  uint2 rotary[2][2];
+  uint2 scales[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::byte* entry = space.entries[0][group + 32 * i];
+    scales[i] = load(entry, 448 + 128);
+#pragma unroll
+    for (int slice = 0; slice < 7; ++slice) codes[i][slice] = load(entry, 64 * slice + 8 * part);
+    rotary[i][0] = load(entry, 448 + 16 * part);
+    rotary[i][1] = load(entry, 448 + 16 * part + 8);
+  }
+#pragma unroll 1
+  for (int block = 0; block < blocks; ++block) {
+    const int buffer = count % 2;
+    space.empty[buffer].Wait(count / 2 % 2 ^ 1);
+    // Each value's place is taken by the next block's, which arrives while this one is worked on.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int key = group + 32 * i;
+      const std::byte* next = block + 1 < blocks ? space.entries[(block + 1) % Space::kListed][key] : nullptr;
+      const uint2 own_scales = scales[i];
+      scales[i] = load(next, 448 + 128);
+#pragma unroll
+      for (int slice = 0; slice < 7; ++slice) {
+        const uint32_t scale = (slice < 4 ? own_scales.x : own_scales.y) >> (8 * (slice % 4)) & 0xff;
+        *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][slice], key, part)) =
+            DecodeE4M3(codes[i][slice], scale);
+        codes[i][slice] = load(next, 64 * slice + 8 * part);
+      }
+      *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][7], key, part)) = {rotary[i][0].x, rotary[i][0].y,
+                                                                              rotary[i][1].x, rotary[i][1].y};
+      rotary[i][0] = load(next, 448 + 16 * part);
+      rotary[i][1] = load(next, 448 + 16 * part + 8);
+    }
+    if (thread < 2) space.present[buffer][thread] = space.listed[block % Space::kListed][thread];
+    FenceForProducts();
+    space.full[buffer].Arrive();
+    ++count;
+    if (block + Space::kListed < blocks) {
+      GroupBarrier<2>(kThreads);
+      find(block + Space::kListed, 1);
+      GroupBarrier<2>(kThreads);
+    }
+  }
+}
+
+// Each item is a row and 64 of its heads. `merged` [gridDim.x, kWideChunkFloats] is for lists of several
+// chunks.
+__global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args, int items, float* merged) {
+  AwaitInputs();
+  extern __shared__ __align__(1024) std::byte shared[];
+  WideSpace& space = *reinterpret_cast<WideSpace*>(shared);
+  const int warpgroup = threadIdx.x / 128;
+  const int head_groups = (args.heads + kWideHeads - 1) / kWideHeads;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      space.full[i].Init(256);
+      space.empty[i].Init(8);
+    }
+  }
+  __syncthreads();
+  int count = 0;  // of blocks
+  if (warpgroup >= 2) {
+    GiveUpRegisters<64>();
+    for (int item = blockIdx.x; item < items; item += gridDim.x) {
+      const int row = item / head_groups;
+      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+      GatherKeys(args, list, space, count);
+    }
+    return;
+  }
+  TakeRegisters<192>();
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32 % 4;
+  const int t = lane % 4;
+  const int h = 16 * warp + lane / 4;
+  const uint64_t q_at = OperandAt(space.q);
+  const uint64_t p_at = OperandAt(space.p);
+  const uint64_t keys_at = OperandAt(&space.keys[0][0][32 * kTileRowBytes * warpgroup]);
+  const uint64_t values_at = OperandAt(space.keys[0][4 * warpgroup], sizeof(space.keys[0][0]));
+  float o[2][64];  // columns in two halves
+  float s[2][16];
+  const auto multiply_keys = [&](int buffer) {
+    const uint64_t queries = Unknown(q_at);
+    const uint64_t at = Unknown(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+    WarpgroupFence();
+#pragma unroll
+    for (int k = 0; k < 32; ++k) {
+      const int offset = k / 4 * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
+      if (k < 2) {
+        WarpgroupMmaN32<false>(s[k], Further(queries, offset), Further(at, offset));
+      } else {
+        WarpgroupMmaN32<true>(s[k % 2], Further(queries, offset), Further(at, offset));
+      }
+    }
+    EndProducts();
+  };
+
+#pragma unroll 1
+  for (int item = blockIdx.x; item < items; item += gridDim.x) {
+    const int row = item / head_groups;
+    const int first_head = item % head_groups * kWideHeads;
+    GroupBarrier<1>(256);  // nobody needs the last row's queries any more
+#pragma unroll 4
+    for (int i = threadIdx.x; i < kWideHeads * 64; i += 256) {
+      const int head = i / 64;
+      float4 x[2] = {};
+      if (first_head + head < args.heads) {
+        const float4* from = reinterpret_cast<const float4*>(
+            args.q + (static_cast<int64_t>(row) * args.heads + first_head + head) * 512 + i % 64 * 8);
+        x[0] = from[0];
+        x[1] = from[1];
+      }
+      *reinterpret_cast<uint4*>(ChunkOf(space.q[i / 8 % 8], head, i % 8)) = {
+          PackBf16(x[0].x, x[0].y), PackBf16(x[0].z, x[0].w), PackBf16(x[1].x, x[1].y),
+          PackBf16(x[1].z, x[1].w)};
+    }
+    FenceForProducts();
+    GroupBarrier<1>(256);
+
+    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+    const int blocks = list.blocks();
+    float now_max[2], now_sum[2] = {}, all_max[2] = {}, all_sum[2] = {};  // of rows h and h + 8
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = first_head + h + 8 * half;
+      now_max[half] = fmaxf(head < args.heads ? SinkLogit(args, head) : 0, kLowest);
+    }
+    // From logits to probabilities in shared memory.
+    const auto weigh_keys = [&](int buffer) {
+      const uint32_t mask = space.present[buffer][warpgroup] >> (2 * t);
+      float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const bool present = mask >> (i / 4 * 8 + i % 2) & 1;
+        s[0][i] = present ? __fmul_rn(__fadd_rn(s[0][i], s[1][i]), args.scale) : -INFINITY;
+        top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[0][i]);
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 1));
+        top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2));
+        if (t == 0) space.maxima[warpgroup][h + 8 * half] = top[half];
+      }
+      GroupBarrier<1>(256);
+      float factor[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = fmaxf(now_max[half], fmaxf(top[half], space.maxima[warpgroup ^ 1][h + 8 * half]));
+        factor[half] = exp2f(now_max[half] - top[half]);
+        now_max[half] = top[half];
+        float sums[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float p[2] = {exp2f(s[0][4 * j + 2 * half] - top[half]),
+                              exp2f(s[0][4 * j + 2 * half + 1] - top[half])};
+          reinterpret_cast<uint32_t*>(ChunkOf(space.p, h + 8 * half, 4 * warpgroup + j))[t] =
+              PackBf16(p[0], p[1]);
+          sums[j] = __fadd_rn(p[0], p[1]);
+          sums[j] += __shfl_xor_sync(0xffffffff, sums[j], 1);
+          sums[j] += __shfl_xor_sync(0xffffffff, sums[j], 2);
+        }
+        now_sum[half] = __fmaf_rn(now_sum[half], factor[half],
+                                  __fadd_rn(__fadd_rn(sums[0], sums[1]), __fadd_rn(sums[2], sums[3])));
+      }
+      if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+        for (int i = 0; i < 128; ++i) o[i / 64][i % 64] *= factor[i / 2 % 2];
+      }
+      FenceForProducts();
+      GroupBarrier<1>(256);
+    };
+    const auto add_values = [&](int buffer) {
+      const uint64_t probabilities = Unknown(p_at);
+      const uint64_t at = Unknown(Further(values_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+      WarpgroupFence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          WarpgroupMmaN128(
+              o[half], Further(probabilities, 32 * k),
+              Further(at, 16 * kTileRowBytes * k + half * 2 * static_cast<int>(sizeof(space.keys[0][0]))));
+        }
+      }
+      EndProducts();
+    };
+
+    int block = 0;
+#pragma unroll 1
+    for (int chunk = 0; chunk < list.chunks(); ++chunk) {
+      const int end = list.ChunkBegin(chunk + 1);
+#pragma unroll
+      for (int i = 0; i < 128; ++i) o[i / 64][i % 64] = 0;
+      space.full[count % 2].Wait(count / 2 % 2);
+      multiply_keys(count % 2);
+      AwaitProducts<0>(s[0]);
+      AwaitProducts<0>(s[1]);
+      weigh_keys(count % 2);
+#pragma unroll 1
+      for (++block; block < end; ++block) {
+        const int buffer = count++ % 2;
+        add_values(buffer);
+        space.full[buffer ^ 1].Wait(count / 2 % 2);
+        multiply_keys(buffer ^ 1);  // while the values of the block before are added
+        AwaitProducts<1>(o[0]);
+        AwaitProducts<1>(o[1]);
+        if (lane == 0) space.empty[buffer].Arrive();
+        AwaitProducts<0>(s[0]);
+        AwaitProducts<0>(s[1]);
+        weigh_keys(buffer ^ 1);
+      }
+      add_values(count % 2);
+      AwaitProducts<0>(o[0]);
+      AwaitProducts<0>(o[1]);
+      if (lane == 0) space.empty[count % 2].Arrive();
+      ++count;
+
+      // The chunk joins those before it, which wait in memory.
+      const bool last = end == blocks;
+      float factors[2], now_factors[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float most = chunk == 0 ? now_max[half] : fmaxf(all_max[half], now_max[half]);
+        factors[half] = chunk == 0 ? 0 : exp2f(all_max[half] - most);
+        now_factors[half] = exp2f(now_max[half] - most);
+        all_sum[half] = __fmaf_rn(all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
+        all_max[half] = most;
+        now_max[half] = kLowest;
+        now_sum[half] = 0;
+      }
+      if (chunk > 0 || !last) {
+        float* all = merged + static_cast<int64_t>(blockIdx.x) * kWideChunkFloats + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < 128; ++i) {
+          float& x = o[i / 64][i % 64];
+          if (chunk > 0) {
+            x = __fmaf_rn(all[256 * i], factors[i / 2 % 2], __fmul_rn(x, now_factors[i / 2 % 2]));
+          }
+          if (!last) all[256 * i] = x;
+        }
+      }
+    }
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (t == 0) space.sums[warpgroup][h + 8 * half] = all_sum[half];
+    }
+    GroupBarrier<1>(256);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = first_head + h + 8 * half;
+      if (head >= args.heads) continue;
+      const float sum = space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] +
+                        exp2f(SinkLogit(args, head) - all_max[half]);
+      const float factor = 1 / sum;
+#pragma unroll
+      for (int n = 0; n < 32; ++n) {
+        const float2 v = {o[n / 16][n % 16 * 4 + 2 * half], o[n / 16][n % 16 * 4 + 2 * half + 1]};
+        if (n < 24) {  // the last slice alone is rotary
+          StoreOutput<true, false>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, factor);
+        } else {
+          StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, factor);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void LaunchWideAttention(const KernelContext& ctx, int rows, const Attending& attending) {
+  const int items = rows * static_cast<int>(CeilDiv(attending.heads, kWideHeads));
+  const int blocks = std::min(items, DeviceOf(ctx).num_sms());
+  const bool long_lists = attending.compressed == CompressedKeys::kAll || attending.topk > kChunkEntries;
+  ArenaScope scope(*ctx.scratch);
+  float* merged = long_lists ? ctx.scratch->Allocate<float>(int64_t{blocks} * kWideChunkFloats) : nullptr;
+  Launch(ctx, WideAttention, dim3(blocks), kWideThreads, sizeof(WideSpace), attending, items, merged);
+}
+
+}  // namespace foresight::cuda

@@ -1,0 +1,135 @@
+// What the attention kernels need of their arguments, and the keys of a row in their one order.
+#pragma once
+
+#include "kernels/attention/attention.h"
+#include "kernels/cuda/formats.cuh"
+#include "kernels/cuda/sequences.cuh"
+
+namespace foresight::cuda {
+
+struct Attending {
+  const SequenceRows* sequences;
+  int num_sequences;
+  int heads;
+  int window;
+  EntryLayout layout;
+  int64_t entry_bytes;
+  RawKeys raw;
+  CompressedKeys compressed;
+  int ratio;
+  int topk;
+  float scale;  // of logits, to base 2
+  const float* q;
+  const std::byte* entries;
+  VectorView sink;
+  const int32_t* picks;
+  const float* cos;
+  const float* sin;
+  float* out;
+};
+
+// To base 2, as all logits.
+__device__ inline float SinkLogit(const Attending& args, int head) {
+  return __fmul_rn(VectorValue(args.sink, head), 1.44269504f);
+}
+
+constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
+
+// Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
+// turned back.
+// kMayTurn is false where the caller knows that these aren't.
+template <bool kFaithful, bool kMayTurn = true>
+__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
+  const int dim = args.layout.dim;
+  const int nope = dim - args.layout.rope_dim;
+  v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
+  if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
+  if (kMayTurn && d >= nope) {
+    const int64_t at = (static_cast<int64_t>(row) * args.layout.rope_dim + d - nope) / 2;
+    const float cos = args.cos[at];
+    const float sin = args.sin[at];
+    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
+    if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
+  }
+  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
+}
+
+// SequenceOf by a whole warp: looks at 128 sequences in the time of one.
+__device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int row) {
+  int count = 0;  // of sequences that begin at `row` or before
+#pragma unroll 4
+  for (int i = 0; i < args.num_sequences; i += 32) {
+    const int at = i + static_cast<int>(threadIdx.x) % 32;
+    const bool begins = at < args.num_sequences && args.sequences[at].first_row <= row;
+    count += __popc(__ballot_sync(0xffffffff, begins));
+  }
+  return args.sequences[count - 1];
+}
+
+// Compressed keys of a chunk. Chunks are softmaxes of their own, merged in order, so that long lists can be
+// worked on in parallel; the raw keys belong to the first one.
+constexpr int kChunkEntries = 1024;
+
+// The keys of one row in their one order, in blocks of kBlock: raw ones by position, padded to whole blocks
+// with absent ones, then compressed ones by index.
+template <int kBlock>
+struct KeyList {
+  const Attending& args;
+  const SequenceRows& sequence;
+  const int32_t* picks;
+  int64_t first_raw;
+  int num_raw;
+  int num_compressed;
+  int raw_blocks;
+
+  __device__ KeyList(const Attending& args, const SequenceRows& sequence, int row)
+      : args(args), sequence(sequence), picks(args.picks + static_cast<int64_t>(row) * args.topk) {
+    const int64_t position = sequence.first_position + row - sequence.first_row;
+    const bool block = args.raw == RawKeys::kBlock;
+    const int64_t end = block ? sequence.first_position + sequence.num_rows : position + 1;
+    const int64_t first = (block ? sequence.first_position : position + 1) - args.window;
+    first_raw = first > 0 ? first : 0;
+    num_raw = static_cast<int>(end - first_raw);
+    raw_blocks = (num_raw + kBlock - 1) / kBlock;
+    num_compressed = 0;
+    if (args.compressed != CompressedKeys::kNone) {
+      num_compressed = static_cast<int>((position + 1) / args.ratio);
+      if (args.compressed == CompressedKeys::kPicked) num_compressed = min(num_compressed, args.topk);
+    }
+  }
+  __device__ int blocks() const { return raw_blocks + (num_compressed + kBlock - 1) / kBlock; }
+  __device__ int chunks() const { return max(1, (num_compressed + kChunkEntries - 1) / kChunkEntries); }
+  // Chunk c has blocks [ChunkBegin(c), ChunkBegin(c + 1)).
+  __device__ int ChunkBegin(int chunk) const {
+    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * (kChunkEntries / kBlock));
+  }
+
+  // The compressed entry that a key of the padded list is; -1 for raw and absent keys.
+  __device__ int CompressedEntry(int key) const {
+    const int at = key - raw_blocks * kBlock;
+    if (at < 0 || at >= num_compressed) return -1;
+    return args.compressed == CompressedKeys::kPicked ? picks[at] : at;
+  }
+  // Where a key lies whose CompressedEntry is given; null for an absent one.
+  __device__ const std::byte* Entry(int key, int compressed) const {
+    if (key >= raw_blocks * kBlock) {
+      return compressed < 0 ? nullptr : Item(sequence.cache.compressed, static_cast<uint32_t>(compressed));
+    }
+    if (key >= num_raw) return nullptr;
+    const int64_t step_row = first_raw + key - sequence.first_position;
+    if (step_row >= 0) return args.entries + (sequence.first_row + step_row) * args.entry_bytes;
+    return Item(sequence.cache.window, static_cast<uint32_t>(first_raw) + key);
+  }
+  __device__ const std::byte* Entry(int key) const { return Entry(key, CompressedEntry(key)); }
+
+  // ItemOf for numbers of 32 bits, whose divisions are fast: contexts end long before.
+  __device__ static const std::byte* Item(const RingView& view, uint32_t position) {
+    return view.data + position % static_cast<uint32_t>(view.slots) * view.item_bytes;
+  }
+  __device__ static const std::byte* Item(const PagedView& view, uint32_t i) {
+    const uint32_t per_block = static_cast<uint32_t>(view.per_block);
+    return view.blocks[i / per_block] + view.offset + i % per_block * view.item_bytes;
+  }
+};
+
+}  // namespace foresight::cuda

@@ -1,0 +1,30 @@
+// Copies from global to shared memory that run on their own (sm_80). They belong to the thread that began
+// them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace foresight::cuda {
+
+// Copies kBytes (4, 8 or 16, and aligned so); where `present` is false it writes zeros and reads nothing.
+template <int kBytes>
+__device__ inline void CopyAsync(void* to, const void* from, bool present) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(address), "l"(from), "n"(kBytes),
+               "r"(present ? kBytes : 0)
+               : "memory");
+}
+
+// Ends a group of copies.
+__device__ inline void EndCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Until all groups but the last kLeft are there, for the calling thread.
+template <int kLeft>
+__device__ inline void AwaitCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+}  // namespace foresight::cuda

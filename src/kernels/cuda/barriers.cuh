@@ -1,0 +1,66 @@
+// How the warps of a thread block, and thread blocks that run at the same time, wait for one another.
+#pragma once
+
+#include <cstdint>
+
+namespace foresight::cuda {
+
+// A barrier in shared memory: a phase ends with its `count`th arrival, and the next one begins.
+struct alignas(8) SharedBarrier {
+  uint64_t word;
+
+  __device__ void Init(int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(Address()), "r"(count) : "memory");
+  }
+  // What the thread wrote before is seen by who waits for the phase.
+  __device__ void Arrive() {
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(Address()) : "memory");
+  }
+  // Until the phase of this parity has ended; the one before the first has odd parity. No phase after the
+  // next one may end before.
+  __device__ void Wait(uint32_t parity) {
+    uint32_t done = 0;
+    while (done == 0) {
+#if __CUDA_ARCH__ >= 900
+      asm volatile(
+          "{ .reg .pred done; mbarrier.try_wait.parity.shared.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+          : "=r"(done)
+          : "r"(Address()), "r"(parity)
+          : "memory");
+#else
+      asm volatile(
+          "{ .reg .pred done; mbarrier.test_wait.parity.shared.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+          : "=r"(done)
+          : "r"(Address()), "r"(parity)
+          : "memory");
+#endif
+    }
+  }
+
+ private:
+  __device__ uint32_t Address() {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(&word));
+  }
+};
+
+// The value, and with it everything that was written before the additions that made it, on the whole device.
+__device__ inline int LoadAcquire(const int* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// A warp adds to a counter what it has done: all that its lanes wrote is there for whoever sees the sum.
+// Returns the counter before; who finds the others' additions complete may read what they wrote.
+__device__ inline int WarpCount(int* counter, int by = 1) {
+  __syncwarp();
+  int before = 0;
+  if (threadIdx.x % 32 == 0) {
+    __threadfence();
+    before = atomicAdd(counter, by);
+    __threadfence();
+  }
+  return __shfl_sync(0xffffffff, before, 0);
+}
+
+}  // namespace foresight::cuda

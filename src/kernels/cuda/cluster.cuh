@@ -1,0 +1,92 @@
+// Clusters of blocks that write to one another's shared memory (sm_90), one wrapper for each instruction. In
+// code for earlier GPUs they are empty: nothing launches clusters there.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/launch.cuh"
+
+namespace foresight::cuda {
+
+__device__ inline int ClusterRank() {
+  uint32_t rank = 0;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+#endif
+  return static_cast<int>(rank);
+}
+
+// A barrier over all threads of a cluster in two halves: what a thread wrote before it arrived, to any
+// block's shared memory, is seen by every thread that has waited.
+__device__ inline void ClusterArrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void ClusterWait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// What the thread wrote to its block's shared memory may be read by transfers; before the barrier behind
+// which one is begun.
+__device__ inline void FenceForTransfers() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+
+// Counts bytes that other blocks of the cluster send, in shared memory at the same place in each of them. A
+// phase ends when all the bytes it expects are there.
+struct alignas(8) TransferBarrier {
+  uint64_t word;
+
+  // By one thread, before it arrives at the cluster's first barrier.
+  __device__ void Init() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("mbarrier.init.shared.b64 [%0], 1; fence.mbarrier_init.release.cluster;" ::"r"(Address(this))
+                 : "memory");
+#endif
+  }
+  // By one thread in each phase; some of the bytes may be there before.
+  __device__ void Expect(int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .b64 state; mbarrier.arrive.expect_tx.shared.b64 state, [%0], %1; }" ::"r"(Address(this)),
+        "r"(bytes)
+        : "memory");
+#endif
+  }
+  __device__ void Wait(uint32_t parity) {
+#if __CUDA_ARCH__ >= 900
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{ .reg .pred done; mbarrier.try_wait.parity.shared.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }"
+          : "=r"(done)
+          : "r"(Address(this)), "r"(parity)
+          : "memory");
+    }
+#endif
+  }
+  // Sends what lies at `from`, `bytes` (a multiple of 16), to the same place in block `rank`.
+  __device__ void Transfer(int rank, const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %2; "
+        "mapa.shared::cluster.u32 barrier, %3, %2; "
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, [barrier]; "
+        "}" ::"r"(Address(from)),
+        "r"(bytes), "r"(rank), "r"(Address(this))
+        : "memory");
+#endif
+  }
+
+ private:
+  __device__ static uint32_t Address(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+};
+
+}  // namespace foresight::cuda
