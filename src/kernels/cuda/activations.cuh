@@ -1,7 +1,8 @@
 // Activations as operands of the tensor cores.
 //
-// Faithful numerics are exact in one bf16 per value (bf16 values, or e4m3 times a power of two). Everything
-// else is split into two, x = high + low with an error of 2^-18 relative at most, and multiplied twice.
+// Faithful numerics are exact in one bf16 or scaled f16 per value (bf16 values, or e4m3 times a power of
+// two). Everything else is split into two, x = high + low, with an error of 2^-18 relative at most, and
+// multiplied twice.
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
@@ -10,67 +11,106 @@
 
 namespace foresight::cuda {
 
-// x through act_quant and back, `amax` the largest magnitude of its block.
-__device__ inline float ActQuant(float x, float amax) {
-  const uint8_t scale = ActQuantScale(amax);
-  // One over a power of two is exact, and so is the product.
-  return E4M3(ToE4M3(x * E8M0(static_cast<uint8_t>(254 - scale)))) * E8M0(scale);
+// A value's E4M3 code under act_quant with a block's scale, as a number. One over a power of two is exact,
+// and so is the product.
+__device__ inline float ActQuantCode(float x, uint8_t scale) {
+  return E4M3(ToE4M3(x * E8M0(static_cast<uint8_t>(254 - scale))));
 }
 
-// Rows [rows, terms, padded] of bf16, zeros behind K, in the order of a weight format (SlotOf, Source).
+// Rows [rows, terms, padded] of bf16 or f16, zeros behind K, in the order of a weight format (SlotOf,
+// Source); behind each of f16, a float32 for every block: what the values of the block are to be multiplied
+// by.
 struct PreparedRows {
   uint16_t* data = nullptr;
   int64_t padded = 0;  // K rounded up to whole blocks
   bool split = false;
+  bool half = false;
 
-  __host__ __device__ int64_t stride() const { return split ? 2 * padded : padded; }
+  // In 16 bits; rows stay 16-byte aligned.
+  __host__ __device__ int64_t stride() const {
+    return (split ? 2 : 1) * padded + (half ? (padded / kBlockK + 3) / 4 * 8 : 0);
+  }
+  __device__ float* Factors(int64_t row) const {
+    return reinterpret_cast<float*>(data + row * stride() + (split ? 2 : 1) * padded);
+  }
 };
 
 // Float32 rows as they are.
 struct PlainRows {
   const float* x;
-  int64_t k;
-  __device__ float operator()(int64_t row, int64_t i) const { return x[row * k + i]; }
+  int64_t stride;
+  __device__ float operator()(int64_t row, int64_t i) const { return x[row * stride + i]; }
 };
 
-// One warp per block of 128: a lane takes four neighbours of the prepared order.
-template <typename Format, typename Source>
-__global__ void PrepareKernel(Source source, int64_t k, bool quantize, PreparedRows out) {
-  AwaitInputs();
-  const int64_t row = blockIdx.x;
-  const int64_t block = int64_t{blockIdx.y} * (blockDim.x / 32) + threadIdx.x / 32;
-  if (block * kBlockK >= out.padded) return;
-  const int position = static_cast<int>(threadIdx.x % 32) * 4;
-  float x[4];
-  float amax = 0;
-  for (int i = 0; i < 4; ++i) {
-    const int64_t from = block * kBlockK + Format::Source(SlotOf(position + i));
-    x[i] = from < k ? source(row, from) : 0.0f;
-    amax = fmaxf(amax, fabsf(x[i]));
-  }
-  if (quantize) {
-    amax = WarpMax(amax);
-    for (float& v : x) v = ActQuant(v, amax);
-  }
-  uint32_t high[4], low[4];
-  for (int i = 0; i < 4; ++i) {
-    high[i] = Bf16Bits(x[i]);
-    low[i] = Bf16Bits(x[i] - Bf16(static_cast<uint16_t>(high[i])));
-  }
-  uint16_t* to = out.data + row * out.stride() + block * kBlockK + position;
-  *reinterpret_cast<uint2*>(to) = uint2{high[0] | high[1] << 16, high[2] | high[3] << 16};
-  if (out.split) {
-    *reinterpret_cast<uint2*>(to + out.padded) = uint2{low[0] | low[1] << 16, low[2] | low[3] << 16};
-  }
-}
-
-// What a projection does to its input: model spec 2.1, 6.1.
+// What a projection does to its input, one of these at most: model spec 2.1, 6.1.
 struct InputNumerics {
   bool quantize = false;
   bool split = false;
 
   bool operator==(const InputNumerics&) const = default;
 };
+
+// A lane's four neighbours of the prepared order of one block; a warp has them all.
+struct LaneValues {
+  float x[4];
+
+  template <typename Format, typename Source>
+  __device__ void Load(const Source& source, int64_t row, int64_t block, int64_t k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int position = static_cast<int>(threadIdx.x % 32) * 4 + i;
+      const int64_t from = block * kBlockK + Format::Source(SlotOf(position));
+      x[i] = from < k ? source(row, from) : 0.0f;
+    }
+  }
+  // To the block's 256 bytes at `to`; with kHalf its factor, and unless null what one term misses at
+  // `to_low`.
+  template <typename Format>
+  __device__ void Store(bool quantize, uint16_t* to, uint16_t* to_low, float* factor) {
+    const int at = static_cast<int>(threadIdx.x % 32) * 4;
+    if constexpr (Format::kHalf) {
+      // Bits of magnitudes are in their order.
+      const float mine = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+      const float amax = __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(mine)));
+      if (quantize) {
+        const uint8_t scale = ActQuantScale(amax);
+        const float inverse = E8M0(static_cast<uint8_t>(254 - scale));
+        *factor = E8M0(scale);
+        *reinterpret_cast<uint2*>(to + at) = {E4M3Halves(x[0] * inverse, x[1] * inverse),
+                                              E4M3Halves(x[2] * inverse, x[3] * inverse)};
+        return;  // exact in one term
+      }
+      const uint32_t exponent = max(__float_as_uint(amax) >> 23, 32);
+      const float inverse = __uint_as_float((254 + 14 - exponent) << 23);
+      for (float& v : x) v *= inverse;  // below 2^15
+      *factor = __uint_as_float((exponent - 14) << 23);
+    }
+    *reinterpret_cast<uint2*>(to + at) = Pack<Format>();
+    if (to_low == nullptr) return;
+    for (float& v : x) v -= Format::kHalf ? __half2float(__float2half_rn(v)) : RoundBf16(v);
+    *reinterpret_cast<uint2*>(to_low + at) = Pack<Format>();
+  }
+
+ private:
+  template <typename Format>
+  __device__ uint2 Pack() const {
+    if constexpr (Format::kHalf) return {PackHalves(x[0], x[1]), PackHalves(x[2], x[3])};
+    return {PackBf16(x[0], x[1]), PackBf16(x[2], x[3])};
+  }
+};
+
+// One warp per block of 128.
+template <typename Format, typename Source>
+__global__ void PrepareKernel(Source source, int64_t k, bool quantize, PreparedRows out) {
+  AwaitInputs();
+  const int64_t row = blockIdx.x;
+  const int64_t block = int64_t{blockIdx.y} * (blockDim.x / 32) + threadIdx.x / 32;
+  if (block * kBlockK >= out.padded) return;
+  LaneValues values;
+  values.Load<Format>(source, row, block, k);
+  uint16_t* to = out.data + row * out.stride() + block * kBlockK;
+  values.Store<Format>(quantize, to, out.split ? to + out.padded : nullptr, out.Factors(row) + block);
+}
 
 // The rows of source, in scratch of the caller's scope.
 template <typename Format, typename Source>
@@ -79,6 +119,7 @@ PreparedRows Prepare(const KernelContext& ctx, const Source& source, int64_t row
   PreparedRows out;
   out.padded = CeilDiv(k, kBlockK) * int64_t{kBlockK};
   out.split = numerics.split;
+  out.half = Format::kHalf;
   out.data = ctx.scratch->Allocate<uint16_t>(rows * out.stride());
   constexpr int kWarps = 4;
   Launch(ctx, PrepareKernel<Format, Source>,

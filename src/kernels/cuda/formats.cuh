@@ -30,8 +30,8 @@ __device__ inline uint32_t PackBf16(float low, float high) {
 
 // 2^(byte-127); byte 0 is the subnormal 2^-127, byte 255 NaN.
 __device__ inline float E8M0(uint8_t byte) {
-  if (byte == 0) return __uint_as_float(0x00400000);
-  return byte == 255 ? __uint_as_float(0x7fc00000) : __uint_as_float(static_cast<uint32_t>(byte) << 23);
+  const uint32_t bits = byte == 0 ? 0x00400000 : static_cast<uint32_t>(byte) << 23;
+  return __uint_as_float(byte == 255 ? 0x7fc00000 : bits);
 }
 
 __device__ inline float E4M3(uint8_t byte) {

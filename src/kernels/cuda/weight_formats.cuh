@@ -5,10 +5,13 @@
 // between lanes: the order in which the K of a block meet is a permutation, which Source() tells to whoever
 // prepares the activations. Eight steps of 16 make up a block; a lane contributes four values to each.
 //
-// Decoded values are exact in bf16 up to a power of two, which BlockFactor() puts back on the block's sum.
+// BF16 weights are multiplied as they are, with bf16 activations. FP8 and MXFP4 become f16, the cheapest to
+// make of them (kHalf), and so do their activations, each block of a row by a power of two of its own.
+// Decoded values are exact up to a power of two; both powers come back in the block's sum.
 #pragma once
 
-#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_fp8.h>
 
 #include <cstdint>
 #include <cstring>
@@ -20,15 +23,48 @@ namespace foresight::cuda {
 constexpr int kBlockK = 128;
 constexpr int kBlockSteps = kBlockK / 16;
 
-// Exact here: factors are powers of two, and neither operand nor result leaves the normal numbers, but for
-// operands that are subnormal, which bf16 multiplications keep.
-__device__ inline uint32_t MulBf16x2(uint32_t a, uint32_t b) {
-  __nv_bfloat162 x, y;
+__device__ inline uint32_t MulHalves(uint32_t a, uint32_t b) {
+  __half2 x, y;
   memcpy(&x, &a, 4);
   memcpy(&y, &b, 4);
   x = __hmul2(x, y);
   memcpy(&a, &x, 4);
   return a;
+}
+
+__device__ inline uint32_t PackHalves(float low, float high) {
+  const __half2 x = __floats2half2_rn(low, high);
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+// Two values rounded to E4M3 (ToE4M3), as f16.
+__device__ inline uint32_t E4M3Halves(float low, float high) {
+  const __half2_raw x = __nv_cvt_fp8x2_to_halfraw2(
+      __nv_cvt_float2_to_fp8x2(float2{low, high}, __NV_SATFINITE, __NV_E4M3), __NV_E4M3);
+  return x.x | static_cast<uint32_t>(x.y) << 16;
+}
+
+// Four E4M3 codes as f16: bytes 0 and 1, and 2 and 3.
+__device__ inline void HalvesOfE4M3(uint32_t w, uint32_t& left, uint32_t& right) {
+#if __CUDA_ARCH__ >= 890
+  asm("{\n"
+      ".reg .b16 low, high;\n"
+      "mov.b32 {low, high}, %2;\n"
+      "cvt.rn.f16x2.e4m3x2 %0, low;\n"
+      "cvt.rn.f16x2.e4m3x2 %1, high;\n"
+      "}"
+      : "=r"(left), "=r"(right)
+      : "r"(w));
+#else
+  // The seven lower bits under f16's exponent are the value times 2^-8, subnormals included. The codes of NaN
+  // read as +-480; no checkpoint has them.
+  const uint32_t low = __byte_perm(w, 0, 0x1404);
+  const uint32_t high = __byte_perm(w, 0, 0x3424);
+  left = MulHalves((low & 0x80008000) | ((low >> 1) & 0x3f803f80), 0x5c005c00);
+  right = MulHalves((high & 0x80008000) | ((high >> 1) & 0x3f803f80), 0x5c005c00);
+#endif
 }
 
 // Where a value of the prepared order stands: value `index` of lane `lane`'s four in step `step`.
@@ -43,77 +79,99 @@ __host__ __device__ inline Slot SlotOf(int position) {
   return {position / 32 * 2 + position % 8 / 4, position % 32 / 8, position % 4};
 }
 
+// Of one row in one block: what decoding multiplies by, and what the block's sum does.
+struct RowScale {
+  uint32_t decode;
+  float block;
+};
+
+// The column of a block whose scale is lane t's.
+template <typename Format>
+__device__ inline int ScaleColumn(int t) {
+  return t * Format::kValues / Format::kScaleValues * Format::kScaleValues;
+}
+
 struct Bf16Weights {
   static constexpr DType kDType = DType::kBF16;
-  static constexpr int kValues = 8;  // in 16 bytes
+  static constexpr int kValues = 8;         // in 16 bytes
+  static constexpr int kScaleValues = 128;  // in a row, of one scale
+  static constexpr bool kHalf = false;
+  static constexpr bool kHasScales = false;
 
-  __host__ __device__ static int64_t Bytes(int64_t values) { return 2 * values; }
+  __host__ __device__ static constexpr int64_t Bytes(int64_t values) { return 2 * values; }
   __host__ __device__ static int Source(Slot s) {
     return s.step / 2 * 32 + s.lane * 8 + s.step % 2 * 4 + s.index;
   }
-  // For a lane's 16 bytes of row `row` at column k.
-  __device__ static uint32_t DecodeFactor(const uint8_t*, int64_t, int64_t, int64_t) { return 0; }
+  // Of the scale of row `row` at column k.
+  template <typename Int>
+  __host__ __device__ static constexpr Int ScaleIndex(Int, Int, Int) {
+    return 0;
+  }
+  // Of a lane's row, from the scale at ScaleColumn() of the block; all lanes together.
+  __device__ static RowScale Scale(uint8_t) { return {0, 1}; }
   // Step `step` of the 16 bytes: the lane's pairs in the left and the right half of A.
   __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t, uint32_t& left,
                                 uint32_t& right) {
     left = words[2 * step];
     right = words[2 * step + 1];
   }
-  __device__ static float BlockFactor(const uint8_t*, int64_t, int64_t, int64_t) { return 1; }
 };
 
 struct Fp8Weights {
   static constexpr DType kDType = DType::kF8E4M3;
   static constexpr int kValues = 16;
+  static constexpr int kScaleValues = 128;
+  static constexpr bool kHalf = true;
+  static constexpr bool kHasScales = true;
 
-  __host__ __device__ static int64_t Bytes(int64_t values) { return values; }
+  __host__ __device__ static constexpr int64_t Bytes(int64_t values) { return values; }
   __host__ __device__ static int Source(Slot s) {
-    const int in_word = (s.index & 1) << 1 | s.index >> 1;  // bytes 0, 2, 1, 3
-    return s.step / 4 * 64 + s.lane * 16 + s.step % 4 * 4 + in_word;
+    return s.step / 4 * 64 + s.lane * 16 + s.step % 4 * 4 + s.index;
   }
-  __device__ static uint32_t DecodeFactor(const uint8_t*, int64_t, int64_t, int64_t) {
-    return 0x7b807b80;  // 2^120: between the exponents' biases, 7 and 127
+  template <typename Int>
+  __host__ __device__ static constexpr Int ScaleIndex(Int row, Int k, Int scale_cols) {
+    return row / 128 * scale_cols + k / 128;
   }
-  // E4M3's seven lower bits moved under bf16's exponent are the value times 2^-120, subnormals included. The
-  // codes of NaN read as +-480; no checkpoint has them.
-  __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t factor, uint32_t& left,
+  __device__ static RowScale Scale(uint8_t scale) { return {0, E8M0(scale)}; }
+  __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t, uint32_t& left,
                                 uint32_t& right) {
-    const uint32_t w = words[step];
-    left = MulBf16x2(((w << 8) & 0x80008000) | ((w << 4) & 0x07f007f0), factor);
-    right = MulBf16x2((w & 0x80008000) | ((w >> 4) & 0x07f007f0), factor);
-  }
-  __device__ static float BlockFactor(const uint8_t* scales, int64_t row, int64_t block, int64_t scale_cols) {
-    return E8M0(__ldg(scales + row / 128 * scale_cols + block));
+    HalvesOfE4M3(words[step], left, right);
   }
 };
 
 struct Mxfp4Weights {
   static constexpr DType kDType = DType::kI8;
-  static constexpr int kValues = 32;  // one scale's
+  static constexpr int kValues = 32;
+  static constexpr int kScaleValues = 32;
+  static constexpr bool kHalf = true;
+  static constexpr bool kHasScales = true;
 
-  __host__ __device__ static int64_t Bytes(int64_t values) { return values / 2; }
+  __host__ __device__ static constexpr int64_t Bytes(int64_t values) { return values / 2; }
   __host__ __device__ static int Source(Slot s) {
-    const int in_word = (s.step & 1) * 2 + (s.index >> 1) + (s.index & 1) * 4;  // nibbles i and i + 4 pair up
-    return s.lane * 32 + s.step / 2 * 8 + in_word;
+    return s.lane * 32 + s.step / 2 * 8 + 2 * s.index + s.step % 2;  // even nibbles, then odd ones
   }
-  // E2M1's three lower bits under bf16's exponent are the value times 2^-126. The factor brings that to
-  // value * scale * 2^-64, so that it is a bf16 for scales of 2^-60 to 2^65.
-  __device__ static uint32_t DecodeFactor(const uint8_t* scales, int64_t row, int64_t k, int64_t scale_cols) {
-    const uint32_t bits = (static_cast<uint32_t>(__ldg(scales + row * scale_cols + k / 32)) + 62) << 7;
-    return bits << 16 | bits;
+  template <typename Int>
+  __host__ __device__ static constexpr Int ScaleIndex(Int row, Int k, Int scale_cols) {
+    return row * scale_cols + k / 32;
+  }
+  // E2M1 moved to E4M3's place is the value times 2^-6. Decoding multiplies by 2^14 and the scale over the
+  // largest of the row's four: an exact f16 for scales down to 2^-31 of the largest.
+  __device__ static RowScale Scale(uint8_t scale) {
+    int largest = scale;
+    largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 1));
+    largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 2));
+    const float factor = __uint_as_float(static_cast<uint32_t>(max(127 + 14 + scale - largest, 0)) << 23);
+    return {PackHalves(factor, factor), E8M0(static_cast<uint8_t>(largest)) * 0x1p-8f};
   }
   __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t factor, uint32_t& left,
                                 uint32_t& right) {
     const uint32_t w = words[step / 2];
-    if (step % 2 == 0) {
-      left = MulBf16x2(((w << 12) & 0x80008000) | ((w << 6) & 0x01c001c0), factor);
-      right = MulBf16x2(((w << 8) & 0x80008000) | ((w << 2) & 0x01c001c0), factor);
-    } else {
-      left = MulBf16x2(((w << 4) & 0x80008000) | ((w >> 2) & 0x01c001c0), factor);
-      right = MulBf16x2((w & 0x80008000) | ((w >> 6) & 0x01c001c0), factor);
-    }
+    HalvesOfE4M3(step % 2 == 0 ? ((w << 4) & 0x80808080) | ((w << 2) & 0x1c1c1c1c)
+                               : (w & 0x80808080) | ((w >> 2) & 0x1c1c1c1c),
+                 left, right);
+    left = MulHalves(left, factor);
+    right = MulHalves(right, factor);
   }
-  __device__ static float BlockFactor(const uint8_t*, int64_t, int64_t, int64_t) { return 0x1p64f; }
 };
 
 }  // namespace foresight::cuda

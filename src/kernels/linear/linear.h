@@ -12,11 +12,12 @@
 
 namespace foresight {
 
-// What faithful numerics do around the product (model spec 2.1, 6.1); clean numerics do none of it.
+// What faithful numerics do around the product (model spec 2.1, 6.1); clean numerics do none of it. Faithful
+// inputs are bf16 values already, as everything is that a model projects: a table may count on that.
 enum class LinearNumerics : uint8_t {
   kProjection,        // FP8/MXFP4 w: x through act_quant with blocks of 128 first; BF16 w: x as it is; output
                       // rounded to bf16
-  kUnquantizedInput,  // x as it is (bf16 values) whatever the dtype of w; output rounded to bf16 (wo_a)
+  kUnquantizedInput,  // x as it is whatever the dtype of w; output rounded to bf16 (wo_a)
   kFloat32,           // x as it is; float32 output (compressor, router, mHC head, LM head)
 };
 

@@ -20,13 +20,18 @@ struct Product {
 constexpr int kMaxProducts = 24;  // of one launch
 
 struct LinearTasks {
+  static constexpr bool kKnownBeforehand = true;
+
   Product products[kMaxProducts];
   int first_tile[kMaxProducts];  // row tiles before this product's
   int count = 0;
   int rows = 0;
   int64_t rows_per_column = 1;
-  PreparedRows x;
+  PreparedRows x;                  // or, where the kernel prepares them,
+  const float* plain_x = nullptr;  // the rows as they are
+  bool quantize = false;
 
+  __device__ int ColumnTiles(int launched) const { return launched; }
   __device__ bool Get(int row_tile, int column_tile, int tile_rows, int tile_columns,
                       ProductTile& tile) const {
     int i = count - 1;
@@ -46,18 +51,31 @@ struct LinearTasks {
     tile.out = p.out;
     tile.out_stride = p.w.rows;
     tile.round_output = p.round_output;
+    tile.plain_x = plain_x != nullptr ? plain_x + p.prepared_row * p.w.cols : nullptr;
+    tile.plain_stride = rows_per_column * p.w.cols;
+    tile.quantize = quantize;
     return true;
   }
 };
 
 // Big enough tiles for the rows at hand; the tiled kernel once its tiles keep every multiprocessor busy.
-ProductShape ChooseShape(const KernelContext& ctx, int rows, int64_t weight_rows) {
-  if (rows > 32 &&
-      CeilDiv(rows, kTiledColumns) * int64_t{CeilDiv(weight_rows, kTiledRows)} >= DeviceOf(ctx).num_sms()) {
+// Skinny tiles are tall while there are enough of them, where a tile of 16 weight rows would be short of work
+// (a single round for few rows of x) or short of weights (many rows of x).
+ProductShape ChooseShape(const KernelContext& ctx, DType dtype, int rows, int64_t weight_rows, int64_t k) {
+  const int64_t sms = DeviceOf(ctx).num_sms();
+  if (rows > 32 && CeilDiv(rows, kTiledColumns) * int64_t{CeilDiv(weight_rows, kTiledRows)} >= sms) {
     return kTiledShape;
   }
-  return {.tile_columns = rows <= 8 ? 8 : rows <= 16 ? 16 : 32};
+  const int64_t tall_tiles = CeilDiv(weight_rows, 32) * int64_t{CeilDiv(rows, 32)};
+  const bool may_be_tall = dtype != DType::kBF16;
+  if (rows <= 8) return SkinnyShape(ctx, may_be_tall && k <= kRoundK && tall_tiles >= sms, 8);
+  if (rows <= 16) return SkinnyShape(ctx, false, 16);
+  return SkinnyShape(ctx, may_be_tall && tall_tiles >= sms * 2 / 3, 32);
 }
+
+// So few values that every thread block may as well prepare them itself, instead of a kernel before.
+constexpr int kMaxStagedColumns = 8;
+constexpr int64_t kMaxStagedBytes = StagedBytes(8192, 1, false);
 
 // Products that share prepared activations.
 template <typename Format>
@@ -65,18 +83,25 @@ void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x
          InputNumerics numerics) {
   ArenaScope scope(*ctx.scratch);
   const int64_t k = tasks.products[0].w.cols;
-  tasks.x = Prepare<Format>(ctx, PlainRows{x, k}, x_rows, k, numerics);
   int64_t weight_rows = 0;
   for (int i = 0; i < tasks.count; ++i)
     weight_rows += tasks.products[i].row_end - tasks.products[i].row_begin;
-  const ProductShape shape = ChooseShape(ctx, tasks.rows, weight_rows);
+  const ProductShape shape = ChooseShape(ctx, Format::kDType, tasks.rows, weight_rows, k);
+  const bool staged = !shape.tiled && tasks.rows <= kMaxStagedColumns &&
+                      StagedBytes(k, tasks.rows, numerics.split) <= kMaxStagedBytes;
+  if (staged) {
+    tasks.plain_x = x;
+    tasks.quantize = numerics.quantize;
+  } else {
+    tasks.x = Prepare<Format>(ctx, PlainRows{x, k}, x_rows, k, numerics);
+  }
   unsigned row_tiles = 0;
   for (int i = 0; i < tasks.count; ++i) {
     tasks.first_tile[i] = static_cast<int>(row_tiles);
     row_tiles += CeilDiv(tasks.products[i].row_end - tasks.products[i].row_begin, shape.tile_rows);
   }
   LaunchProduct<Format>(ctx, shape, numerics.split, tasks, k, row_tiles,
-                        CeilDiv(tasks.rows, shape.tile_columns));
+                        CeilDiv(tasks.rows, shape.tile_columns), staged ? tasks.rows : 0);
 }
 
 void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
@@ -141,7 +166,11 @@ __global__ void PlainProductKernel(Product product, const float* x, int rows, in
         amax = fmaxf(amax, fabsf(v[i]));
       }
       if (quantize) amax = WarpMax(amax);
-      for (int i = 0; i < 4; ++i) sums[c] = fmaf(w[i], quantize ? ActQuant(v[i], amax) : v[i], sums[c]);
+      const uint8_t scale = ActQuantScale(amax);
+      for (int i = 0; i < 4; ++i) {
+        if (quantize) v[i] = ActQuantCode(v[i], scale) * E8M0(scale);
+        sums[c] = fmaf(w[i], v[i], sums[c]);
+      }
     }
   }
   for (int c = 0; c < kColumns; ++c) {
@@ -164,7 +193,7 @@ void RunPlain(const KernelContext& ctx, const Product& product, const float* x, 
 InputNumerics NumericsOf(const KernelContext& ctx, DType dtype, LinearNumerics numerics) {
   return {.quantize = ctx.faithful() && numerics == LinearNumerics::kProjection &&
                       (dtype == DType::kF8E4M3 || dtype == DType::kI8),
-          .split = !ctx.faithful() || numerics == LinearNumerics::kFloat32};
+          .split = !ctx.faithful()};
 }
 
 bool RoundsOutput(const KernelContext& ctx, LinearNumerics numerics) {

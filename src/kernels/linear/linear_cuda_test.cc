@@ -130,6 +130,23 @@ TEST_F(LinearCudaTest, AnyWidthEqualsTheReferenceAndIsPure) {
   }
 }
 
+// So many tiles that thread blocks take several, with the next one's weights on their way before one ends.
+TEST_F(LinearCudaTest, ManyTilesEqualTheReferenceAndArePure) {
+  std::mt19937 rng(8);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3, DType::kI8}) {
+    const RandomMatrix w(dtype, 9 * 1024 + 8, 288, rng), v(dtype, 40, 288, rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      for (int rows : {2, 6, 11, 24, 40}) {
+        Check(numerics,
+              {{w.view, device_->Upload(w.view), LinearNumerics::kProjection},
+               {v.view, device_->Upload(v.view), LinearNumerics::kProjection}},
+              rows, rng);
+        device_->Clear();
+      }
+    }
+  }
+}
+
 // Enough of both to be cut into large tiles, whose bits are those of a row alone.
 TEST_F(LinearCudaTest, LargeTilesEqualTheReferenceAndArePure) {
   std::mt19937 rng(6);

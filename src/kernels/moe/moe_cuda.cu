@@ -130,6 +130,8 @@ __global__ void PlanKernel(const int32_t* ids, int pairs, int num_experts, int t
 // Products of every expert with its pairs: w1 and w3 with the pair's row of x, or w2 with the pair's
 // activation.
 struct ExpertTasks {
+  static constexpr bool kKnownBeforehand = false;  // the plan
+
   const ExpertWeights* experts;
   ExpertPlan plan;
   PreparedRows x;
@@ -139,6 +141,7 @@ struct ExpertTasks {
   bool round_output;
   float* out[2];  // [pairs, rows]: of w1 and w3, or of w2
 
+  __device__ int ColumnTiles(int) const { return *plan.num_tiles; }
   __device__ bool Get(int row_tile, int column_tile, int tile_rows, int, ProductTile& tile) const {
     const ExpertTile columns = plan.tiles[column_tile];  // garbage behind the end; read beside the number
     if (column_tile >= *plan.num_tiles) return false;
@@ -160,6 +163,7 @@ struct ExpertTasks {
     tile.out = which == 0 ? out[0] : out[1];
     tile.out_stride = rows;
     tile.round_output = round_output;
+    tile.plain_x = nullptr;
     return true;
   }
 };
@@ -204,9 +208,9 @@ __global__ void CombineKernel(const float* routed, int slots, int64_t dim, bool 
 }
 
 // The experts of a step share few rows each, or many.
-ProductShape ChooseShape(int64_t pairs, int64_t num_experts) {
+ProductShape ChooseShape(const KernelContext& ctx, int64_t pairs, int64_t num_experts) {
   if (pairs > 40 * num_experts) return kTiledShape;
-  return {.tile_columns = pairs <= 4 * num_experts ? 8 : pairs <= 12 * num_experts ? 16 : 32};
+  return SkinnyShape(ctx, /*tall=*/true, pairs <= 4 * num_experts ? 8 : pairs <= 12 * num_experts ? 16 : 32);
 }
 
 template <typename Format>
@@ -215,7 +219,7 @@ void RoutedExperts(const KernelContext& ctx, const MoeArgs& args, float* routed)
   const int num_experts = static_cast<int>(args.experts.size());
   const bool faithful = ctx.faithful();
   const InputNumerics numerics = {.quantize = faithful, .split = !faithful};
-  const ProductShape shape = ChooseShape(pairs, num_experts);
+  const ProductShape shape = ChooseShape(ctx, pairs, num_experts);
   // An expert with any rows has at most one tile that isn't full.
   const unsigned max_tiles =
       static_cast<unsigned>(std::min(pairs, std::min(pairs, num_experts) + pairs / shape.tile_columns));

@@ -1,0 +1,102 @@
+// What the kernels of a matrix product share: the piece of work of a thread block, and one step of it.
+#pragma once
+
+#include "kernels/cuda/activations.cuh"
+#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/weight_formats.cuh"
+
+namespace foresight::cuda {
+
+constexpr int kProductThreads = 256;
+
+// Bytes of one column's block in shared memory: eight lanes' 16 bytes never meet in a bank.
+constexpr int kStagedColumnBytes = 2 * kBlockK + 64;
+
+// What one thread block multiplies. "Rows" are the weight's, "columns" are rows of x.
+struct ProductTile {
+  const uint8_t* weights;
+  const uint8_t* scales;
+  int64_t scale_cols;
+  int64_t row;        // first of the tile
+  int64_t row_end;    // of the weight
+  const uint16_t* x;  // prepared; column id's lies at x + id / id_divisor * x_stride
+  int64_t x_stride;
+  int id_divisor;
+  const int32_t* ids;  // of the tile's columns; null: first_id, first_id + 1, ...
+  int first_id;
+  int columns;
+  float* out;  // [id][row]
+  int64_t out_stride;
+  bool round_output;  // to bf16
+  // Unless null, what x would be prepared from, for the skinny kernel to prepare by itself: without ids,
+  // column id's at plain_x + id * plain_stride.
+  const float* plain_x;
+  int64_t plain_stride;
+  bool quantize;
+
+  __device__ int Id(int column) const { return ids != nullptr ? ids[column] : first_id + column; }
+  __device__ const uint16_t* Column(int column) const {
+    return column < columns ? x + Id(column) / id_divisor * x_stride : nullptr;
+  }
+  // Where a row's product with a column goes; null outside of the weight and of the columns.
+  __device__ float* Output(int64_t at_row, int column) const {
+    return at_row < row_end && column < columns ? out + Id(column) * out_stride + at_row : nullptr;
+  }
+  __device__ float Rounded(float y) const { return round_output ? RoundBf16(y) : y; }
+};
+
+// Sixteen bytes of two rows, eight apart: half an operand A.
+struct RowPair {
+  uint4 words[2];
+};
+
+// `decode` of the rows' scales.
+template <typename Format>
+__device__ inline void DecodePair(const RowPair& pair, int step, const RowScale (&scales)[2],
+                                  uint32_t (&a)[4]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t words[4] = {pair.words[half].x, pair.words[half].y, pair.words[half].z,
+                               pair.words[half].w};
+    Format::Decode(words, step, scales[half].decode, a[half], a[half + 2]);
+  }
+}
+
+template <typename Format>
+__device__ inline void Multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (Format::kHalf) {
+    MmaF16(acc, a, b0, b1);
+  } else {
+    MmaBf16(acc, a, b0, b1);
+  }
+}
+
+// acc += A B for the two steps whose columns' values are b (and, split, b_low).
+template <typename Format, bool kSplit>
+__device__ inline void MultiplyStep(float (&acc)[4], const uint32_t (&a)[4], int step, const uint4& b,
+                                    const uint4& b_low) {
+  Multiply<Format>(acc, a, step % 2 == 0 ? b.x : b.z, step % 2 == 0 ? b.y : b.w);
+  if constexpr (kSplit) {
+    Multiply<Format>(acc, a, step % 2 == 0 ? b_low.x : b_low.z, step % 2 == 0 ? b_low.y : b_low.w);
+  }
+}
+
+// The factor of column g in every lane of g, as those of the lane's columns of an accumulator: 2t, 2t+1.
+template <typename Format>
+__device__ inline float2 ColumnFactors(float of_g) {
+  if constexpr (!Format::kHalf) return {1, 1};
+  const int from = threadIdx.x % 4 * 8;
+  return {__shfl_sync(0xffffffff, of_g, from), __shfl_sync(0xffffffff, of_g, from + 4)};
+}
+
+// A lane's sums of one block, (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1), times what the block's scales are.
+template <typename Format>
+__device__ inline void ScaleSums(float (&acc)[4], const RowScale (&scales)[2], float2 factors) {
+  if constexpr (!Format::kHalf) return;
+  acc[0] = __fmul_rn(__fmul_rn(acc[0], factors.x), scales[0].block);
+  acc[1] = __fmul_rn(__fmul_rn(acc[1], factors.y), scales[0].block);
+  acc[2] = __fmul_rn(__fmul_rn(acc[2], factors.x), scales[1].block);
+  acc[3] = __fmul_rn(__fmul_rn(acc[3], factors.y), scales[1].block);
+}
+
+}  // namespace foresight::cuda
