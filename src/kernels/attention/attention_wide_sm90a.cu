@@ -1,7 +1,7 @@
 // Attention of one row and 64 heads by one block, for many rows (sm_90a): entries of 512 values, packed.
 //
-// Two warpgroups compute, each with the logits of half of a block's keys and half of the output's dims; a
-// third one gathers and decodes the blocks to come. The arithmetic is BlockAttention's.
+// Two warpgroups compute, each with the logits of half of a block's keys and half of the output's dims; two
+// more gather and decode the blocks to come. The arithmetic is BlockAttention's.
 #include "kernels/attention/attention_wide.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
