@@ -82,7 +82,10 @@ float* Concatenate(const KernelContext& ctx, const SequentialHeadArgs& args, con
 
 }  // namespace
 
-void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
+void SequentialHead(const KernelContext& context, const SequentialHeadArgs& args) {
+  // Gates and states are float32 in either numerics, where faithful products count on bf16 values.
+  KernelContext ctx = context;
+  ctx.numerics = Numerics::kClean;
   const SequentialHeadWeights& w = *args.weights;
   const int64_t rank = w.rank();
   CHECK(rank == 0 || w.w1.dtype == DType::kBF16);
