@@ -8,29 +8,46 @@ namespace {
 
 // Router: in float64 like the definition, so that both select the same experts.
 
+constexpr int kRouterThreads = 256;
+
 __device__ double Score(double z) {
   return sqrt(z > 20 ? z : log1p(exp(z)));
 }
 
-// The better of two candidates: higher, or equal with the lower id. NaN loses against everything.
-__device__ bool IsBetter(double a, int a_id, double b, int b_id) {
-  return a > b || (a == b && a_id < b_id) || (b != b && a == a);
+// In the order of the values, as an integer; NaN is 0, below everything.
+__device__ uint64_t OrderedBits(double x) {
+  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(x));
+  if (x != x) return 0;
+  return bits >> 63 != 0 ? ~bits : bits | uint64_t{1} << 63;
 }
 
-// One warp per row. Shared memory: scores and biased scores of every expert.
-__global__ void RouterKernel(RouterArgs args) {
+// Who of a warp has the highest value, of those the lowest id; num_experts if all are 0.
+__device__ int BestOfWarp(uint64_t value, int id, int num_experts) {
+  const uint32_t high = __reduce_max_sync(0xffffffff, static_cast<uint32_t>(value >> 32));
+  const bool leads = value >> 32 == high;
+  const uint32_t low = __reduce_max_sync(0xffffffff, leads ? static_cast<uint32_t>(value) : 0);
+  const bool is_best = leads && static_cast<uint32_t>(value) == low && value != 0;
+  return static_cast<int>(__reduce_min_sync(0xffffffff, static_cast<unsigned>(is_best ? id : num_experts)));
+}
+
+// One thread block per row: a thread per score, then one warp selects. Shared memory: the scores, and the
+// biased ones in order.
+__global__ void __launch_bounds__(kRouterThreads) RouterKernel(RouterArgs args) {
   AwaitInputs();
   extern __shared__ double scores[];
-  double* biased = scores + args.num_experts;
+  uint64_t* biased = reinterpret_cast<uint64_t*>(scores + args.num_experts);
   const int64_t row = blockIdx.x;
-  const int lane = threadIdx.x;
   const int k = args.experts_per_token;
-  for (int e = lane; e < args.num_experts; e += 32) {
-    scores[e] = Score(args.logits[row * args.num_experts + e]);
-    biased[e] = scores[e] + (args.bias.data != nullptr ? VectorValue(args.bias, e) : 0.0f);
+  for (int e = threadIdx.x; e < args.num_experts; e += kRouterThreads) {
+    const double score = Score(args.logits[row * args.num_experts + e]);
+    scores[e] = score;
+    biased[e] = OrderedBits(score + (args.bias.data != nullptr ? VectorValue(args.bias, e) : 0.0f));
   }
-  __syncwarp();
+  __syncthreads();
+  if (threadIdx.x >= 32) return;
+  const int lane = threadIdx.x;
   int32_t* ids = args.ids + row * k;
+  double sum = 0;
   for (int i = 0; i < k; ++i) {
     int id;
     if (args.forced_ids != nullptr) {
@@ -38,31 +55,24 @@ __global__ void RouterKernel(RouterArgs args) {
     } else if (args.tid2eid != nullptr) {
       id = static_cast<int>(args.tid2eid[int64_t{args.tokens[row]} * k + i]);
     } else {
-      double best = -INFINITY;
+      uint64_t best = 0;
       id = args.num_experts;
       for (int e = lane; e < args.num_experts; e += 32) {
-        if (IsBetter(biased[e], e, best, id)) {
+        if (biased[e] > best) {
           best = biased[e];
           id = e;
         }
       }
-      for (int step = 16; step > 0; step /= 2) {
-        const double other = __shfl_xor_sync(0xffffffff, best, step);
-        const int other_id = __shfl_xor_sync(0xffffffff, id, step);
-        if (IsBetter(other, other_id, best, id)) {
-          best = other;
-          id = other_id;
-        }
-      }
+      id = BestOfWarp(best, id, args.num_experts);
       if (id == args.num_experts) id = i;  // a row of NaN
-      if (lane == 0) biased[id] = -INFINITY;
+      __syncwarp();
+      if (lane == 0) biased[id] = 0;
       __syncwarp();
     }
     if (lane == 0) ids[i] = id;
+    sum += scores[id];
   }
   __syncwarp();
-  double sum = 0;
-  for (int i = 0; i < k; ++i) sum += scores[ids[i]];
   for (int i = lane; i < k; i += 32) {
     args.weights[row * k + i] = static_cast<float>(scores[ids[i]] / sum * args.scaling);
   }
@@ -286,7 +296,7 @@ void Piece(const KernelContext& ctx, const MoeArgs& args) {
 
 void Router(const KernelContext& ctx, const RouterArgs& args) {
   CHECK(args.experts_per_token <= args.num_experts);
-  Launch(ctx, RouterKernel, args.rows, 32, 2 * args.num_experts * sizeof(double), args);
+  Launch(ctx, RouterKernel, args.rows, kRouterThreads, 2 * args.num_experts * sizeof(double), args);
 }
 
 void Moe(const KernelContext& ctx, const MoeArgs& args) {
