@@ -1,4 +1,4 @@
-// How the warps of a thread block, and thread blocks that run at the same time, wait for one another.
+// How the warps of a thread block wait for one another.
 #pragma once
 
 #include <cstdint>
@@ -42,25 +42,5 @@ struct alignas(8) SharedBarrier {
     return static_cast<uint32_t>(__cvta_generic_to_shared(&word));
   }
 };
-
-// The value, and with it everything that was written before the additions that made it, on the whole device.
-__device__ inline int LoadAcquire(const int* from) {
-  int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-
-// A warp adds to a counter what it has done: all that its lanes wrote is there for whoever sees the sum.
-// Returns the counter before; who finds the others' additions complete may read what they wrote.
-__device__ inline int WarpCount(int* counter, int by = 1) {
-  __syncwarp();
-  int before = 0;
-  if (threadIdx.x % 32 == 0) {
-    __threadfence();
-    before = atomicAdd(counter, by);
-    __threadfence();
-  }
-  return __shfl_sync(0xffffffff, before, 0);
-}
 
 }  // namespace foresight::cuda
