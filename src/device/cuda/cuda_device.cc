@@ -12,6 +12,7 @@ constexpr int64_t kHalfBytes = int64_t{8} << 20;
 constexpr int64_t kFetchBytes = int64_t{4} << 20;
 // A graph of a step takes some hundred kilobytes.
 constexpr size_t kGraphsMax = 256;
+constexpr size_t kSeenMax = size_t{1} << 16;
 
 Status Fault(cudaError_t error, const char* what) {
   return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error),
@@ -156,6 +157,9 @@ cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
 void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
+    // A recording takes as long as some ten runs: what comes but once isn't worth one.
+    if (seen_.size() == kSeenMax) seen_.clear();
+    if (seen_.insert(key).second) return launches();
     if (graphs_.size() == kGraphsMax) ForgetGraphs();
     found = graphs_.emplace(key, Record(launches)).first;
   }

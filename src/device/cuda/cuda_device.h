@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "device/device.h"
@@ -26,7 +27,7 @@ class CudaDevice final : public Device {
   void Zero(void* to, int64_t bytes) override;
   void Fetch(void* to, const void* from, int64_t bytes) override;
   Status Synchronize() override;
-  // As one CUDA graph per key.
+  // From the second time on as one CUDA graph per key.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
   int64_t recordings() const override { return recordings_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
@@ -63,6 +64,7 @@ class CudaDevice final : public Device {
   int64_t fetched_bytes_ = 0;
   std::vector<Fetched> fetched_;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
+  std::unordered_set<uint64_t> seen_;  // keys
   int64_t recordings_ = 0;
   Status fault_;
 };
