@@ -1,5 +1,6 @@
 // The draft heads: MTP-1 (model spec 2.11) and DSpark (dspark.md 1 and 2).
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "model/model.h"
@@ -187,7 +188,7 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows, in
   };
   // Of few sequences in one group, all that launches are made of lies where it lay for as many rows before.
   if (rows <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax && num_sequences == block_rows_) {
-    device().Replay(ReplayKey(kReplayedContext, rows, num_sequences, block, 0), launches);
+    device().Replay(ReplayKey(kReplayedContext, rows, num_sequences, block, 0), std::ref(launches));
   } else {
     launches();
   }
@@ -317,7 +318,7 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
                                   .confidence = confidence});
   };
   if (block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax) {
-    device().Replay(ReplayKey(kReplayedDraftHead, block_size_, block_rows_, k, 0), launches);
+    device().Replay(ReplayKey(kReplayedDraftHead, block_size_, block_rows_, k, 0), std::ref(launches));
   } else {
     launches();
   }
