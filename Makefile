@@ -34,12 +34,13 @@ gpu: build  ## On a machine with an NVIDIA GPU and nvcc: its tests and benchmark
 
 format:
 	@scripts/setup.sh lint
-	git ls-files '*.cc' '*.h' | xargs clang-format -i
+	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 lint: build  ## The formatter's opinion and clang-tidy's, on everything.
 	@scripts/setup.sh lint
-	git ls-files '*.cc' '*.h' | xargs clang-format --dry-run --Werror
-	git ls-files 'src/*.cc' | xargs -P "$$(nproc)" -n 4 clang-tidy --quiet -p build/release
+	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
+	sed -n 's|^ *"file": "$(CURDIR)/\(src/.*\.cc\)",*$$|\1|p' build/release/compile_commands.json | sort -u | \
+	  xargs -P "$$(nproc)" -n 4 clang-tidy --quiet -p build/release
 
 clean:
 	rm -rf build

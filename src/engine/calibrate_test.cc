@@ -9,7 +9,7 @@
 namespace foresight {
 namespace {
 
-constexpr EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
+const EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
 
 TEST(CalibrateDrafts, GivesATableThatItsOwnModelAndNoOtherTakes) {
   const std::unique_ptr<Runtime> runtime = TestRuntime(kOptions, SmallestDSparkConfig());

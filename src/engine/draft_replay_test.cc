@@ -11,14 +11,14 @@
 namespace foresight {
 namespace {
 
-constexpr EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
+const EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
 
 // `answers` answers of one position each, whose drafts are accepted with these probabilities.
-DraftTrace TraceOf(std::vector<float> acceptance, int answers, std::string method = "dspark") {
+DraftTrace TraceOf(const std::vector<float>& acceptance, int answers, const std::string& method = "dspark") {
   const std::vector<float> confidences(method == "dspark" ? acceptance.size() : 0, 0.5f);
   TracedDomain domain{.name = "all", .answers = {}};
   domain.answers.assign(answers, {.confidences = confidences, .acceptance = acceptance});
-  return {.method = std::move(method),
+  return {.method = method,
           .drafts_max = static_cast<int>(acceptance.size()),
           .domains = {std::move(domain)}};
 }
