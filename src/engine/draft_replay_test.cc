@@ -18,9 +18,8 @@ DraftTrace TraceOf(const std::vector<float>& acceptance, int answers, const std:
   const std::vector<float> confidences(method == "dspark" ? acceptance.size() : 0, 0.5f);
   TracedDomain domain{.name = "all", .answers = {}};
   domain.answers.assign(answers, {.confidences = confidences, .acceptance = acceptance});
-  return {.method = method,
-          .drafts_max = static_cast<int>(acceptance.size()),
-          .domains = {std::move(domain)}};
+  return {
+      .method = method, .drafts_max = static_cast<int>(acceptance.size()), .domains = {std::move(domain)}};
 }
 
 Request ReplayedRequest(int64_t seed, int64_t max_tokens) {
