@@ -1,6 +1,5 @@
-// Products and sums are never contracted to fused ones: processors with and without them shall agree.
-#pragma GCC optimize("fp-contract=off")
-
+// Compiled without contraction of products and sums to fused ones: processors with and without them shall
+// agree.
 #include "sampling/sum_exp.h"
 
 #include <cstdint>
@@ -50,10 +49,7 @@ __attribute__((always_inline)) inline void AddExp(Lanes& x, Lanes& sum) {
   sum += there ? p : Lanes{};
 }
 
-}  // namespace
-
-__attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) double SumExp(
-    std::span<const double> x) {
+__attribute__((always_inline)) inline double Sum(std::span<const double> x) {
   Lanes sums[2] = {};
   size_t i = 0;
   for (; i + 2 * kLanes <= x.size(); i += 2 * kLanes) {
@@ -72,6 +68,26 @@ __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) do
   double sum = 0;
   for (size_t lane = 0; lane < kLanes; ++lane) sum += sums[0][lane];
   return sum;
+}
+
+double SumBaseline(std::span<const double> x) {
+  return Sum(x);
+}
+__attribute__((target("avx2"))) double SumAvx2(std::span<const double> x) {
+  return Sum(x);
+}
+__attribute__((target("avx512f"))) double SumAvx512(std::span<const double> x) {
+  return Sum(x);
+}
+
+}  // namespace
+
+// Not by target_clones, whose choice is made before a sanitizer's runtime is ready for it.
+double SumExp(std::span<const double> x) {
+  static const auto sum = __builtin_cpu_supports("avx512f") ? SumAvx512
+                          : __builtin_cpu_supports("avx2")  ? SumAvx2
+                                                            : SumBaseline;
+  return sum(x);
 }
 
 }  // namespace foresight
