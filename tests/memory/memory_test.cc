@@ -17,8 +17,7 @@ namespace foresight {
 namespace {
 
 constexpr int kPromptTokens = 240;
-constexpr int kWarmUpTokens = 8;    // buffers have grown to their size by then
-constexpr int kCountedTokens = 50;  // they cross CSA, HCA and block borders; a state is kept at the last
+constexpr int kWarmUpTokens = 8;  // buffers have grown to their size by then
 
 // Sanitizers keep shadow memory and freed blocks; what is resident is theirs then.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -26,6 +25,9 @@ constexpr bool kOwnResidentMemory = false;
 #else
 constexpr bool kOwnResidentMemory = true;
 #endif
+// They cross CSA, HCA and block borders; a state is kept at the last. A few show a sanitizer what it looks
+// for, and take it as long.
+constexpr int kCountedTokens = kOwnResidentMemory ? 50 : 16;
 
 class CountingSink : public EventSink {
  public:
