@@ -7,6 +7,7 @@
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
 #include "kernels/norm_rope/rotate.h"
+#include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -127,15 +128,6 @@ std::vector<float> Direct(const Shape& shape, const Block& b) {
     RotateBack(&out[i * d + d - 64], 32, &b.cos[row * 32], &b.sin[row * 32]);
   }
   return out;
-}
-
-double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
-    norm += std::pow(static_cast<double>(want[i]), 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 std::vector<Shape> Shapes() {

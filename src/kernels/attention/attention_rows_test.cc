@@ -9,6 +9,7 @@
 
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
+#include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -112,15 +113,6 @@ std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelCon
                       out.begin() + static_cast<int64_t>(i + 1) * values);
   }
   return outs;
-}
-
-double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
-    norm += std::pow(static_cast<double>(want[i]), 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 // Positions with as many compressed entries.

@@ -59,6 +59,31 @@ struct Sequence {
   std::vector<std::vector<float>> keys;
 };
 
+// Of all rows of a step, [rows, ...] each.
+struct RowInputs {
+  std::vector<float> q, w, cos, sin;
+};
+
+// The picks of a step whose rows are `rows`.
+std::vector<int32_t> Pick(const KernelTable& table, const KernelContext& ctx, const Case& c,
+                          const std::vector<SequenceRows>& rows, int64_t entries_max, RowInputs inputs) {
+  const int total = rows.back().first_row + rows.back().num_rows;
+  std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
+  table.indexer(ctx, {.sequences = rows,
+                      .rows = total,
+                      .entries_max = entries_max,
+                      .heads = c.heads,
+                      .rope_dim = c.rope_dim,
+                      .topk = c.topk,
+                      .key = c.layout(),
+                      .iq = inputs.q.data(),
+                      .w = inputs.w.data(),
+                      .cos = inputs.cos.data(),
+                      .sin = inputs.sin.data(),
+                      .picks = picks.data()});
+  return picks;
+}
+
 // Runs rows [begin, end) of each sequence (ranges side by side in one step); picks of all.
 std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, const Case& c,
                            const std::vector<std::pair<Sequence*, std::pair<int, int>>>& parts) {
@@ -81,19 +106,7 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
     total += end - begin;
     entries_max = std::max<int64_t>(entries_max, end / 4);
   }
-  std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
-  table.indexer(ctx, {.sequences = rows,
-                      .rows = total,
-                      .entries_max = entries_max,
-                      .heads = c.heads,
-                      .rope_dim = c.rope_dim,
-                      .topk = c.topk,
-                      .key = c.layout(),
-                      .iq = q.data(),
-                      .w = w.data(),
-                      .cos = cos.data(),
-                      .sin = sin.data(),
-                      .picks = picks.data()});
+  const std::vector<int32_t> picks = Pick(table, ctx, c, rows, entries_max, {q, w, cos, sin});
   EXPECT_EQ(ctx.scratch->used(), 0u);
   return picks;
 }
@@ -280,20 +293,7 @@ std::vector<int32_t> LongPicks(const KernelTable& table, const KernelContext& ct
   }
   const std::vector<float> cos(int64_t{total} * c.rope_dim / 2, 0.75f);
   const std::vector<float> sin(cos.size(), 0.6f);
-  std::vector<int32_t> picks(int64_t{total} * c.topk, -7);
-  table.indexer(ctx, {.sequences = rows,
-                      .rows = total,
-                      .entries_max = entries_max,
-                      .heads = c.heads,
-                      .rope_dim = c.rope_dim,
-                      .topk = c.topk,
-                      .key = c.layout(),
-                      .iq = q.data(),
-                      .w = w.data(),
-                      .cos = cos.data(),
-                      .sin = sin.data(),
-                      .picks = picks.data()});
-  return picks;
+  return Pick(table, ctx, c, rows, entries_max, {q, w, cos, sin});
 }
 
 // How many picks of the rows in `got` are not those of `want`.

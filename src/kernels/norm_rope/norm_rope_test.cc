@@ -6,6 +6,7 @@
 
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
+#include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
 namespace foresight {
@@ -13,16 +14,6 @@ namespace {
 
 using tolerances::kBf16Flips;
 using tolerances::kFloat32;
-
-double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0;
-  double norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
-    norm += std::pow(static_cast<double>(want[i]), 2);
-  }
-  return std::sqrt(error / norm);
-}
 
 VectorView F32View(const std::vector<float>& x) {
   return {DType::kF32, static_cast<int64_t>(x.size()), reinterpret_cast<const std::byte*>(x.data())};

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/cache_fixture.h"
+#include "kernels/weight_fixture.h"
 
 namespace foresight {
 namespace {
@@ -154,15 +155,6 @@ Round Direct(const Head& head, const Round& from, int rows, int positions) {
     }
   }
   return out;
-}
-
-double RelativeL2(const std::vector<float>& got, const std::vector<float>& want) {
-  double error = 0, norm = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    error += std::pow(static_cast<double>(got[i]) - want[i], 2);
-    norm += std::pow(static_cast<double>(want[i]), 2);
-  }
-  return std::sqrt(error / norm);
 }
 
 std::vector<Head> Heads() {
