@@ -43,4 +43,23 @@ struct alignas(8) SharedBarrier {
   }
 };
 
+// The value, and with it everything that was written before the additions that made it, on the whole device.
+__device__ inline int LoadAcquire(const int* from) {
+  int value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// A warp counts what it has done: whoever learns of it finds all that its lanes wrote. Returns the counter
+// before; who goes on to read what others wrote says __threadfence() first, and reads past the first-level
+// cache.
+__device__ inline int WarpCount(int* counter) {
+  __syncwarp();
+  int before = 0;
+  if (threadIdx.x % 32 == 0) {
+    asm volatile("atom.add.release.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  }
+  return __shfl_sync(0xffffffff, before, 0);
+}
+
 }  // namespace foresight::cuda

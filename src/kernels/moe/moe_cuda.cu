@@ -1,7 +1,11 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/product.cuh"
+#include "kernels/moe/expert_plan.cuh"
+#include "kernels/moe/expert_stream.cuh"
+#include "kernels/moe/swiglu.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -78,65 +82,6 @@ __global__ void __launch_bounds__(kRouterThreads) RouterKernel(RouterArgs args) 
   }
 }
 
-// Columns [begin, begin + count) of the list, all of one expert.
-struct ExpertTile {
-  int expert;
-  int begin;
-  int count;
-};
-
-// The (row, slot) pairs by expert, and within one in their own order: list [pairs], and the tiles of at most
-// tile_columns that cover it. One thread block; a thread per expert.
-struct ExpertPlan {
-  int32_t* list;
-  ExpertTile* tiles;
-  int* num_tiles;
-};
-
-__global__ void PlanKernel(const int32_t* ids, int pairs, int num_experts, int tile_columns,
-                           ExpertPlan plan) {
-  AwaitInputs();
-  constexpr int kStaged = 4096;
-  extern __shared__ int counts[];
-  __shared__ int4 staged[kStaged / 4];
-  for (int e = threadIdx.x; e < num_experts; e += blockDim.x) counts[e] = 0;
-  __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += blockDim.x) atomicAdd(&counts[ids[i]], 1);
-  __syncthreads();
-  // The loop's bounds are the same for all threads: they stage ids together.
-  for (int base = 0; base < num_experts; base += blockDim.x) {
-    const int e = base + threadIdx.x;
-    int at = 0;
-    int tile = 0;
-    for (int other = 0; other < e && other < num_experts; ++other) {
-      at += counts[other];
-      tile += (counts[other] + tile_columns - 1) / tile_columns;
-    }
-    if (e < num_experts) {
-      for (int done = 0; done < counts[e]; done += tile_columns) {
-        plan.tiles[tile++] = {e, at + done, min(tile_columns, counts[e] - done)};
-      }
-      if (e == num_experts - 1) *plan.num_tiles = tile;
-    }
-    for (int begin = 0; begin < pairs; begin += kStaged) {
-      __syncthreads();
-      for (int i = threadIdx.x; i < kStaged && begin + i < (pairs + 3) / 4 * 4; i += blockDim.x) {
-        reinterpret_cast<int*>(staged)[i] = begin + i < pairs ? ids[begin + i] : -1;
-      }
-      __syncthreads();
-      if (e >= num_experts) continue;
-      const int quads = (min(kStaged, pairs - begin) + 3) / 4;
-      for (int q = 0; q < quads; ++q) {
-        const int4 four = staged[q];
-        if (four.x == e) plan.list[at++] = begin + 4 * q;
-        if (four.y == e) plan.list[at++] = begin + 4 * q + 1;
-        if (four.z == e) plan.list[at++] = begin + 4 * q + 2;
-        if (four.w == e) plan.list[at++] = begin + 4 * q + 3;
-      }
-    }
-  }
-}
-
 // Products of every expert with its pairs: w1 and w3 with the pair's row of x, or w2 with the pair's
 // activation.
 struct ExpertTasks {
@@ -184,18 +129,10 @@ struct SwigluRows {
   const float* up;
   const float* weights;  // of the rows; null: 1
   int64_t width;
-  float limit;
-  bool faithful;
+  Swiglu swiglu;
 
   __device__ float operator()(int64_t row, int64_t i) const {
-    float g = gate[row * width + i];
-    float u = up[row * width + i];
-    if (limit > 0) {
-      g = g > limit ? limit : g;  // no lower bound
-      u = u > limit ? limit : u < -limit ? -limit : u;
-    }
-    const float a = (weights != nullptr ? weights[row] : 1.0f) * (g / (1.0f + expf(-g)) * u);
-    return faithful ? RoundBf16(a) : a;
+    return swiglu(gate[row * width + i], up[row * width + i], weights != nullptr ? weights[row] : 1.0f);
   }
 };
 
@@ -205,46 +142,65 @@ __global__ void SwigluKernel(SwigluRows rows, float* out) {
   if (i < rows.width) out[blockIdx.x * rows.width + i] = rows(blockIdx.x, i);
 }
 
-// out = the slots' outputs in their order, then the shared expert's, which is there already.
-__global__ void CombineKernel(const float* routed, int slots, int64_t dim, bool faithful, float* out) {
+// out = the slots' outputs in their order, then the shared expert's [rows, dim], which may be out itself.
+__global__ void CombineKernel(const float* routed, int slots, const float* shared, int64_t dim, bool faithful,
+                              float* out) {
   AwaitInputs();
   const int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x;
   if (i >= dim) return;
   float sum = 0;
   for (int k = 0; k < slots; ++k) sum += routed[(int64_t{blockIdx.x} * slots + k) * dim + i];
-  float* to = out + blockIdx.x * dim + i;
-  const float y = sum + *to;
-  *to = faithful ? RoundBf16(y) : y;
+  const int64_t at = blockIdx.x * dim + i;
+  sum += shared[at];
+  out[at] = faithful ? RoundBf16(sum) : sum;
+}
+
+void Combine(const KernelContext& ctx, const MoeArgs& args, const float* routed, const float* shared) {
+  Launch(ctx, CombineKernel, dim3(args.rows, CeilDiv(args.dim, 256)), 256, 0, routed, args.experts_per_token,
+         shared, args.dim, ctx.faithful(), args.out);
+}
+
+// At most so many tiles hold the routed pairs: an expert with any has at most one that isn't full.
+int MaxTiles(const MoeArgs& args, int tile_columns) {
+  const int pairs = args.rows * args.experts_per_token;
+  return std::min(pairs, std::min(pairs, static_cast<int>(args.experts.size())) + pairs / tile_columns);
+}
+
+ExpertPlan AllocatePlan(const KernelContext& ctx, const MoeArgs& args, int max_tiles, int num_counters) {
+  const int64_t pairs = int64_t{args.rows} * (args.experts_per_token + 1);
+  return {.list = ctx.scratch->Allocate<int32_t>(pairs),
+          .rows = ctx.scratch->Allocate<int32_t>(pairs),
+          .tiles = ctx.scratch->Allocate<ExpertTile>(max_tiles),
+          .num_tiles = ctx.scratch->Allocate<int>(1),
+          .counters = ctx.scratch->Allocate<int>(num_counters),
+          .num_counters = num_counters};
 }
 
 // The experts of a step share few rows each, or many.
+constexpr int64_t kTiledPairs = 40;  // of an expert, from which on tiles of 64 pay
+
 ProductShape ChooseShape(const KernelContext& ctx, int64_t pairs, int64_t num_experts) {
-  if (pairs > 40 * num_experts) return kTiledShape;
+  if (pairs > kTiledPairs * num_experts) return kTiledShape;
   return SkinnyShape(ctx, /*tall=*/true, pairs <= 4 * num_experts ? 8 : pairs <= 12 * num_experts ? 16 : 32);
 }
 
 template <typename Format>
 void RoutedExperts(const KernelContext& ctx, const MoeArgs& args, float* routed) {
   const int pairs = args.rows * args.experts_per_token;
-  const int num_experts = static_cast<int>(args.experts.size());
   const bool faithful = ctx.faithful();
   const InputNumerics numerics = {.quantize = faithful, .split = !faithful};
-  const ProductShape shape = ChooseShape(ctx, pairs, num_experts);
-  // An expert with any rows has at most one tile that isn't full.
-  const unsigned max_tiles =
-      static_cast<unsigned>(std::min(pairs, std::min(pairs, num_experts) + pairs / shape.tile_columns));
-  const ExpertPlan plan = {.list = ctx.scratch->Allocate<int32_t>(pairs),
-                           .tiles = ctx.scratch->Allocate<ExpertTile>(max_tiles),
-                           .num_tiles = ctx.scratch->Allocate<int>(1)};
-  Launch(ctx, PlanKernel, 1, std::min(1024, std::max(64, (num_experts + 31) / 32 * 32)),
-         num_experts * sizeof(int), args.ids, pairs, num_experts, shape.tile_columns, plan);
+  const ProductShape shape = ChooseShape(ctx, pairs, static_cast<int64_t>(args.experts.size()));
+  const int max_tiles = MaxTiles(args, shape.tile_columns);
+  const ExpertPlan plan = AllocatePlan(ctx, args, max_tiles, 0);
+  const PreparedRows x = AllocateRows<Format>(ctx, args.rows, args.dim, numerics.split);
+  LaunchPlan<Format>(ctx, args, shape.tile_columns, plan, numerics.quantize, x, {});
 
   float* gate = ctx.scratch->Allocate<float>(int64_t{pairs} * args.intermediate);
   float* up = ctx.scratch->Allocate<float>(int64_t{pairs} * args.intermediate);
   ExpertTasks tasks = {
       .experts = args.experts.data(),
       .plan = plan,
-      .x = Prepare<Format>(ctx, PlainRows{args.x, args.dim}, args.rows, args.dim, numerics),
+      .x = x,
       .pairs_per_row = args.experts_per_token,
       .rows = args.intermediate,
       .is_down = false,
@@ -254,7 +210,7 @@ void RoutedExperts(const KernelContext& ctx, const MoeArgs& args, float* routed)
   LaunchProduct<Format>(ctx, shape, numerics.split, tasks, args.dim,
                         2 * CeilDiv(args.intermediate, shape.tile_rows), max_tiles);
 
-  const SwigluRows activation = {gate, up, args.weights, args.intermediate, args.swiglu_limit, faithful};
+  const SwigluRows activation = {gate, up, args.weights, args.intermediate, {args.swiglu_limit, faithful}};
   tasks.x = Prepare<Format>(ctx, activation, pairs, args.intermediate, numerics);
   tasks.pairs_per_row = 1;
   tasks.rows = args.dim;
@@ -270,10 +226,102 @@ void SharedExpert(const KernelContext& ctx, const MoeArgs& args) {
   float* up = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.intermediate);
   const LinearTarget in[] = {{.w = args.shared.w1, .out = gate}, {.w = args.shared.w3, .out = up}};
   Linear(ctx, {.rows = args.rows, .x = args.x, .targets = in});
-  const SwigluRows activation = {gate, up, nullptr, args.intermediate, args.swiglu_limit, ctx.faithful()};
+  const SwigluRows activation = {gate, up, nullptr, args.intermediate, {args.swiglu_limit, ctx.faithful()}};
   Launch(ctx, SwigluKernel, dim3(args.rows, CeilDiv(args.intermediate, 256)), 256, 0, activation, gate);
   const LinearTarget down[] = {{.w = args.shared.w2, .out = args.out}};
   Linear(ctx, {.rows = args.rows, .x = gate, .targets = down});
+}
+
+// One launch per product: for experts with many rows each, and for GPUs before sm_90.
+template <typename Format>
+void ByProduct(const KernelContext& ctx, const MoeArgs& args) {
+  SharedExpert(ctx, args);
+  float* routed = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.experts_per_token * args.dim);
+  RoutedExperts<Format>(ctx, args, routed);
+  Combine(ctx, args, routed, args.out);
+}
+
+constexpr int kCombinedRows = 8;  // of a step that the streaming kernel adds up by itself
+
+template <int kTiles>
+int SharedTiles(const MoeArgs& args) {
+  return static_cast<int>(CeilDiv(args.rows, kTiles * 8));
+}
+
+template <int kTiles>
+size_t StreamSharedBytes(const MoeArgs& args) {
+  return sizeof(StreamShared<kTiles>) +
+         (SharedTiles<kTiles>(args) + MaxTiles(args, kTiles * 8)) * sizeof(StreamTile);
+}
+
+// One launch for all products. kTiles: of eight rows, of one expert at once.
+template <typename Format, int kTiles>
+void Stream(const KernelContext& ctx, const MoeArgs& args) {
+  constexpr bool kOneFormat = std::is_same_v<Format, Fp8Weights>;
+  const int pairs = args.rows * args.experts_per_token;
+  const bool faithful = ctx.faithful();
+  const int shared_tiles = SharedTiles<kTiles>(args);
+  const int max_tiles = MaxTiles(args, kTiles * 8);
+  StreamArgs stream = {};
+  stream.experts = args.experts.data();
+  stream.shared = args.shared;
+  stream.rows = args.rows;
+  stream.slots = args.experts_per_token;
+  stream.dim = args.dim;
+  stream.intermediate = args.intermediate;
+  stream.shared_tiles = shared_tiles;
+  // Longer items cost less each, but may leave thread blocks without work at the end.
+  stream.span = args.rows == 1 ? 1 : args.rows <= 4 ? 2 : 4;
+  stream.groups[0] = 2 * args.intermediate / kGroupRows;
+  stream.groups[1] = args.dim / kGroupRows;
+  for (int i = 0; i < 2; ++i) {
+    stream.item_groups[i] = static_cast<int>(CeilDiv(stream.groups[i], stream.span)) * stream.span;
+  }
+  stream.swiglu = {args.swiglu_limit, faithful};
+  stream.weights = args.weights;
+  const int tiles = shared_tiles + max_tiles;
+  const int blocks = args.intermediate / kBlockK;
+  stream.plan = AllocatePlan(ctx, args, max_tiles, tiles * (blocks + 1) + 1 + args.dim / kGroupRows);
+  stream.groups_of_block = stream.plan.counters;
+  stream.ready_blocks = stream.groups_of_block + tiles * blocks;
+  stream.ready = stream.ready_blocks + tiles;
+  stream.outputs = stream.ready + 1;
+  stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
+  stream.x_shared =
+      kOneFormat ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
+  LaunchPlan<Format>(ctx, args, kTiles * 8, stream.plan, faithful, stream.x_routed,
+                     kOneFormat ? PreparedRows{} : stream.x_shared);
+
+  const int64_t all = pairs + args.rows;
+  stream.hidden = ctx.scratch->Allocate<float>(all * args.intermediate);
+  stream.activation = AllocateRows<Format>(ctx, all, args.intermediate, !faithful);
+  stream.y = ctx.scratch->Allocate<float>(all * args.dim);
+  stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
+  auto* kernel =
+      faithful ? ExpertStreamKernel<Format, false, kTiles> : ExpertStreamKernel<Format, true, kTiles>;
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), StreamShared<kTiles>::kThreads,
+         StreamSharedBytes<kTiles>(args), stream);
+  if (stream.out == nullptr) Combine(ctx, args, stream.y, stream.y + int64_t{pairs} * args.dim);
+}
+
+// Whether the streaming kernel takes so many rows, and such ones.
+bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
+  constexpr size_t kSharedBytes = size_t{227} << 10;  // of a thread block of sm_90
+  const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
+  return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
+         pairs <= kTiledPairs * static_cast<int64_t>(args.experts.size()) &&
+         StreamSharedBytes<2>(args) <= kSharedBytes;
+}
+
+template <typename Format>
+void Experts(const KernelContext& ctx, const MoeArgs& args) {
+  if (!CanStream(ctx, args)) {
+    ByProduct<Format>(ctx, args);
+  } else if (args.rows <= 8) {
+    Stream<Format, 1>(ctx, args);
+  } else {
+    Stream<Format, 2>(ctx, args);
+  }
 }
 
 // Bounds the scratch that long steps take: a piece of this many rows keeps every expert busy.
@@ -281,15 +329,11 @@ constexpr int kPieceRows = 1024;
 
 void Piece(const KernelContext& ctx, const MoeArgs& args) {
   ArenaScope scope(*ctx.scratch);
-  SharedExpert(ctx, args);
-  float* routed = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.experts_per_token * args.dim);
   if (args.expert_dtype == DType::kI8) {
-    RoutedExperts<Mxfp4Weights>(ctx, args, routed);
+    Experts<Mxfp4Weights>(ctx, args);
   } else {
-    RoutedExperts<Fp8Weights>(ctx, args, routed);
+    Experts<Fp8Weights>(ctx, args);
   }
-  Launch(ctx, CombineKernel, dim3(args.rows, CeilDiv(args.dim, 256)), 256, 0, routed, args.experts_per_token,
-         args.dim, ctx.faithful(), args.out);
 }
 
 }  // namespace
@@ -301,6 +345,7 @@ void Router(const KernelContext& ctx, const RouterArgs& args) {
 
 void Moe(const KernelContext& ctx, const MoeArgs& args) {
   CHECK(args.expert_dtype == DType::kI8 || args.expert_dtype == DType::kF8E4M3);
+  CHECK(args.shared.w1.dtype == DType::kF8E4M3);
   CHECK(args.dim % 32 == 0 && args.intermediate % 32 == 0);  // rows for 16-byte loads
   for (int begin = 0; begin < args.rows; begin += kPieceRows) {
     MoeArgs piece = args;

@@ -173,11 +173,17 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
     float scale;  // of x, for gates of about 1: where the activation bends, and some beyond the limit
     std::vector<int> rows;
   };
-  // Few and many rows per expert, so that every shape of tile gets its turn.
-  const Case cases[] = {{DType::kI8, 8, 4, 256, 128, 2, 0.25f, {1, 2, 7, 9, 30, 100}},
-                        {DType::kF8E4M3, 8, 4, 256, 128, 2, 0x1p-8f, {1, 2, 7, 9, 30, 100}},
+  // Few and many rows per expert, so that every shape of tile gets its turn; short and long sums; blocks and
+  // scales that end anywhere.
+  const Case cases[] = {{DType::kI8, 8, 4, 512, 512, 2, 0.25f, {1, 2, 7, 8, 9, 30, 64, 100}},
+                        {DType::kF8E4M3, 8, 4, 512, 512, 2, 0x1p-8f, {1, 2, 7, 9, 30, 64, 100}},
+                        {DType::kI8, 8, 4, 256, 128, 2, 0.25f, {1, 9, 30, 100}},
                         {DType::kI8, 40, 6, 160, 96, 0, 0.25f, {1, 5, 33, 70}},
-                        {DType::kF8E4M3, 3, 2, 416, 288, 1, 0x1p-8f, {1, 6, 17, 65}}};
+                        {DType::kF8E4M3, 3, 2, 416, 288, 1, 0x1p-8f, {1, 6, 17, 65}},
+                        {DType::kI8, 300, 1, 512, 512, 0, 0.25f, {1, 8, 150}},
+                        {DType::kI8, 9, 2, 4608, 1024, 10, 0.06f, {1, 3, 12}},
+                        {DType::kI8, 9, 2, 512, 2560, 10, 0.25f, {1, 8, 20}},
+                        {DType::kF8E4M3, 9, 2, 2560, 1536, 10, 0x1p-10f, {1, 8, 20}}};
   for (const Case& c : cases) {
     Layer layer;
     Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer);
@@ -215,6 +221,69 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
       }
     }
     device_->Clear();
+  }
+}
+
+// Every row has the same experts, and the same values, so that each row's outputs are to be equal.
+TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
+  std::mt19937 rng(5);
+  for (DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    Layer layer;
+    const int dim = 512, slots = 3;
+    Make(dtype, 16, slots, dim, 1024, 10, rng, layer);
+    const std::vector<float> x = RandomRows(1, dim, true, rng);
+    const std::vector<float> alone =
+        RunCuda(Numerics::kFaithful, layer, 1, x.data(), std::vector<int32_t>{11, 2, 7}.data(),
+                std::vector<float>{0.5f, 0.25f, 1.5f}.data());
+    for (int rows : {2, 8, 9, 16, 33, 64, 129}) {
+      std::vector<float> all;
+      std::vector<int32_t> ids;
+      std::vector<float> weights;
+      for (int t = 0; t < rows; ++t) {
+        all.insert(all.end(), x.begin(), x.end());
+        ids.insert(ids.end(), {11, 2, 7});
+        weights.insert(weights.end(), {0.5f, 0.25f, 1.5f});
+      }
+      const std::vector<float> got =
+          RunCuda(Numerics::kFaithful, layer, rows, all.data(), ids.data(), weights.data());
+      for (int t = 0; t < rows; ++t) {
+        ASSERT_EQ(std::memcmp(alone.data(), got.data() + t * dim, alone.size() * sizeof(float)), 0)
+            << DTypeName(dtype) << " row " << t << " of " << rows;
+      }
+    }
+    device_->Clear();
+  }
+}
+
+// Thread blocks hand activations and sums to each other: the bits may not depend on who comes first.
+TEST_F(MoeCudaTest, RepeatsItself) {
+  std::mt19937 rng(6);
+  Layer layer;
+  const int dim = 2048, slots = 6;
+  Make(DType::kI8, 24, slots, dim, 1024, 10, rng, layer);
+  for (int rows : {1, 8, 24}) {
+    const std::vector<float> x = RandomRows(rows, dim, true, rng);
+    std::vector<int32_t> ids;
+    for (int t = 0; t < rows; ++t) {
+      for (int k = 0; k < slots; ++k) ids.push_back((t * 5 + k * 4) % 24);
+    }
+    const std::vector<float> weights(ids.size(), 0.25f);
+    MoeArgs args = layer.device_args;
+    args.rows = rows;
+    args.x = device_->Upload(x);
+    args.ids = device_->Upload(ids);
+    args.weights = device_->Upload(weights);
+    constexpr int kTimes = 40;
+    float* out = device_->Allocate<float>(int64_t{kTimes} * rows * dim);
+    for (int i = 0; i < kTimes; ++i) {
+      args.out = out + int64_t{i} * rows * dim;
+      table_->moe(device_->context(Numerics::kFaithful), args);
+    }
+    const std::vector<float> got = device_->Download(out, int64_t{kTimes} * rows * dim);
+    for (int i = 1; i < kTimes; ++i) {
+      ASSERT_EQ(std::memcmp(got.data(), got.data() + int64_t{i} * rows * dim, sizeof(float) * rows * dim), 0)
+          << i << ", rows " << rows;
+    }
   }
 }
 

@@ -1,0 +1,144 @@
+// What every expert has to do in a step, found on the device, and the step's rows as the products want them.
+//
+// A pair is what one expert does for one row: number row * slots + slot for the routed ones and
+// rows * slots + row for the shared expert's.
+#pragma once
+
+#include "kernels/cuda/activations.cuh"
+#include "kernels/moe/moe.h"
+
+namespace foresight::cuda {
+
+// Pairs [begin, begin + count) of the list, all of one expert.
+struct ExpertTile {
+  int expert;
+  int begin;
+  int count;
+};
+
+// The pairs by expert, in no order within one, and the tiles of at most tile_columns that cover the routed
+// ones. The shared expert's pairs stand behind them, in their order.
+struct ExpertPlan {
+  int32_t* list;  // [rows * slots + rows]
+  int32_t* rows;  // of these pairs
+  ExpertTile* tiles;
+  int* num_tiles;
+  int* counters;  // set to zero
+  int num_counters;
+};
+
+constexpr int kPlanThreads = 256;
+
+// By one thread block; counts [num_experts] in shared memory.
+__device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num_experts, int tile_columns,
+                                const ExpertPlan& plan, int* counts) {
+  __shared__ int2 warp_totals[kPlanThreads / 32];
+  const int pairs = rows * slots;
+  for (int i = threadIdx.x; i < plan.num_counters; i += kPlanThreads) plan.counters[i] = 0;
+  for (int i = threadIdx.x; i < rows; i += kPlanThreads) {
+    plan.list[pairs + i] = pairs + i;
+    plan.rows[pairs + i] = i;
+  }
+  for (int e = threadIdx.x; e < num_experts; e += kPlanThreads) counts[e] = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) atomicAdd(&counts[ids[i]], 1);
+  __syncthreads();
+  // A thread's experts are neighbours; what lies before them is a sum over lower lanes and warps.
+  const int each = (num_experts + kPlanThreads - 1) / kPlanThreads;
+  const int first = min(static_cast<int>(threadIdx.x) * each, num_experts);
+  const int end = min(first + each, num_experts);
+  int2 own = {0, 0};  // pairs, tiles
+  for (int e = first; e < end; ++e) {
+    own.x += counts[e];
+    own.y += (counts[e] + tile_columns - 1) / tile_columns;
+  }
+  int2 upto = own;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int x = __shfl_up_sync(0xffffffff, upto.x, step);
+    const int y = __shfl_up_sync(0xffffffff, upto.y, step);
+    if (lane >= step) {
+      upto.x += x;
+      upto.y += y;
+    }
+  }
+  if (lane == 31) warp_totals[threadIdx.x / 32] = upto;
+  __syncthreads();
+  int at = upto.x - own.x;
+  int tile = upto.y - own.y;
+  for (unsigned w = 0; w < threadIdx.x / 32; ++w) {
+    at += warp_totals[w].x;
+    tile += warp_totals[w].y;
+  }
+  for (int e = first; e < end; ++e) {
+    const int count = counts[e];
+    for (int done = 0; done < count; done += tile_columns) {
+      plan.tiles[tile++] = {e, at + done, min(tile_columns, count - done)};
+    }
+    counts[e] = at;
+    at += count;
+  }
+  if (threadIdx.x == kPlanThreads - 1) *plan.num_tiles = tile;
+  __syncthreads();
+  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
+    const int place = atomicAdd(&counts[ids[i]], 1);
+    plan.list[place] = i;
+    plan.rows[place] = i / slots;
+  }
+}
+
+template <typename Format>
+__device__ inline void StoreBlock(LaneValues& values, bool quantize, const PreparedRows& to, int64_t row,
+                                  int block) {
+  uint16_t* at = to.data + row * to.stride() + block * kBlockK;
+  values.Store<Format>(quantize, at, to.split ? at + to.padded : nullptr, to.Factors(row) + block);
+}
+
+// Thread block 0 makes the plan; a warp of the others prepares a block of 128 of one row, in the order of
+// the routed experts' format and, where shared.data isn't null, in FP8's too.
+template <typename Format>
+__global__ void __launch_bounds__(kPlanThreads)
+    PlanKernel(const int32_t* ids, int slots, int num_experts, int tile_columns, ExpertPlan plan,
+               PlainRows source, int64_t k, int rows, bool quantize, PreparedRows routed,
+               PreparedRows shared) {
+  AwaitInputs();
+  extern __shared__ int counts[];
+  if (blockIdx.x == 0) {
+    MakePlan(ids, rows, slots, num_experts, tile_columns, plan, counts);
+    return;
+  }
+  const int blocks = static_cast<int>(routed.padded / kBlockK);
+  const int unit = (blockIdx.x - 1) * (kPlanThreads / 32) + threadIdx.x / 32;
+  const int row = unit / blocks;
+  const int block = unit % blocks;
+  if (row >= rows) return;
+  LaneValues values;
+  values.Load<Format>(source, row, block, k);
+  StoreBlock<Format>(values, quantize, routed, row, block);
+  if (shared.data == nullptr) return;
+  values.Load<Fp8Weights>(source, row, block, k);
+  StoreBlock<Fp8Weights>(values, quantize, shared, row, block);
+}
+
+template <typename Format>
+PreparedRows AllocateRows(const KernelContext& ctx, int64_t rows, int64_t k, bool split) {
+  PreparedRows out;
+  out.padded = CeilDiv(k, kBlockK) * int64_t{kBlockK};
+  out.split = split;
+  out.half = Format::kHalf;
+  out.data = ctx.scratch->Allocate<uint16_t>(rows * out.stride());
+  return out;
+}
+
+template <typename Format>
+void LaunchPlan(const KernelContext& ctx, const MoeArgs& args, int tile_columns, const ExpertPlan& plan,
+                bool quantize, const PreparedRows& routed, const PreparedRows& shared) {
+  const int num_experts = static_cast<int>(args.experts.size());
+  const int64_t units = args.rows * (routed.padded / kBlockK);
+  Launch(ctx, PlanKernel<Format>, 1 + CeilDiv(units, kPlanThreads / 32), kPlanThreads,
+         num_experts * sizeof(int), args.ids, args.experts_per_token, num_experts, tile_columns, plan,
+         PlainRows{args.x, args.dim}, args.dim, args.rows, quantize, routed, shared);
+}
+
+}  // namespace foresight::cuda
