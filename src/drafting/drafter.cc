@@ -36,7 +36,7 @@ std::string_view DraftMethodName(DraftMethod method) {
 }
 
 Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max, int slots_max, Model& model,
-                                             Speculator& speculator) {
+                                             SpeculatorTeam& speculators) {
   if (drafts_max < 0 || drafts_max > kDraftsLimit) {
     return InvalidArgument("drafts of {} tokens: want 1..{}", drafts_max, kDraftsLimit);
   }
@@ -49,7 +49,7 @@ Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max,
     case DraftMethod::kMtp:
       if (!model.weights().mtp) return InvalidArgument("drafts by MTP-1: this model has no MTP-1 block");
       return std::unique_ptr<Drafter>(std::make_unique<MtpDrafter>(drafts_max > 0 ? drafts_max : kMtpDrafts,
-                                                                   slots_max, model, speculator));
+                                                                   slots_max, model, speculators));
     case DraftMethod::kDSpark: {
       if (!model.weights().dspark) return InvalidArgument("drafts by DSpark: this model has no DSpark head");
       const int block = model.config().dspark.block_size;
@@ -60,8 +60,8 @@ Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max,
         return InvalidArgument("drafts by DSpark: blocks of {} in steps of {} rows", block,
                                model.max_step_rows());
       }
-      return std::unique_ptr<Drafter>(
-          std::make_unique<DSparkDrafter>(drafts_max > 0 ? drafts_max : block, slots_max, model, speculator));
+      return std::unique_ptr<Drafter>(std::make_unique<DSparkDrafter>(drafts_max > 0 ? drafts_max : block,
+                                                                      slots_max, model, speculators));
     }
   }
   return Status(StatusCode::kInternal, "a draft method without a name");

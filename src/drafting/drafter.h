@@ -22,7 +22,7 @@
 #include "kv_cache/sequence_state.h"
 #include "model/model.h"
 #include "sampling/sampler.h"
-#include "speculative/acceptance.h"
+#include "speculative/speculator_team.h"
 
 namespace foresight {
 
@@ -75,9 +75,9 @@ class Drafter {
 };
 
 // Drafts of `drafts_max` tokens; 0: as many as the head was made for, or a good number. The model and the
-// speculator outlive the drafter. Errors: kInvalidArgument (drafts_max out of range; no such head in the
+// speculators outlive the drafter. Errors: kInvalidArgument (drafts_max out of range; no such head in the
 // model).
 Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max, int slots_max, Model& model,
-                                             Speculator& speculator);
+                                             SpeculatorTeam& speculators);
 
 }  // namespace foresight

@@ -4,10 +4,11 @@
 
 namespace foresight {
 
-DSparkDrafter::DSparkDrafter(int drafts_max, int slots_max, Model& model, Speculator& speculator)
-    : drafts_max_(drafts_max), model_(model), speculator_(speculator) {
+DSparkDrafter::DSparkDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators)
+    : drafts_max_(drafts_max), model_(model), speculators_(speculators) {
   states_.reserve(slots_max);
   previous_.reserve(slots_max);
+  draws_.reserve(slots_max);
 }
 
 Status DSparkDrafter::Propose(std::span<DraftRound> rounds) {
@@ -36,11 +37,18 @@ Status DSparkDrafter::ProposeGroup(std::span<DraftRound> rounds) {
   const int64_t vocab_size = model_.config().vocab_size;
   for (int k = 0; k < deepest; ++k) {
     ASSIGN_OR_RETURN(const DraftHeadOutputs head, model_.DraftHead(k, previous_));
+    draws_.clear();
     for (size_t r = 0; r < rounds.size(); ++r) {
       if (k >= rounds[r].depth) continue;
-      ASSIGN_OR_RETURN(previous_[r], speculator_.Draft(head.logits.subspan(r * vocab_size, vocab_size),
-                                                       *rounds[r].sampler, *rounds[r].block));
+      draws_.push_back({.logits = head.logits.subspan(r * vocab_size, vocab_size),
+                        .sampler = rounds[r].sampler,
+                        .block = rounds[r].block});
       if (!head.confidence_logits.empty()) rounds[r].confidence_logits[k] = head.confidence_logits[r];
+    }
+    RETURN_IF_ERROR(speculators_.DraftAll(draws_));
+    size_t drawn = 0;
+    for (size_t r = 0; r < rounds.size(); ++r) {
+      if (k < rounds[r].depth) previous_[r] = draws_[drawn++].token;
     }
   }
   return Status();

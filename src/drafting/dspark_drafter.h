@@ -8,7 +8,7 @@ namespace foresight {
 
 class DSparkDrafter final : public Drafter {
  public:
-  DSparkDrafter(int drafts_max, int slots_max, Model& model, Speculator& speculator);
+  DSparkDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators);
 
   DraftMethod method() const override { return DraftMethod::kDSpark; }
   int drafts_max() const override { return drafts_max_; }
@@ -23,10 +23,11 @@ class DSparkDrafter final : public Drafter {
 
   int drafts_max_;
   Model& model_;
-  Speculator& speculator_;
+  SpeculatorTeam& speculators_;
   // Of the call at hand; kept for their capacity.
   std::vector<SequenceState*> states_;
   std::vector<TokenId> previous_;
+  std::vector<DraftDraw> draws_;
 };
 
 }  // namespace foresight

@@ -4,13 +4,14 @@
 
 namespace foresight {
 
-MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, Speculator& speculator)
-    : drafts_max_(drafts_max), model_(model), speculator_(speculator), last_(slots_max) {
+MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators)
+    : drafts_max_(drafts_max), model_(model), speculators_(speculators), last_(slots_max) {
   tokens_.reserve(model.max_step_rows());
   stream_rows_.reserve(model.max_step_rows());
   logit_rows_.reserve(slots_max);
   chunks_.reserve(slots_max);
   chain_.reserve(slots_max);
+  draws_.reserve(slots_max);
 }
 
 void MtpDrafter::Begin(int slot, std::span<const TokenId>, int64_t) {
@@ -54,20 +55,27 @@ Status MtpDrafter::Propose(std::span<DraftRound> rounds) {
   for (const DraftRound& round : rounds) chain_.push_back(last_[round.slot]);
   std::span<const float> logits = logits_;
   for (int k = 0;; ++k) {
+    const auto drafts = [&](size_t r) { return chain_[r].stream_row >= 0 && k < rounds[r].depth; };
+    draws_.clear();
+    for (size_t r = 0; r < rounds.size(); ++r) {
+      if (!drafts(r)) continue;
+      draws_.push_back({.logits = logits.subspan(chain_[r].logit_row * vocab_size, vocab_size),
+                        .sampler = rounds[r].sampler,
+                        .block = rounds[r].block});
+    }
+    RETURN_IF_ERROR(speculators_.DraftAll(draws_));
     tokens_.clear();
     chunks_.clear();
     stream_rows_.clear();
     logit_rows_.clear();
+    size_t drawn = 0;
     for (size_t r = 0; r < rounds.size(); ++r) {
-      DraftRound& round = rounds[r];
+      if (!drafts(r)) continue;
+      const TokenId token = draws_[drawn++].token;
+      if (k + 1 >= rounds[r].depth) continue;
       Last& last = chain_[r];
-      if (last.stream_row < 0 || k >= round.depth) continue;
-      ASSIGN_OR_RETURN(const TokenId token,
-                       speculator_.Draft(logits.subspan(last.logit_row * vocab_size, vocab_size),
-                                         *round.sampler, *round.block));
-      if (k + 1 >= round.depth) continue;
       tokens_.push_back(token);
-      chunks_.push_back({.sequence = round.state, .num_rows = 1});
+      chunks_.push_back({.sequence = rounds[r].state, .num_rows = 1});
       stream_rows_.push_back(last.stream_row);
       const int row = static_cast<int>(logit_rows_.size());
       last = {.stream_row = row, .logit_row = row};

@@ -12,7 +12,7 @@ namespace foresight {
 
 class MtpDrafter final : public Drafter {
  public:
-  MtpDrafter(int drafts_max, int slots_max, Model& model, Speculator& speculator);
+  MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators);
 
   DraftMethod method() const override { return DraftMethod::kMtp; }
   int drafts_max() const override { return drafts_max_; }
@@ -31,7 +31,7 @@ class MtpDrafter final : public Drafter {
 
   int drafts_max_;
   Model& model_;
-  Speculator& speculator_;
+  SpeculatorTeam& speculators_;
   std::vector<Last> last_;  // by slot: of the last step from the target's streams
   std::span<const float> logits_;
   // Of the call at hand; kept for their capacity.
@@ -40,6 +40,7 @@ class MtpDrafter final : public Drafter {
   std::vector<int32_t> stream_rows_;
   std::vector<int32_t> logit_rows_;
   std::vector<Last> chain_;  // by round
+  std::vector<DraftDraw> draws_;
 };
 
 }  // namespace foresight

@@ -43,7 +43,8 @@ class Collector {
   Collector(Runtime& runtime, const CalibrationOptions& options)
       : runtime_(runtime),
         options_(options),
-        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_) {}
+        speculators_(runtime.config().vocab_size, kDraftPositionsMax, /*sequences_max=*/1, chance_,
+                     runtime.pool()) {}
 
   // Continues a prompt by at most `rounds_max` rounds and adds them.
   Status Continue(std::span<const TokenId> prompt, SamplingRegime regime, int64_t seed, int64_t rounds_max,
@@ -52,7 +53,7 @@ class Collector {
   Runtime& runtime_;
   const CalibrationOptions& options_;
   KeyedChance chance_;
-  Speculator speculator_;
+  SpeculatorTeam speculators_;
   std::unique_ptr<Drafter> drafter_;
 };
 
@@ -91,9 +92,10 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
     ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
-    RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance, blind));
+    RETURN_IF_ERROR(
+        speculators_.one().AcceptanceProbabilities(logits, gamma, sampler, block, acceptance, blind));
     rounds.Add(confidences, std::span<const double>(acceptance), blind);
-    ASSIGN_OR_RETURN(const VerifiedTokens verified, speculator_.Verify(logits, gamma, sampler, block));
+    ASSIGN_OR_RETURN(const VerifiedTokens verified, speculators_.one().Verify(logits, gamma, sampler, block));
     for (const SampledToken& token : verified.tokens) {
       tokens.push_back(token.token);
       if (token.token == runtime_.config().eos_token_id) return Status();
@@ -110,7 +112,7 @@ Result<std::unique_ptr<Collector>> Collector::Create(Runtime& runtime, const Cal
   }
   std::unique_ptr<Collector> collector(new Collector(runtime, options));
   ASSIGN_OR_RETURN(collector->drafter_, MakeDrafter(runtime.draft_method(), /*drafts_max=*/0, /*slots_max=*/1,
-                                                    runtime.model(), collector->speculator_));
+                                                    runtime.model(), collector->speculators_));
   if (collector->drafter_->method() != DraftMethod::kDSpark || !collector->drafter_->has_confidences()) {
     return InvalidArgument("drafts by {}: there are no confidences to calibrate",
                            DraftMethodName(collector->drafter_->method()));

@@ -240,7 +240,7 @@ bool EngineLoop::Step() {
   if (rows >= kMeasuredRowsMin) {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
-  Accept(plan, *lengths, out->logits);
+  Accept(plan, out->logits);
   const double observe_begin = clock_();  // what was drawn counts as the rows' cost: there is a draw for each
   const Status observed = speculation_ == nullptr ? Status() : speculation_->Observe(observed_);
   const double observe_end = clock_();
@@ -308,11 +308,9 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
   }
 }
 
-void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int> lengths,
-                        std::span<const float> logits) {
+void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const float> logits) {
   observed_.clear();
-  const int64_t vocab_size = runtime_.config().vocab_size;
-  if (speculation_ == nullptr) DrawAll(logits);
+  DrawAll(logits);
   int candidate = 0;
   int row = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -320,10 +318,7 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int
     const int rows = step_chunks_[i].num_rows;
     const int64_t before = s.state->length() - rows;
     if (plan[i].is_last) {
-      const int64_t judged = (lengths[candidate] + 1) * vocab_size;
-      const Result<VerifiedTokens> drawn = Draw(candidate, logits.first(judged));
-      logits = logits.subspan(judged);
-      ++candidate;
+      const Result<VerifiedTokens> drawn = Drawn(candidate++);
       if (drawn.ok()) {
         Extend(s, *drawn);
       } else {
@@ -346,6 +341,10 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const int
 
 // A draw goes through the whole vocabulary; those of different sequences share nothing.
 void EngineLoop::DrawAll(std::span<const float> logits) {
+  if (speculation_ != nullptr) {
+    speculation_->Verify(logits);
+    return;
+  }
   const int64_t vocab_size = runtime_.config().vocab_size;
   runtime_.pool().ParallelFor(std::ssize(candidates_), [&](int64_t i, int) {
     Sequence& s = *candidates_[i].sequence;
@@ -356,8 +355,8 @@ void EngineLoop::DrawAll(std::span<const float> logits) {
   });
 }
 
-Result<VerifiedTokens> EngineLoop::Draw(int i, std::span<const float> logits) {
-  if (speculation_ != nullptr) return speculation_->Verify(i, logits);
+Result<VerifiedTokens> EngineLoop::Drawn(int i) const {
+  if (speculation_ != nullptr) return speculation_->verdict(i);
   RETURN_IF_ERROR(draw_errors_[i]);
   return VerifiedTokens{.accepted = 0, .tokens = {&drawn_[i], 1}};
 }

@@ -64,14 +64,12 @@ class EngineLoop : private SequenceMemory {
   // The parts of a step.
   Result<std::span<const int>> Draft(std::span<const ScheduledRows> plan);
   void BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths);
-  void Accept(std::span<const ScheduledRows> plan, std::span<const int> lengths,
-              std::span<const float> logits);
+  void Accept(std::span<const ScheduledRows> plan, std::span<const float> logits);
   void KeepAndFinish(std::span<const ScheduledRows> plan);
   void FailAll(std::span<const ScheduledRows> plan, const Status& status);
-  // Without speculation: a token for every candidate.
+  // The tokens of every candidate after its rows' logits, accepted drafts among them.
   void DrawAll(std::span<const float> logits);
-  // The tokens of the i-th candidate, `accepted` drafts among them, after its rows' logits.
-  Result<VerifiedTokens> Draw(int i, std::span<const float> logits);
+  Result<VerifiedTokens> Drawn(int i) const;
   // Adds tokens to the answer, up to its end, and tells the sink.
   void Extend(Sequence& s, const VerifiedTokens& drawn);
   void KeepPrefix(Sequence& s);

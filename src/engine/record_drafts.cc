@@ -13,7 +13,8 @@ class Recorder {
       : runtime_(runtime),
         calibration_(calibration),
         options_(options),
-        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_) {}
+        speculators_(runtime.config().vocab_size, kDraftPositionsMax, /*sequences_max=*/1, chance_,
+                     runtime.pool()) {}
 
   Result<DraftTrace> Record();
 
@@ -24,7 +25,7 @@ class Recorder {
   const Calibration& calibration_;
   const RecordOptions& options_;
   KeyedChance chance_;
-  Speculator speculator_;
+  SpeculatorTeam speculators_;
   std::unique_ptr<Drafter> drafter_;
 };
 
@@ -75,7 +76,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
     ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
-    RETURN_IF_ERROR(speculator_.AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
+    RETURN_IF_ERROR(speculators_.one().AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
     answer.acceptance.insert(answer.acceptance.end(), acceptance.begin(), acceptance.end());
     for (int k = 0; k < gamma && drafter_->has_confidences(); ++k) {
       answer.confidences.push_back(calibration_.Confidence(SamplingRegime::kUnit, k, confidence_logits[k]));
@@ -91,7 +92,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
 
 Result<DraftTrace> Recorder::Record() {
   ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), options_.drafts_max, /*slots_max=*/1,
-                                         runtime_.model(), speculator_));
+                                         runtime_.model(), speculators_));
   if (drafter_->method() != DraftMethod::kDSpark && drafter_->method() != DraftMethod::kMtp) {
     return InvalidArgument("drafts by {}: there is no head whose drafts could be recorded",
                            DraftMethodName(drafter_->method()));

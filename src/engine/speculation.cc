@@ -29,11 +29,12 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
                                                          const std::optional<StepCostTable>& costs,
                                                          const std::optional<CalibrationTable>& calibration) {
   auto chance = std::make_unique<KeyedChance>();
-  auto speculator = std::make_unique<Speculator>(runtime.config().vocab_size, kDraftPositionsMax, *chance);
+  auto speculators = std::make_unique<SpeculatorTeam>(runtime.config().vocab_size, kDraftPositionsMax,
+                                                      limits.max_sequences, *chance, runtime.pool());
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
                    MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
-                               runtime.model(), *speculator));
-  return Assemble(options, runtime, limits, costs, calibration, std::move(chance), std::move(speculator),
+                               runtime.model(), *speculators));
+  return Assemble(options, runtime, limits, costs, calibration, std::move(chance), std::move(speculators),
                   std::move(drafter));
 }
 
@@ -43,10 +44,11 @@ Result<std::unique_ptr<Speculation>> Speculation::CreateReplay(const Speculation
                                                                const std::optional<StepCostTable>& costs,
                                                                const DraftTrace& trace) {
   auto chance = std::make_unique<ReplayedChance>(trace);
-  auto speculator = std::make_unique<Speculator>(runtime.config().vocab_size, kDraftPositionsMax, *chance);
+  auto speculators = std::make_unique<SpeculatorTeam>(runtime.config().vocab_size, kDraftPositionsMax,
+                                                      limits.max_sequences, *chance, runtime.pool());
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
                    MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
-                               runtime.model(), *speculator));
+                               runtime.model(), *speculators));
   const std::string_view method = DraftMethodName(drafter->method());
   if (method != trace.method || drafter->drafts_max() > trace.drafts_max) {
     return InvalidArgument("drafts of {} tokens by {} can't replay those of {} tokens by {}",
@@ -57,7 +59,7 @@ Result<std::unique_ptr<Speculation>> Speculation::CreateReplay(const Speculation
   }
   auto replayed = std::make_unique<ReplayedDrafter>(std::move(drafter), *chance);
   return Assemble(options, runtime, limits, costs, /*calibration=*/std::nullopt, std::move(chance),
-                  std::move(speculator), std::move(replayed));
+                  std::move(speculators), std::move(replayed));
 }
 
 Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOptions& options,
@@ -65,7 +67,7 @@ Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOpti
                                                            const std::optional<StepCostTable>& costs,
                                                            const std::optional<CalibrationTable>& calibration,
                                                            std::unique_ptr<Chance> chance,
-                                                           std::unique_ptr<Speculator> speculator,
+                                                           std::unique_ptr<SpeculatorTeam> speculators,
                                                            std::unique_ptr<Drafter> drafter) {
   ASSIGN_OR_RETURN(PlannerOptions planner, ParsePlanner(options.planner));
   if (planner.kind == PlannerKind::kGlobal) {
@@ -87,18 +89,18 @@ Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOpti
                                                                std::move(step_costs)));
   std::unique_ptr<Speculation> made(new Speculation(options, runtime, limits, std::move(planning),
                                                     std::move(confidences), std::move(chance),
-                                                    std::move(speculator), std::move(drafter)));
+                                                    std::move(speculators), std::move(drafter)));
   made->is_calibrated_ = calibration.has_value();
   return made;
 }
 
 Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
                          StepPlanning planning, Calibration calibration, std::unique_ptr<Chance> chance,
-                         std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter)
+                         std::unique_ptr<SpeculatorTeam> speculators, std::unique_ptr<Drafter> drafter)
     : options_(options),
       vocab_size_(runtime.config().vocab_size),
       chance_(std::move(chance)),
-      speculator_(std::move(speculator)),
+      speculators_(std::move(speculators)),
       drafter_(std::move(drafter)),
       planning_(std::move(planning)),
       calibration_(std::move(calibration)),
@@ -110,6 +112,7 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
   rounds_.reserve(limits.max_sequences);
   round_candidates_.reserve(limits.max_sequences);
   accepted_.reserve(limits.max_sequences);
+  verifications_.reserve(limits.max_sequences);
 }
 
 void Speculation::Begin(Sequence& s) {
@@ -196,19 +199,30 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
   return lengths_;
 }
 
-Result<VerifiedTokens> Speculation::Verify(int i, std::span<const float> logits) {
-  Sequence& s = *candidates_[i].sequence;
-  ASSIGN_OR_RETURN(const VerifiedTokens verified,
-                   speculator_->Verify(logits, lengths_[i], *s.sampler, *s.block));
-  accepted_[i] = verified.accepted;
-  DraftCounts& counts = s.result.drafts;
-  ++counts.steps;
-  for (int k = 0; k < lengths_[i]; ++k) {
-    ++counts.verified[k];
-    counts.reached[k] += k <= verified.accepted ? 1 : 0;
-    counts.accepted[k] += k < verified.accepted ? 1 : 0;
+void Speculation::Verify(std::span<const float> logits) {
+  verifications_.clear();
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    Sequence& s = *candidates_[i].sequence;
+    const size_t judged = static_cast<size_t>(lengths_[i] + 1) * vocab_size_;
+    verifications_.push_back({.logits = logits.first(judged),
+                              .num_drafts = lengths_[i],
+                              .sampler = &*s.sampler,
+                              .block = &*s.block});
+    logits = logits.subspan(judged);
   }
-  return verified;
+  speculators_->VerifyAll(verifications_);
+  for (int i = 0; i < std::ssize(candidates_); ++i) {
+    const Result<VerifiedTokens>& verified = verdict(i);
+    if (!verified.ok()) continue;
+    accepted_[i] = verified->accepted;
+    DraftCounts& counts = candidates_[i].sequence->result.drafts;
+    ++counts.steps;
+    for (int k = 0; k < lengths_[i]; ++k) {
+      ++counts.verified[k];
+      counts.reached[k] += k <= verified->accepted ? 1 : 0;
+      counts.accepted[k] += k < verified->accepted ? 1 : 0;
+    }
+  }
 }
 
 void Speculation::EndStep(const std::optional<StepTimes>& times) {

@@ -3,7 +3,7 @@
 //   Begin(s)                              when a sequence gets its state
 //   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of them
 //               the model's step
-//               Verify(i, logits)          the tokens of candidate i
+//               Verify(logits)             the tokens of candidate i: verdict(i)
 //               Observe(rows)              what was kept
 //               EndStep(times)
 //   End(s)                                when its state is taken back
@@ -20,10 +20,10 @@
 #include "drafting/drafter.h"
 #include "engine/runtime.h"
 #include "engine/sequence.h"
-#include "speculative/acceptance.h"
 #include "speculative/calibration.h"
 #include "speculative/draft_traces.h"
 #include "speculative/planner.h"
+#include "speculative/speculator_team.h"
 
 namespace foresight {
 
@@ -63,9 +63,10 @@ class Speculation {
   // [candidates]: how many drafts to verify. Errors: kInternal (a head's logits are not numbers).
   Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
                                      const std::function<bool(Sequence&, int rows)>& reserve);
-  // The tokens of candidate `i` after its verified rows' logits [lengths[i] + 1, V]; valid until the next
-  // call.
-  Result<VerifiedTokens> Verify(int i, std::span<const float> logits);
+  // Judges all candidates after their verified rows' logits [sum of lengths[i] + 1, V], one after the other.
+  void Verify(std::span<const float> logits);
+  // The tokens of candidate `i`; valid until the next Verify.
+  const Result<VerifiedTokens>& verdict(int i) const { return speculators_->verdict(i); }
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
   // `times` absent: the step is no example of its kind.
   void EndStep(const std::optional<StepTimes>& times);
@@ -81,19 +82,19 @@ class Speculation {
  private:
   Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
               StepPlanning planning, Calibration calibration, std::unique_ptr<Chance> chance,
-              std::unique_ptr<Speculator> speculator, std::unique_ptr<Drafter> drafter);
+              std::unique_ptr<SpeculatorTeam> speculators, std::unique_ptr<Drafter> drafter);
   static Result<std::unique_ptr<Speculation>> Assemble(const SpeculationOptions& options, Runtime& runtime,
                                                        const SpeculationLimits& limits,
                                                        const std::optional<StepCostTable>& costs,
                                                        const std::optional<CalibrationTable>& calibration,
                                                        std::unique_ptr<Chance> chance,
-                                                       std::unique_ptr<Speculator> speculator,
+                                                       std::unique_ptr<SpeculatorTeam> speculators,
                                                        std::unique_ptr<Drafter> drafter);
 
   const SpeculationOptions options_;
   const int vocab_size_;
   std::unique_ptr<Chance> chance_;
-  std::unique_ptr<Speculator> speculator_;
+  std::unique_ptr<SpeculatorTeam> speculators_;
   std::unique_ptr<Drafter> drafter_;
   StepPlanning planning_;
   Calibration calibration_;
@@ -106,10 +107,11 @@ class Speculation {
   std::span<const int> lengths_;
   std::vector<RequestLoad> loads_;
   std::vector<DraftRound> rounds_;
-  std::vector<int> round_candidates_;  // [rounds]
-  std::vector<float> logits_;          // [rounds, drafts_max]: of confidence
-  std::vector<float> confidences_;     // [drafts_max]
-  std::vector<int> accepted_;          // [candidates]
+  std::vector<int> round_candidates_;        // [rounds]
+  std::vector<float> logits_;                // [rounds, drafts_max]: of confidence
+  std::vector<float> confidences_;           // [drafts_max]
+  std::vector<int> accepted_;                // [candidates]
+  std::vector<Verification> verifications_;  // [candidates]
 };
 
 }  // namespace foresight

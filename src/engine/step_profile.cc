@@ -28,8 +28,12 @@ class Profiler {
   Profiler(Runtime& runtime, const ProfileOptions& options)
       : runtime_(runtime),
         options_(options),
-        speculator_(runtime.config().vocab_size, kDraftPositionsMax, chance_),
-        sampler_(SamplingParams(), runtime.config().vocab_size) {}
+        speculators_(runtime.config().vocab_size, kDraftPositionsMax, options.max_sequences, chance_,
+                     runtime.pool()) {
+    for (int t = 0; t < runtime.pool().num_threads(); ++t) {
+      samplers_.emplace_back(SamplingParams(), runtime.config().vocab_size);
+    }
+  }
 
   Result<StepCostTable> Run();
 
@@ -48,8 +52,8 @@ class Profiler {
   Runtime& runtime_;
   const ProfileOptions options_;
   KeyedChance chance_;
-  Speculator speculator_;
-  Sampler sampler_;  // at temperature 1: what a draw costs at most
+  SpeculatorTeam speculators_;
+  std::vector<Sampler> samplers_;  // by thread; at temperature 1: what a draw costs at most
   std::unique_ptr<Drafter> drafter_;
   std::vector<SequenceState> states_;  // all with options_.context_tokens tokens
   uint64_t random_ = 1;
@@ -101,10 +105,20 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
   ASSIGN_OR_RETURN(const StepOutputs out,
                    runtime_.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows}));
   const int64_t vocab_size = runtime_.config().vocab_size;
-  for (int row = 0; row < rows; ++row) {
-    ASSIGN_OR_RETURN([[maybe_unused]] const SampledToken token,
-                     sampler_.Sample(out.logits.subspan(row * vocab_size, vocab_size), row));
+  std::vector<int> first_rows;
+  for (int row = 0; const SequenceChunk& c : chunks) {
+    first_rows.push_back(row);
+    row += c.num_rows;
   }
+  std::vector<Status> errors(chunks.size());
+  runtime_.pool().ParallelFor(std::ssize(chunks), [&](int64_t s, int thread) {
+    for (int64_t row = first_rows[s]; row < first_rows[s] + chunks[s].num_rows; ++row) {
+      const Result<SampledToken> token =
+          samplers_[thread].Sample(out.logits.subspan(row * vocab_size, vocab_size), row);
+      if (!token.ok()) errors[s] = token.status();
+    }
+  });
+  for (const Status& error : errors) RETURN_IF_ERROR(error);
   const double ms = MsSince(start);
   for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
   return ms;
@@ -163,7 +177,7 @@ Result<double> Profiler::DraftMs(int sequences) {
 
 Result<StepCostTable> Profiler::Run() {
   ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), options_.drafts_max, options_.max_sequences,
-                                         runtime_.model(), speculator_));
+                                         runtime_.model(), speculators_));
   RETURN_IF_ERROR(MakeStates());
   StepCostTable table;
   table.drafts_max = drafter_->drafts_max();

@@ -8,6 +8,7 @@
 
 namespace foresight {
 
+// Several threads may ask at once.
 class Chance {
  public:
   virtual ~Chance() = default;
