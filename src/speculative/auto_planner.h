@@ -45,7 +45,7 @@ class LossGuard {
   void Count(double gain_ms) { credit_ms_ += gain_ms; }
 
  private:
-  static constexpr double kAllowedShare = 0.01;
+  static constexpr double kAllowedShare = 0.005;
   static constexpr double kGainSteps = 8;
   double credit_ms_ = 0;
 };
