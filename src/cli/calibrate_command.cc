@@ -72,22 +72,23 @@ Status ReadPrompts(const CalibrateFlags& flags, const Runtime& runtime, Calibrat
 }
 
 void PrintCalibration(const CalibrationTable& table) {
-  fmt::print("{:8} {:>3} {:>12} {:>7} {:>11} {:>10} {:>9} {:>7} {:>11}\n", "regime", "at", "temperature",
-             "rounds", "ECE before", "ECE after", "by chance", "AUROC", "AUROC limit");
+  fmt::print("{:8} {:>3} {:>12} {:>6} {:>7} {:>11} {:>10} {:>9} {:>7} {:>11}\n", "regime", "at",
+             "temperature", "shift", "rounds", "ECE before", "ECE after", "by chance", "AUROC",
+             "AUROC limit");
   for (const RegimeCalibration& regime : table.regimes) {
     double before = 0;
     double after = 0;
     const std::string_view name = SamplingRegimeName(regime.regime);
-    const size_t positions = regime.temperatures.size();
+    const size_t positions = regime.scales.size();
     for (size_t k = 0; k < positions; ++k) {
       const PositionQuality& q = regime.after[k];
-      fmt::print("{:8} {:3} {:12.3f} {:7} {:11.4f} {:10.4f} {:9.4f} {:7.3f} {:11.3f}\n", name, k + 1,
-                 regime.temperatures[k], q.rounds, regime.before[k].ece, q.ece, q.ece_noise, q.auroc,
-                 q.auroc_best);
+      fmt::print("{:8} {:3} {:12.3f} {:6.2f} {:7} {:11.4f} {:10.4f} {:9.4f} {:7.3f} {:11.3f}\n", name, k + 1,
+                 regime.scales[k].temperature, regime.scales[k].shift, q.rounds, regime.before[k].ece, q.ece,
+                 q.ece_noise, q.auroc, q.auroc_best);
       before += regime.before[k].ece / static_cast<double>(positions);
       after += q.ece / static_cast<double>(positions);
     }
-    fmt::print("{:8} mean {:31.4f} {:10.4f}\n", name, before, after);
+    fmt::print("{:8} mean {:38.4f} {:10.4f}\n", name, before, after);
   }
 }
 

@@ -121,9 +121,9 @@ Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<Reliabil
   ASSIGN_OR_RETURN(const CollectedRounds rounds, CollectRounds(*runtime, calibration, regime));
   ReliabilityRow row{
       .fitted = Calibrate(regime, rounds.fit, rounds.held_out, "prompts"), .before = {}, .after = {}};
-  const std::vector<double> ones(row.fitted.temperatures.size(), 1.0);
-  row.before = foresight::MeasureReliability(rounds.held_out, ones);
-  row.after = foresight::MeasureReliability(rounds.held_out, row.fitted.temperatures);
+  const std::vector<ConfidenceScale> as_they_are(row.fitted.scales.size());
+  row.before = foresight::MeasureReliability(rounds.held_out, as_they_are);
+  row.after = foresight::MeasureReliability(rounds.held_out, row.fitted.scales);
   rows->push_back(std::move(row));
   return Status();
 }

@@ -46,7 +46,7 @@ struct HeadRow {
   int markov_rank = 0;  // 0: no sequential head, the DFlash-like baseline
 };
 
-// What the confidences of one way of sampling are worth, on prompts that the temperatures were not fitted on.
+// What the confidences of one way of sampling are worth, on prompts that the scales were not fitted on.
 struct ReliabilityRow {
   RegimeCalibration fitted;
   std::vector<std::vector<ReliabilityBin>> before, after;  // [position][bins]

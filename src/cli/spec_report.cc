@@ -61,12 +61,20 @@ std::string QualityList(const std::vector<PositionQuality>& quality, double Posi
   return Numbers(values);
 }
 
+std::string ScaleList(const std::vector<ConfidenceScale>& scales, double ConfidenceScale::*field) {
+  std::vector<double> values;
+  for (const ConfidenceScale& s : scales) values.push_back(s.*field);
+  return Numbers(values);
+}
+
 // Bins are [rounds, mean survival predicted, mean observed].
 std::string ToJson(const ReliabilityRow& r) {
   return fmt::format(
-      "{{\"regime\": \"{}\", \"temperatures\": {}, \"ece_before\": {}, \"ece_after\": {}, \"ece_noise\": {}, "
+      "{{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {}, \"ece_before\": {}, \"ece_after\": {}, "
+      "\"ece_noise\": {}, "
       "\"auroc\": {}, \"auroc_best\": {},\n     \"before\": {},\n     \"after\": {}}}",
-      SamplingRegimeName(r.fitted.regime), Numbers(r.fitted.temperatures),
+      SamplingRegimeName(r.fitted.regime), ScaleList(r.fitted.scales, &ConfidenceScale::temperature),
+      ScaleList(r.fitted.scales, &ConfidenceScale::shift),
       QualityList(r.fitted.before, &PositionQuality::ece), QualityList(r.fitted.after, &PositionQuality::ece),
       QualityList(r.fitted.after, &PositionQuality::ece_noise),
       QualityList(r.fitted.after, &PositionQuality::auroc),

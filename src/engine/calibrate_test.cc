@@ -18,7 +18,7 @@ TEST(CalibrateDrafts, GivesATableThatItsOwnModelAndNoOtherTakes) {
   ASSERT_TRUE(table.ok()) << table.status().ToString();
   EXPECT_EQ(table->drafts_max, 5);
   EXPECT_GE(table->regimes.size(), 3u);
-  for (const RegimeCalibration& regime : table->regimes) EXPECT_EQ(regime.temperatures.size(), 5u);
+  for (const RegimeCalibration& regime : table->regimes) EXPECT_EQ(regime.scales.size(), 5u);
   EXPECT_EQ(runtime->cache().stats().total_bytes, 0);
   const Result<CalibrationTable> read = ParseCalibration(FormatCalibration(*table));
   ASSERT_TRUE(read.ok()) << read.status().ToString();

@@ -29,8 +29,12 @@ SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule) {
   return params.temperature < kUnitTemperatureMin ? SamplingRegime::kCool : SamplingRegime::kUnit;
 }
 
+double ConfidenceScale::Confidence(double logit) const {
+  return 1 / (1 + std::exp(-(logit / temperature + shift)));
+}
+
 Calibration::Calibration(int drafts_max) {
-  temperatures_.fill(std::vector<double>(drafts_max, 1.0));
+  scales_.fill(std::vector<ConfidenceScale>(drafts_max));
 }
 
 Calibration::Calibration(const CalibrationTable& table) : Calibration(table.drafts_max) {
@@ -50,15 +54,15 @@ Calibration::Calibration(const CalibrationTable& table) : Calibration(table.draf
       }
     }
     if (nearest == nullptr) continue;
-    CHECK(std::ssize(nearest->temperatures) == table.drafts_max);
-    temperatures_[i] = nearest->temperatures;
+    CHECK(std::ssize(nearest->scales) == table.drafts_max);
+    scales_[i] = nearest->scales;
   }
 }
 
 float Calibration::Confidence(SamplingRegime regime, int k, float logit) const {
-  const std::vector<double>& temperatures = temperatures_[static_cast<int>(regime)];
-  CHECK(k >= 0 && k < std::ssize(temperatures));
-  return static_cast<float>(1 / (1 + std::exp(-logit / temperatures[k])));
+  const std::vector<ConfidenceScale>& scales = scales_[static_cast<int>(regime)];
+  CHECK(k >= 0 && k < std::ssize(scales));
+  return static_cast<float>(scales[k].Confidence(logit));
 }
 
 }  // namespace foresight

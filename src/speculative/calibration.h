@@ -1,5 +1,7 @@
 // From confidence logits to probabilities that mean what they say: Sequential Temperature Scaling (dspark.md
-// 4).
+// 4), with a shift beside each temperature: a head learns how often drafts are accepted at temperature 1, and
+// where they are accepted more often (greedy) or less (coupled) its logits lie too low or too high by about a
+// constant, which no temperature mends.
 #pragma once
 
 #include <array>
@@ -45,9 +47,16 @@ struct PositionQuality {
   double mean_observed = 0;
 };
 
+// A confidence is sigmoid(logit / temperature + shift).
+struct ConfidenceScale {
+  double temperature = 1;
+  double shift = 0;
+  double Confidence(double logit) const;
+};
+
 struct RegimeCalibration {
   SamplingRegime regime = SamplingRegime::kUnit;
-  std::vector<double> temperatures;            // [drafts_max]
+  std::vector<ConfidenceScale> scales;         // [drafts_max]
   int64_t rounds = 0;                          // fitted on
   std::string dataset;                         // in words
   std::vector<PositionQuality> before, after;  // [drafts_max], held out
@@ -61,28 +70,28 @@ struct CalibrationTable {
   std::vector<RegimeCalibration> regimes;
 };
 
-// {"format": "dspark-sts", "version": 2, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sts", "version": 3, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatCalibration(const CalibrationTable& table);
 Result<CalibrationTable> ParseCalibration(std::string_view json);
 // Refuses a table of another draft, target or draft length (kInvalidArgument, saying both).
 Status CheckCalibration(const CalibrationTable& table, std::string_view draft, std::string_view target,
                         int drafts_max);
 
-// Confidences. Without a table temperatures are 1.
+// Confidences. Without a table they are what the head says.
 class Calibration {
  public:
   explicit Calibration(int drafts_max);
   // Regimes that the table lacks take the nearest one it has.
   explicit Calibration(const CalibrationTable& table);
 
-  // The probability that draft k (0-based) is accepted when it is reached: sigmoid(logit / T_k).
+  // The probability that draft k (0-based) is accepted when it is reached.
   float Confidence(SamplingRegime regime, int k, float logit) const;
-  std::span<const double> temperatures(SamplingRegime regime) const {
-    return temperatures_[static_cast<int>(regime)];
+  std::span<const ConfidenceScale> scales(SamplingRegime regime) const {
+    return scales_[static_cast<int>(regime)];
   }
 
  private:
-  std::array<std::vector<double>, kNumSamplingRegimes> temperatures_;
+  std::array<std::vector<ConfidenceScale>, kNumSamplingRegimes> scales_;
 };
 
 }  // namespace foresight

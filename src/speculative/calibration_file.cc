@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <boost/json/serialize.hpp>
+#include <cmath>
 
 #include "speculative/calibration.h"
 #include "speculative/calibration_fit.h"
@@ -10,10 +11,11 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sts";
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 // What a temperature may be; the fit's grid lies within.
 constexpr double kTemperatureMin = 1e-3;
 constexpr double kTemperatureMax = 1e3;
+constexpr double kShiftLimit = 100;
 
 struct QualityField {
   std::string_view name;
@@ -98,11 +100,18 @@ Result<RegimeCalibration> ParseTable(const boost::json::value& value, int drafts
   ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(value, "tables"));
   ASSIGN_OR_RETURN(const std::string name, JsonText(*object, "regime"));
   ASSIGN_OR_RETURN(entry.regime, ParseRegime(name));
-  ASSIGN_OR_RETURN(entry.temperatures, ParseNumbers(*object, "temperatures", drafts_max));
-  for (double t : entry.temperatures) {
-    if (!(t >= kTemperatureMin && t <= kTemperatureMax)) {
-      return InvalidArgument("temperatures: want {}..{}, got {}", kTemperatureMin, kTemperatureMax, t);
+  ASSIGN_OR_RETURN(const std::vector<double> temperatures, ParseNumbers(*object, "temperatures", drafts_max));
+  ASSIGN_OR_RETURN(const std::vector<double> shifts, ParseNumbers(*object, "shifts", drafts_max));
+  for (int k = 0; k < drafts_max; ++k) {
+    const ConfidenceScale scale = {.temperature = temperatures[k], .shift = shifts[k]};
+    if (!(scale.temperature >= kTemperatureMin && scale.temperature <= kTemperatureMax)) {
+      return InvalidArgument("temperatures: want {}..{}, got {}", kTemperatureMin, kTemperatureMax,
+                             scale.temperature);
     }
+    if (!(std::abs(scale.shift) <= kShiftLimit)) {
+      return InvalidArgument("shifts: want {} at most either way, got {}", kShiftLimit, scale.shift);
+    }
+    entry.scales.push_back(scale);
   }
   ASSIGN_OR_RETURN(const boost::json::value* fit_value, JsonMember(*object, "fit"));
   ASSIGN_OR_RETURN(const boost::json::object* fit, JsonObject(*fit_value, "fit"));
@@ -149,11 +158,12 @@ std::string FormatCalibration(const CalibrationTable& table) {
   const char* separator = "\n";
   for (const RegimeCalibration& entry : table.regimes) {
     text += fmt::format(
-        "{}    {{\"regime\": \"{}\", \"temperatures\": {},\n"
+        "{}    {{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {},\n"
         "     \"fit\": {{\"grid\": \"log41[0.1,10]\", \"bins\": {}, \"rounds\": {}, \"dataset\": {}}},\n"
         "     \"heldout\": {{\"bins\": {},\n       \"before\": {},\n       \"after\": {}}}}}",
         separator, SamplingRegimeName(entry.regime),
-        FormatNumbers(entry.temperatures, [](double t) { return t; }), kFitBins, entry.rounds,
+        FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.temperature; }),
+        FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.shift; }), kFitBins, entry.rounds,
         Quoted(entry.dataset), kReportBins, FormatQuality(entry.before), FormatQuality(entry.after));
     separator = ",\n";
   }

@@ -11,13 +11,11 @@ namespace {
 
 constexpr int kGridSize = 41;
 constexpr int kGridOne = 20;  // where the grid's 1 is
+constexpr double kShiftMax = 4;
+constexpr int kShiftBisections = 24;
 
 double GridTemperature(int i) {
   return std::pow(10.0, -1 + i / 20.0);
-}
-
-double Sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
 }
 
 int BinOf(double probability, int bins) {
@@ -43,13 +41,30 @@ Position PositionOf(const CalibrationRounds& rounds, int k) {
 }
 
 // survivals[n] *= the confidence of draft k, for the rounds that have one; those of them to `predicted`.
-void Extend(const CalibrationRounds& rounds, const Position& position, int k, double temperature,
+void Extend(const CalibrationRounds& rounds, const Position& position, int k, ConfidenceScale scale,
             std::vector<double>& survivals, std::vector<double>& predicted) {
   predicted.clear();
   for (int64_t n : position.rounds) {
-    survivals[n] *= Sigmoid(rounds.logit(n, k) / temperature);
+    survivals[n] *= scale.Confidence(rounds.logit(n, k));
     predicted.push_back(survivals[n]);
   }
+}
+
+// Of the scale's temperature, the shift with which survivals are as large as labels on average: they rise
+// with it.
+double FitShift(const CalibrationRounds& rounds, const Position& position, int k, ConfidenceScale scale,
+                const std::vector<double>& survivals) {
+  const double wanted = std::accumulate(position.labels.begin(), position.labels.end(), 0.0);
+  double low = -kShiftMax;
+  double high = kShiftMax;
+  for (int i = 0; i < kShiftBisections; ++i) {
+    scale.shift = (low + high) / 2;
+    double excess = -wanted;
+    for (int64_t n : position.rounds) excess += survivals[n] * scale.Confidence(rounds.logit(n, k));
+    (excess > 0 ? high : low) = scale.shift;
+    if (excess == 0) break;
+  }
+  return scale.shift;
 }
 
 }  // namespace
@@ -124,9 +139,9 @@ double AreaUnderRoc(std::span<const double> predicted, std::span<const double> l
   return positives > 0 && negatives > 0 ? area / (positives * negatives) : 0.5;
 }
 
-std::vector<double> FitTemperatures(const CalibrationRounds& rounds) {
-  std::vector<double> temperatures(rounds.drafts_max(), 1.0);
-  std::vector<double> survivals(rounds.size(), 1.0);  // of the positions before, with their temperatures
+std::vector<ConfidenceScale> FitScales(const CalibrationRounds& rounds) {
+  std::vector<ConfidenceScale> scales(rounds.drafts_max());
+  std::vector<double> survivals(rounds.size(), 1.0);  // of the positions before, with their scales
   std::vector<double> tried;
   std::vector<double> predicted;
   for (int k = 0; k < rounds.drafts_max(); ++k) {
@@ -136,29 +151,31 @@ std::vector<double> FitTemperatures(const CalibrationRounds& rounds) {
     for (int distance = 0; distance < kGridSize; ++distance) {
       // 1, then alternately below and above it: an equal error doesn't replace a nearer temperature.
       const int i = kGridOne + (distance % 2 == 1 ? -(distance + 1) / 2 : distance / 2);
+      ConfidenceScale scale = {.temperature = GridTemperature(i)};
+      scale.shift = FitShift(rounds, position, k, scale, survivals);
       tried = survivals;
-      Extend(rounds, position, k, GridTemperature(i), tried, predicted);
+      Extend(rounds, position, k, scale, tried, predicted);
       const double error = ExpectedCalibrationError(predicted, position.labels, kFitBins);
       if (error < best) {
         best = error;
-        temperatures[k] = GridTemperature(i);
+        scales[k] = scale;
       }
     }
-    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    Extend(rounds, position, k, scales[k], survivals, predicted);
   }
-  return temperatures;
+  return scales;
 }
 
 std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
-                                                std::span<const double> temperatures, int bins) {
-  CHECK(std::ssize(temperatures) == rounds.drafts_max());
+                                                std::span<const ConfidenceScale> scales, int bins) {
+  CHECK(std::ssize(scales) == rounds.drafts_max());
   std::vector<PositionQuality> all(rounds.drafts_max());
   std::vector<double> survivals(rounds.size(), 1.0);
   std::vector<double> predicted;
   for (int k = 0; k < rounds.drafts_max(); ++k) {
     const Position position = PositionOf(rounds, k);
     const std::vector<double>& labels = position.labels;
-    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    Extend(rounds, position, k, scales[k], survivals, predicted);
     PositionQuality& quality = all[k];
     quality.rounds = std::ssize(predicted);
     quality.auroc = AreaUnderRoc(predicted, labels);
@@ -180,14 +197,15 @@ std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
 }
 
 std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
-                                                            std::span<const double> temperatures, int bins) {
-  CHECK(std::ssize(temperatures) == rounds.drafts_max() && bins > 0);
+                                                            std::span<const ConfidenceScale> scales,
+                                                            int bins) {
+  CHECK(std::ssize(scales) == rounds.drafts_max() && bins > 0);
   std::vector<std::vector<ReliabilityBin>> all(rounds.drafts_max());
   std::vector<double> survivals(rounds.size(), 1.0);
   std::vector<double> predicted;
   for (int k = 0; k < rounds.drafts_max(); ++k) {
     const Position position = PositionOf(rounds, k);
-    Extend(rounds, position, k, temperatures[k], survivals, predicted);
+    Extend(rounds, position, k, scales[k], survivals, predicted);
     std::vector<ReliabilityBin>& found = all[k];
     found.resize(bins);
     for (size_t i = 0; i < predicted.size(); ++i) {
@@ -210,11 +228,11 @@ RegimeCalibration Calibrate(SamplingRegime regime, const CalibrationRounds& fit,
   CHECK(fit.drafts_max() == held_out.drafts_max());
   RegimeCalibration result;
   result.regime = regime;
-  result.temperatures = FitTemperatures(fit);
+  result.scales = FitScales(fit);
   result.rounds = fit.size();
   result.dataset = std::move(dataset);
-  result.before = MeasureCalibration(held_out, std::vector<double>(fit.drafts_max(), 1.0));
-  result.after = MeasureCalibration(held_out, result.temperatures);
+  result.before = MeasureCalibration(held_out, std::vector<ConfidenceScale>(fit.drafts_max()));
+  result.after = MeasureCalibration(held_out, result.scales);
   return result;
 }
 

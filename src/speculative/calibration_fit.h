@@ -52,13 +52,14 @@ double CalibrationErrorByChance(std::span<const double> predicted, std::span<con
 // Area under the ROC curve, ties counted half; labels in [0, 1] are weights. 0.5 when one class is empty.
 double AreaUnderRoc(std::span<const double> predicted, std::span<const double> labels);
 
-// Temperatures [drafts_max], position by position on the grid of 41 values 0.1 .. 10; ties go to the one
-// nearest to
-// 1. A position without rounds keeps 1.
-std::vector<double> FitTemperatures(const CalibrationRounds& rounds);
-// [drafts_max]: survivals against labels with these temperatures.
+// [drafts_max], position by position: of 41 temperatures 0.1 .. 10, each with the shift that makes the mean
+// survival right (at most 4 either way), the one with the least expected calibration error; ties go to the
+// one nearest to 1. A position without rounds keeps temperature 1 and no shift.
+std::vector<ConfidenceScale> FitScales(const CalibrationRounds& rounds);
+// [drafts_max]: survivals against labels with these scales.
 std::vector<PositionQuality> MeasureCalibration(const CalibrationRounds& rounds,
-                                                std::span<const double> temperatures, int bins = kReportBins);
+                                                std::span<const ConfidenceScale> scales,
+                                                int bins = kReportBins);
 
 // Survivals that are nearly equal, and how often such drafts were accepted (the paper's Figure 6).
 struct ReliabilityBin {
@@ -68,7 +69,7 @@ struct ReliabilityBin {
 };
 // [drafts_max][bins that have rounds, by rising survival].
 std::vector<std::vector<ReliabilityBin>> MeasureReliability(const CalibrationRounds& rounds,
-                                                            std::span<const double> temperatures,
+                                                            std::span<const ConfidenceScale> scales,
                                                             int bins = kReportBins);
 
 // Fits on some rounds, judges on others. They should come from different texts: rounds of one answer are

@@ -20,29 +20,34 @@ CalibrationRounds TwoLevels() {
   return rounds;
 }
 
-TEST(FitTemperatures, FindsTheGridPointNextToTheOptimum) {
+TEST(FitScales, FindsTheGridPointNextToTheOptimum) {
   const CalibrationRounds rounds = TwoLevels();
   const auto ece = [&](double temperature) {
-    return MeasureCalibration(rounds, std::vector<double>{temperature}, kFitBins)[0].ece;
+    return MeasureCalibration(rounds, std::vector<ConfidenceScale>{{.temperature = temperature}}, kFitBins)[0]
+        .ece;
   };
   EXPECT_NEAR(ece(1), 0.1808, 5e-5);
   EXPECT_NEAR(ece(2 / std::log(7.0 / 3)), 0, 1e-9);
   EXPECT_NEAR(ece(2.2387), 0.0096, 5e-5);
   EXPECT_NEAR(ece(2.5119), 0.0108, 5e-5);
-  const std::vector<double> fitted = FitTemperatures(rounds);
+  const std::vector<ConfidenceScale> fitted = FitScales(rounds);
   ASSERT_EQ(fitted.size(), 1u);
-  EXPECT_NEAR(fitted[0], 2.2387, 5e-5);
+  EXPECT_NEAR(fitted[0].temperature, 2.2387, 5e-5);
+  EXPECT_NEAR(fitted[0].shift, 0, 1e-6);  // as many are accepted as not
 }
 
-TEST(FitTemperatures, TiesStayAtOne) {
+TEST(FitScales, TiesStayAtOne) {
   CalibrationRounds rounds(2);
   for (int n = 0; n < 10; ++n) rounds.Add(std::vector<float>{0}, n % 2);  // sigmoid(0 / T) = 1/2 for every T
-  EXPECT_EQ(FitTemperatures(rounds), (std::vector<double>{1, 1}));        // the second has no rounds
+  for (const ConfidenceScale& scale : FitScales(rounds)) {                // the second has no rounds
+    EXPECT_EQ(scale.temperature, 1);
+    EXPECT_EQ(scale.shift, 0);
+  }
 }
 
 // Each position's confidences are too sure by a factor of its own; the fit finds all of them although later
 // positions are judged by survivals.
-TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
+TEST(FitScales, UndoesOverconfidencePositionByPosition) {
   const std::vector<double> truth = {std::pow(10, 0.25), 1, std::pow(10, -0.3)};
   std::mt19937_64 random(1);
   std::normal_distribution<double> normal(0.5, 1);
@@ -60,7 +65,8 @@ TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
   const RegimeCalibration fitted = Calibrate(SamplingRegime::kUnit, halves[0], halves[1], "normal");
   for (int k = 0; k < 3; ++k) {
     SCOPED_TRACE(k);
-    EXPECT_NEAR(std::log10(fitted.temperatures[k]), std::log10(truth[k]), 0.0501);
+    EXPECT_NEAR(std::log10(fitted.scales[k].temperature), std::log10(truth[k]), 0.0501);
+    EXPECT_NEAR(fitted.scales[k].shift, 0, 0.1);
     EXPECT_LT(fitted.after[k].ece, 0.01);
     EXPECT_NEAR(fitted.after[k].mean_predicted, fitted.after[k].mean_observed, 0.01);
     EXPECT_GT(fitted.after[k].auroc, 0.65);
@@ -69,6 +75,31 @@ TEST(FitTemperatures, UndoesOverconfidencePositionByPosition) {
     EXPECT_EQ(fitted.after[k].rounds, 20'000);
   }
   EXPECT_GT(fitted.before[0].ece, 0.05);
+}
+
+// Where drafts are accepted more often than the head has learnt, by a constant of its logits.
+TEST(FitScales, UndoesAShiftThatNoTemperatureMends) {
+  const std::vector<double> truth = {0.8, -0.6};
+  std::mt19937_64 random(2);
+  std::normal_distribution<double> normal(0, 1);
+  CalibrationRounds halves[] = {CalibrationRounds(2), CalibrationRounds(2)};
+  for (int n = 0; n < 40'000; ++n) {
+    std::vector<float> logits;
+    std::vector<double> acceptance;
+    for (double shift : truth) {
+      const double x = normal(random);
+      logits.push_back(static_cast<float>(2 * x));
+      acceptance.push_back(1 / (1 + std::exp(-(x + shift))));
+    }
+    halves[n % 2].Add(logits, acceptance);
+  }
+  const RegimeCalibration fitted = Calibrate(SamplingRegime::kGreedy, halves[0], halves[1], "shifted");
+  for (int k = 0; k < 2; ++k) {
+    EXPECT_NEAR(fitted.scales[k].shift, truth[k], 0.05);
+    EXPECT_NEAR(std::log10(fitted.scales[k].temperature), std::log10(2), 0.0501);
+    EXPECT_LT(fitted.after[k].ece, 0.012);
+    EXPECT_GT(fitted.before[k].ece, 0.05);
+  }
 }
 
 TEST(CalibrationRounds, SoftLabelsAgreeWithCoins) {
@@ -120,7 +151,7 @@ TEST(CalibrationErrorByChance, IsWhatCoinsOfThePredictedProbabilityShow) {
 
 TEST(MeasureReliability, SortsRoundsBySurvivalAndAgreesWithTheError) {
   const CalibrationRounds rounds = TwoLevels();
-  const auto bins = MeasureReliability(rounds, std::vector<double>{1});
+  const auto bins = MeasureReliability(rounds, std::vector<ConfidenceScale>{{}});
   ASSERT_EQ(bins.size(), 1u);
   ASSERT_EQ(bins[0].size(), 2u);
   EXPECT_EQ(bins[0][0].rounds, 100);
@@ -131,7 +162,7 @@ TEST(MeasureReliability, SortsRoundsBySurvivalAndAgreesWithTheError) {
   for (const ReliabilityBin& bin : bins[0]) {
     error += static_cast<double>(bin.rounds) / 200 * std::abs(bin.mean_predicted - bin.mean_observed);
   }
-  EXPECT_NEAR(error, MeasureCalibration(rounds, std::vector<double>{1})[0].ece, 1e-12);
+  EXPECT_NEAR(error, MeasureCalibration(rounds, std::vector<ConfidenceScale>{{}})[0].ece, 1e-12);
 }
 
 TEST(Regime, FollowsParametersAndRule) {
@@ -151,7 +182,7 @@ CalibrationTable Table() {
   table.regimes.push_back(Calibrate(SamplingRegime::kCool, TwoLevels(), TwoLevels(), "two levels"));
   table.regimes.push_back(table.regimes[0]);
   table.regimes[1].regime = SamplingRegime::kCoupled;
-  table.regimes[1].temperatures = {3};
+  table.regimes[1].scales = {{.temperature = 3, .shift = 0}};
   return table;
 }
 
@@ -159,12 +190,14 @@ TEST(Calibration, UsesTheTableOfTheRegimeOrTheNearest) {
   const Calibration none(2);
   EXPECT_FLOAT_EQ(none.Confidence(SamplingRegime::kGreedy, 1, 2), 1 / (1 + std::exp(-2.0f)));
   const Calibration calibration(Table());
-  const double cool = Table().regimes[0].temperatures[0];
-  EXPECT_EQ(calibration.temperatures(SamplingRegime::kCool)[0], cool);
-  EXPECT_EQ(calibration.temperatures(SamplingRegime::kGreedy)[0], cool);
-  EXPECT_EQ(calibration.temperatures(SamplingRegime::kTopP)[0], cool);
-  EXPECT_EQ(calibration.temperatures(SamplingRegime::kUnit)[0], 3);
+  const double cool = Table().regimes[0].scales[0].temperature;
+  EXPECT_EQ(calibration.scales(SamplingRegime::kCool)[0].temperature, cool);
+  EXPECT_EQ(calibration.scales(SamplingRegime::kGreedy)[0].temperature, cool);
+  EXPECT_EQ(calibration.scales(SamplingRegime::kTopP)[0].temperature, cool);
+  EXPECT_EQ(calibration.scales(SamplingRegime::kUnit)[0].temperature, 3);
   EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 6), 1 / (1 + std::exp(-2.0f)));
+  EXPECT_FLOAT_EQ(static_cast<float>(ConfidenceScale{.temperature = 2, .shift = -3}.Confidence(8)),
+                  1 / (1 + std::exp(-1.0f)));
   EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, -1e30f), 0);
   EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 1e30f), 1);
 }
@@ -200,7 +233,7 @@ TEST(CalibrationFile, DamageIsAnError) {
   };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
-        replaced("version\": 2", "version\": 1"), replaced("\"gamma\": 1", "\"gamma\": 2"),
+        replaced("version\": 3", "version\": 2"), replaced("\"gamma\": 1", "\"gamma\": 2"),
         replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
         replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
         replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
