@@ -126,7 +126,7 @@ def main():
     tests = report["tests"]
     tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
-    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12"))
+    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12", "--repeats=10000"))
     if args.sanitize:
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")

@@ -6,7 +6,9 @@
 // every logits row must equal the baseline's bit for bit. With a DSpark head, rounds of random blocks for
 // random sets of sequences are drafted between the steps, and must equal those of the sequence alone.
 //
-//   purity_test --schedules=200 --seed=7
+// And a step that is repeated gives the same bits every time: on a device with recordings, its replays.
+//
+//   purity_test --schedules=200 --repeats=10000 --seed=7
 
 #include <gtest/gtest.h>
 
@@ -27,6 +29,7 @@ namespace foresight {
 namespace {
 
 int g_schedules = 12;
+int g_repeats = 10;
 uint64_t g_seed = 1;
 
 constexpr int kSequences = 3;
@@ -300,6 +303,47 @@ TEST_P(PurityTest, OutputsDoNotDependOnTheSchedule) {
   EXPECT_EQ(cache_->stats().blocks_in_use, 0);
 }
 
+TEST_P(PurityTest, RepeatsGiveTheSameBits) {
+  std::mt19937_64 rng(g_seed);
+  constexpr int kRows[kSequences] = {1, 3, 2};
+  std::vector<SequenceState> states;
+  std::vector<SequenceChunk> chunks;
+  std::vector<TokenId> tokens;
+  for (int s = 0; s < kSequences; ++s) states.push_back(NewSequence());
+  for (int s = 0; s < kSequences; ++s) {
+    std::vector<TokenId>& text = tokens_.emplace_back(GetParam().tokens / (s + 1) + 8);
+    for (TokenId& t : text) t = static_cast<TokenId>(rng() % model_->config().vocab_size);
+    for (int64_t before = std::ssize(text) - 8; states[s].length() < before;) {
+      const auto count = static_cast<int>(std::min<int64_t>(kMaxRows, before - states[s].length()));
+      const auto from = text.begin() + states[s].length();
+      Step({{.sequence = &states[s], .num_rows = count}}, {from, from + count});
+    }
+    chunks.push_back({.sequence = &states[s], .num_rows = kRows[s]});
+    tokens.insert(tokens.end(), text.end() - 8, text.end() - 8 + kRows[s]);
+  }
+  std::vector<std::vector<float>> first;
+  std::vector<uint64_t> first_drafts;
+  const int repeats = GetParam().table == "ref" ? (g_repeats + 19) / 20 : g_repeats;
+  for (int i = 0; i <= repeats; ++i) {
+    const std::vector<std::vector<float>> logits = Step(chunks, tokens);
+    for (int s = 0; s < kSequences; ++s) {
+      ASSERT_TRUE(states[s].Truncate(states[s].length() - kRows[s]).ok());
+    }
+    std::vector<uint64_t> drafts;
+    if (has_dspark()) drafts = Draft({0, 1, 2}, {&states[0], &states[1], &states[2]}, kBlocks[1]);
+    if (i == 0) {
+      first = logits;
+      first_drafts = drafts;
+      continue;
+    }
+    for (size_t row = 0; row < logits.size(); ++row) {
+      ASSERT_EQ(std::memcmp(logits[row].data(), first[row].data(), first[row].size() * sizeof(float)), 0)
+          << "repeat " << i << ", row " << row;
+    }
+    ASSERT_EQ(drafts, first_drafts) << "repeat " << i;
+  }
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80"}) {
@@ -332,13 +376,17 @@ int main(int argc, char** argv) {
     const std::string arg = argv[i];
     if (arg.starts_with("--schedules=")) {
       foresight::g_schedules = std::stoi(arg.substr(12));
+    } else if (arg.starts_with("--repeats=")) {
+      foresight::g_repeats = std::stoi(arg.substr(10));
     } else if (arg.starts_with("--seed=")) {
       foresight::g_seed = std::stoull(arg.substr(7));
     } else {
-      fmt::print(stderr, "usage: purity_test [--schedules=N] [--seed=N] [googletest options]\n");
+      fmt::print(stderr,
+                 "usage: purity_test [--schedules=N] [--repeats=N] [--seed=N] [googletest options]\n");
       return 1;
     }
   }
-  fmt::print("seed {}, {} schedules a case\n", foresight::g_seed, foresight::g_schedules);
+  fmt::print("seed {}, {} schedules and {} repeats a case\n", foresight::g_seed, foresight::g_schedules,
+             foresight::g_repeats);
   return RUN_ALL_TESTS();
 }
