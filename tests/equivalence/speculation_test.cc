@@ -64,7 +64,8 @@ struct Setting {
   int64_t blocks = 0;  // of the caches; 0: room for all
   bool keep_prefixes = false;
   int64_t saved_bytes_max = 0;
-  int arrivals = 0;            // a request every so many steps at most; 0: all at once
+  int arrivals = 0;  // a request every so many steps at most; 0: all at once
+  int step_rows = 512;
   std::string device = "cpu";  // "apart": the machine as a device apart
 };
 
@@ -72,7 +73,7 @@ Outcome RunAll(const std::vector<Request>& requests, const ModelConfig& config, 
   EngineOptions options{.num_threads = 1,
                         .context_tokens = kContextTokens,
                         .max_sequences = setting.batch,
-                        .step_rows_max = 512,
+                        .step_rows_max = setting.step_rows,
                         .kept_prefixes_max = setting.keep_prefixes ? 6 : 0,
                         .saved_bytes_max = setting.saved_bytes_max};
   if (setting.device != "apart") options.device = setting.device;
@@ -202,8 +203,14 @@ class DrawnOnDevice : public testing::TestWithParam<DraftChoice> {};
 TEST_P(DrawnOnDevice, TextsAreTheHosts) {
   const ModelConfig config = ConfigOf(GetParam());
   const std::vector<Request> requests = RequestsForDevices(std::min(g_requests, 60));
-  for (const char* planner : {"static:3", "sync"}) {
-    Setting setting{.draft = GetParam(), .planner = planner, .batch = 8, .blocks = 5, .arrivals = 3};
+  // With room for all drafts in one step of the head, and for those of four sequences at a time.
+  for (const auto& [planner, step_rows] : {std::pair("static:3", 512), std::pair("sync", 20)}) {
+    Setting setting{.draft = GetParam(),
+                    .planner = planner,
+                    .batch = 8,
+                    .blocks = 5,
+                    .arrivals = 3,
+                    .step_rows = step_rows};
     const Outcome host = RunAll(requests, config, setting);
     setting.device = "apart";
     const Outcome device = RunAll(requests, config, setting);
