@@ -176,6 +176,11 @@ class Scores {
     return w + RoughGumbel(NoiseBits(row_.noise, token)) + kBoundMargin;
   }
 
+  // Whether Bound is never more than two margins above Exact.
+  __device__ bool IsTight() const {
+    return row_.inverse_temperature == 0 || (!residual_ && row_.lowest_log_weight == -DBL_MAX);
+  }
+
   // -inf: the token can't be drawn.
   __device__ double Exact(int token, float logit) const {
     if (row_.inverse_temperature == 0) return logit;
@@ -235,8 +240,14 @@ __device__ Candidate BestOfChunk(const Scores& scores, const float* logits, int 
     if (bounds[i] > -INFINITY) best.Take({bounds[i], token});
   }
   best = BlockBest(best, shared);
-  if (threadIdx.x == 0)
-    reached = best.score > -INFINITY ? scores.Exact(best.token, logits[best.token]) : -INFINITY;
+  if (threadIdx.x == 0) {
+    reached = best.score;  // at least so much, in the end
+    if (scores.IsTight()) {
+      reached -= 2 * kBoundMargin;
+    } else if (best.score > -INFINITY) {
+      reached = scores.Exact(best.token, logits[best.token]);
+    }
+  }
   __syncthreads();
   best = {-INFINITY, INT_MAX};
 #pragma unroll
