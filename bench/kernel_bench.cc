@@ -70,6 +70,7 @@ class KernelBench {
                  CompressedKeys compressed);
   void Indexer(int sequences, int rows_each, int keys);
   void Small(int rows);
+  void Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection);
   // Sequences of `rows_each` rows at a position where they see `entries` compressed entries.
   std::vector<SequenceRows> Sequences(int count, int rows_each, int64_t entries, int ratio, bool keys);
 
@@ -465,6 +466,44 @@ void KernelBench::Small(int rows) {
   }
 }
 
+void KernelBench::Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection) {
+  const std::string name = fmt::format("sample {}, {} sequences", what, sequences);
+  if (!Wants(name)) return;
+  ArenaScope scope(data_.arena());
+  constexpr int kVocabSize = 129280;
+  constexpr int kDistinctRows = 32;  // as the head leaves them: in the caches, as far as they hold them
+  const int rows_each = num_drafts + 1;
+  const int rows = sequences * rows_each;
+  const float* logits = data_.Upload(Values(int64_t{kDistinctRows + 1} * kVocabSize));
+  const RowStatistics* statistics = data_.Upload(std::vector<RowStatistics>(1, {12, 5}));
+  std::vector<SampleRow> draws(rows);
+  std::vector<SampleSequence> of(sequences);
+  for (int r = 0; r < rows; ++r) {
+    draws[r] = {.logits = logits + int64_t{r % kDistinctRows} * kVocabSize,
+                .inverse_temperature = 1,
+                .noise = static_cast<uint64_t>(r) << 32,
+                .sequence = r / rows_each,
+                .draft = r};
+    if (!by_rejection) continue;
+    draws[r].draft_logits = draws[r].logits + kVocabSize;
+    draws[r].draft_statistics = statistics;
+    draws[r].acceptance_noise = 0.5;
+    draws[r].acceptance_probability = 0.8;
+  }
+  for (int s = 0; s < sequences; ++s) {
+    of[s] = {.first_row = s * rows_each, .num_drafts = num_drafts, .by_rejection = by_rejection};
+  }
+  const SampleArgs args = {.num_rows = rows,
+                           .num_sequences = sequences,
+                           .vocab_size = kVocabSize,
+                           .normalize = by_rejection,
+                           .rows = data_.Upload(draws),
+                           .sequences = data_.Upload(of),
+                           .accepted = data_.Allocate<int32_t>(sequences),
+                           .tokens = data_.Allocate<int32_t>(sequences)};
+  Measure(name, 4.0 * rows * kVocabSize, 0, 8, [&](int) { backend_.kernels->sample(context(), args); });
+}
+
 void KernelBench::RunAll() {
   MeasureCopy();
   fmt::print("{}, table {}: a copy moves {:.0f} GB/s\n", backend_.device->name(), backend_.kernels->name,
@@ -508,6 +547,10 @@ void KernelBench::RunAll() {
     if (keys <= 65536) Indexer(64, 1, keys);
   }
   for (int rows : {1, 8, 64}) Small(rows);
+  for (int sequences : {1, 8, 64, 256}) {
+    Sample("draws", sequences, 0, false);
+    if (sequences <= 64) Sample("5 drafts by rejection", sequences, 5, true);
+  }
 }
 
 std::string KernelBench::Json(std::string_view commit) const {

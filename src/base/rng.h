@@ -44,6 +44,10 @@ class RandomSequence {
     }
   }
 
+  // The sequence of a key, in a word: for those who draw on a device.
+  uint64_t state() const { return state_; }
+  static RandomSequence FromState(uint64_t state) { return RandomSequence(state); }
+
   // 64 uniform bits.
   uint64_t operator[](uint64_t index) const { return MixBits(state_ + (index + 1) * kGolden); }
   // 53 uniform bits.
@@ -52,6 +56,8 @@ class RandomSequence {
   double Uniform(uint64_t index) const { return (static_cast<double>(Bits53(index)) + 0.5) * 0x1p-53; }
 
  private:
+  explicit RandomSequence(uint64_t state) : state_(state) {}
+
   static constexpr uint64_t kGolden = 0x9e3779b97f4a7c15;  // 2^64 / the golden ratio, odd
   uint64_t state_ = 0;
 };

@@ -35,21 +35,34 @@ std::string_view DraftMethodName(DraftMethod method) {
   return "";
 }
 
+int DraftsMax(DraftMethod method, int asked, const ModelConfig& config) {
+  switch (method) {
+    case DraftMethod::kNone:
+      return 0;
+    case DraftMethod::kNgram:
+      return asked > 0 ? asked : kNgramDrafts;
+    case DraftMethod::kMtp:
+      return asked > 0 ? asked : kMtpDrafts;
+    case DraftMethod::kDSpark:
+      return asked > 0 ? asked : config.dspark.block_size;
+  }
+  return 0;
+}
+
 Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max, int slots_max, Model& model,
                                              SpeculatorTeam& speculators) {
   if (drafts_max < 0 || drafts_max > kDraftsLimit) {
     return InvalidArgument("drafts of {} tokens: want 1..{}", drafts_max, kDraftsLimit);
   }
+  const int drafts = DraftsMax(method, drafts_max, model.config());
   switch (method) {
     case DraftMethod::kNone:
       return std::unique_ptr<Drafter>(std::make_unique<NoDrafter>());
     case DraftMethod::kNgram:
-      return std::unique_ptr<Drafter>(
-          std::make_unique<NgramLookup>(drafts_max > 0 ? drafts_max : kNgramDrafts, slots_max));
+      return std::unique_ptr<Drafter>(std::make_unique<NgramLookup>(drafts, slots_max));
     case DraftMethod::kMtp:
       if (!model.weights().mtp) return InvalidArgument("drafts by MTP-1: this model has no MTP-1 block");
-      return std::unique_ptr<Drafter>(std::make_unique<MtpDrafter>(drafts_max > 0 ? drafts_max : kMtpDrafts,
-                                                                   slots_max, model, speculators));
+      return std::unique_ptr<Drafter>(std::make_unique<MtpDrafter>(drafts, slots_max, model, speculators));
     case DraftMethod::kDSpark: {
       if (!model.weights().dspark) return InvalidArgument("drafts by DSpark: this model has no DSpark head");
       const int block = model.config().dspark.block_size;
@@ -60,8 +73,7 @@ Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max,
         return InvalidArgument("drafts by DSpark: blocks of {} in steps of {} rows", block,
                                model.max_step_rows());
       }
-      return std::unique_ptr<Drafter>(std::make_unique<DSparkDrafter>(drafts_max > 0 ? drafts_max : block,
-                                                                      slots_max, model, speculators));
+      return std::unique_ptr<Drafter>(std::make_unique<DSparkDrafter>(drafts, slots_max, model, speculators));
     }
   }
   return Status(StatusCode::kInternal, "a draft method without a name");

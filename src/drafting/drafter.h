@@ -74,6 +74,10 @@ class Drafter {
   virtual Status Observe([[maybe_unused]] std::span<const ObservedRows> rows) { return Status(); }
 };
 
+// How long drafts by `method` are: `asked` tokens, or, for 0, as many as the head was made for, or a good
+// number.
+int DraftsMax(DraftMethod method, int asked, const ModelConfig& config);
+
 // Drafts of `drafts_max` tokens; 0: as many as the head was made for, or a good number. The model and the
 // speculators outlive the drafter. Errors: kInvalidArgument (drafts_max out of range; no such head in the
 // model).

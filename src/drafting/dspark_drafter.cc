@@ -2,53 +2,106 @@
 
 #include <algorithm>
 
+#include "drawing/device_draws.h"
+
 namespace foresight {
 
 DSparkDrafter::DSparkDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators)
     : drafts_max_(drafts_max), model_(model), speculators_(speculators) {
+  host_rounds_.reserve(slots_max);
+  device_rounds_.reserve(slots_max);
   states_.reserve(slots_max);
   previous_.reserve(slots_max);
-  draws_.reserve(slots_max);
+  host_draws_.reserve(slots_max);
+  device_draws_.reserve(static_cast<size_t>(drafts_max) * slots_max);
 }
 
 Status DSparkDrafter::Propose(std::span<DraftRound> rounds) {
-  const size_t group = static_cast<size_t>(model_.max_step_rows() / drafts_max_);
-  while (!rounds.empty()) {
-    const size_t count = std::min(rounds.size(), group);
-    RETURN_IF_ERROR(ProposeGroup(rounds.first(count)));
-    rounds = rounds.subspan(count);
+  host_rounds_.clear();
+  device_rounds_.clear();
+  for (DraftRound& round : rounds) {
+    (round.block->on_device() ? device_rounds_ : host_rounds_).push_back(&round);
+  }
+  // The device's come last: what their drafts were drawn from stays in its memory.
+  RETURN_IF_ERROR(ProposeInGroups(host_rounds_, /*on_device=*/false));
+  return ProposeInGroups(device_rounds_, /*on_device=*/true);
+}
+
+Status DSparkDrafter::ProposeInGroups(std::span<DraftRound* const> rounds, bool on_device) {
+  const size_t group_max = static_cast<size_t>(model_.max_step_rows() / drafts_max_);
+  for (size_t begin = 0; begin < rounds.size(); begin += group_max) {
+    const auto group = rounds.subspan(begin, std::min(rounds.size() - begin, group_max));
+    ASSIGN_OR_RETURN(const int depth, RunBlock(group, /*keep_outputs=*/on_device && begin > 0));
+    RETURN_IF_ERROR(on_device ? DrawOnDevice(group, depth) : DrawOnHost(group, depth));
   }
   return Status();
 }
 
-Status DSparkDrafter::ProposeGroup(std::span<DraftRound> rounds) {
+Result<int> DSparkDrafter::RunBlock(std::span<DraftRound* const> rounds, bool keep_outputs) {
   states_.clear();
   previous_.clear();
   int deepest = 0;
-  for (const DraftRound& round : rounds) {
-    states_.push_back(round.state);
-    previous_.push_back(round.tokens.back());
-    deepest = std::max(deepest, round.depth);
+  for (const DraftRound* round : rounds) {
+    states_.push_back(round->state);
+    previous_.push_back(round->tokens.back());
+    deepest = std::max(deepest, round->depth);
   }
   // Always the whole block, since its rows see each other: what is drafted must not depend on how much is
   // asked for.
-  ASSIGN_OR_RETURN([[maybe_unused]] const DraftBlockOutputs block,
-                   model_.DraftBlock({.sequences = states_, .anchors = previous_, .block = drafts_max_}));
+  ASSIGN_OR_RETURN(
+      [[maybe_unused]] const DraftBlockOutputs block,
+      model_.DraftBlock(
+          {.sequences = states_, .anchors = previous_, .block = drafts_max_, .keep_outputs = keep_outputs}));
+  return deepest;
+}
+
+Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, int depth) {
   const int64_t vocab_size = model_.config().vocab_size;
-  for (int k = 0; k < deepest; ++k) {
+  for (int k = 0; k < depth; ++k) {
     ASSIGN_OR_RETURN(const DraftHeadOutputs head, model_.DraftHead(k, previous_));
-    draws_.clear();
+    host_draws_.clear();
     for (size_t r = 0; r < rounds.size(); ++r) {
-      if (k >= rounds[r].depth) continue;
-      draws_.push_back({.logits = head.logits.subspan(r * vocab_size, vocab_size),
-                        .sampler = rounds[r].sampler,
-                        .block = rounds[r].block});
-      if (!head.confidence_logits.empty()) rounds[r].confidence_logits[k] = head.confidence_logits[r];
+      const DraftRound& round = *rounds[r];
+      if (k >= round.depth) continue;
+      host_draws_.push_back({.logits = head.logits.subspan(r * vocab_size, vocab_size),
+                             .sampler = round.sampler,
+                             .block = round.block});
+      if (!head.confidence_logits.empty()) round.confidence_logits[k] = head.confidence_logits[r];
     }
-    RETURN_IF_ERROR(speculators_.DraftAll(draws_));
-    size_t drawn = 0;
-    for (size_t r = 0; r < rounds.size(); ++r) {
-      if (k < rounds[r].depth) previous_[r] = draws_[drawn++].token;
+    RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
+    for (size_t r = 0, drawn = 0; r < rounds.size(); ++r) {
+      if (k < rounds[r]->depth) previous_[r] = host_draws_[drawn++].token;
+    }
+  }
+  return Status();
+}
+
+Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int depth) {
+  device_draws_.clear();
+  bool keep_distributions = false;
+  for (int k = 0; k < depth; ++k) {  // rounds that are less deep are drawn along, and left out below
+    for (const DraftRound* round : rounds) {
+      device_draws_.push_back(
+          DeviceDraw(round->block->draft_params(), DraftKey(*round->sampler, *round->block, k)));
+      keep_distributions |= KeepsDistribution(*round->block);
+    }
+  }
+  ASSIGN_OR_RETURN(const DrawnTokens drawn, model_.DraftTokens({.depth = depth,
+                                                                .anchors = previous_,
+                                                                .draws = device_draws_,
+                                                                .keep_distributions = keep_distributions}));
+  const size_t count = rounds.size();
+  for (size_t r = 0; r < count; ++r) {
+    const DraftRound& round = *rounds[r];
+    for (int k = 0; k < round.depth; ++k) {
+      const size_t i = k * count + r;
+      if (drawn.errors[i] != 0) return UndrawableDraft(k);
+      DeviceDistribution q;
+      if (KeepsDistribution(*round.block)) {
+        q = {.logits = drawn.logits + i * model_.config().vocab_size, .statistics = drawn.statistics + i};
+      }
+      round.block->AppendDrawn(drawn.tokens[i], q);
+      if (!drawn.confidence_logits.empty()) round.confidence_logits[k] = drawn.confidence_logits[i];
     }
   }
   return Status();

@@ -1,5 +1,8 @@
 // DSpark: one block of queries for all sequences, then its sequential head position by position
 // (dspark.md 1.1).
+//
+// Rounds that the device draws (drawing/device_draws.h) go through all positions without the host; the host's
+// rounds, which come back to it at every position, are blocks of their own.
 #pragma once
 
 #include "drafting/drafter.h"
@@ -18,16 +21,23 @@ class DSparkDrafter final : public Drafter {
   Status Propose(std::span<DraftRound> rounds) override;
 
  private:
-  // As many as a step of the model has rows for.
-  Status ProposeGroup(std::span<DraftRound> rounds);
+  // Groups of as many as a step of the model has rows for.
+  Status ProposeInGroups(std::span<DraftRound* const> rounds, bool on_device);
+  // Runs the block of a group and returns the depth of its deepest round.
+  Result<int> RunBlock(std::span<DraftRound* const> rounds, bool keep_outputs);
+  Status DrawOnHost(std::span<DraftRound* const> rounds, int depth);
+  Status DrawOnDevice(std::span<DraftRound* const> rounds, int depth);
 
   int drafts_max_;
   Model& model_;
   SpeculatorTeam& speculators_;
   // Of the call at hand; kept for their capacity.
+  std::vector<DraftRound*> host_rounds_;
+  std::vector<DraftRound*> device_rounds_;
   std::vector<SequenceState*> states_;
   std::vector<TokenId> previous_;
-  std::vector<DraftDraw> draws_;
+  std::vector<DraftDraw> host_draws_;
+  std::vector<SampleRow> device_draws_;
 };
 
 }  // namespace foresight

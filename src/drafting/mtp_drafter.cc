@@ -2,16 +2,23 @@
 
 #include <algorithm>
 
+#include "drawing/device_draws.h"
+
 namespace foresight {
 
 MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators)
-    : drafts_max_(drafts_max), model_(model), speculators_(speculators), last_(slots_max) {
+    : drafts_max_(drafts_max), model_(model), speculators_(speculators), last_(slots_max), logits_(model) {
   tokens_.reserve(model.max_step_rows());
   stream_rows_.reserve(model.max_step_rows());
   logit_rows_.reserve(slots_max);
   chunks_.reserve(slots_max);
   chain_.reserve(slots_max);
-  draws_.reserve(slots_max);
+  host_draws_.reserve(slots_max);
+  device_draws_.reserve(slots_max);
+  device_sequences_.reserve(slots_max);
+  device_blocks_.reserve(slots_max);
+  errors_.resize(slots_max);
+  drawn_.resize(slots_max);
 }
 
 void MtpDrafter::Begin(int slot, std::span<const TokenId>, int64_t) {
@@ -42,50 +49,81 @@ Status MtpDrafter::Observe(std::span<const ObservedRows> rows) {
     logit_rows_.push_back(row);
   }
   if (tokens_.empty()) return Status();
-  ASSIGN_OR_RETURN(const StepOutputs out,
-                   model_.MtpStep({.tokens = tokens_, .chunks = chunks_, .logit_rows = logit_rows_},
-                                  stream_rows_, StreamSource::kStep));
-  logits_ = out.logits;
+  ASSIGN_OR_RETURN(
+      const StepOutputs out,
+      model_.MtpStep({.tokens = tokens_, .chunks = chunks_, .logit_rows = logit_rows_, .keep_logits = true},
+                     stream_rows_, StreamSource::kStep));
+  first_ = out;
+  return Status();
+}
+
+Status MtpDrafter::Draw(std::span<DraftRound> rounds, int k) {
+  host_draws_.clear();
+  device_draws_.clear();
+  device_sequences_.clear();
+  device_blocks_.clear();
+  bool keep_distributions = false;
+  for (size_t r = 0; r < rounds.size(); ++r) {
+    const DraftRound& round = rounds[r];
+    if (!Drafts(round, chain_[r], k)) continue;
+    if (!round.block->on_device()) {
+      host_draws_.push_back(
+          {.logits = logits_.Fetch(chain_[r].logit_row, 1), .sampler = round.sampler, .block = round.block});
+      continue;
+    }
+    const auto i = static_cast<int32_t>(device_draws_.size());
+    SampleRow draw = DeviceDraw(round.block->draft_params(), DraftKey(*round.sampler, *round.block, k));
+    draw.logits = logits_.OnDevice(chain_[r].logit_row);
+    draw.sequence = i;
+    device_draws_.push_back(draw);
+    device_sequences_.push_back({.first_row = i});
+    device_blocks_.push_back(round.block);
+    keep_distributions |= KeepsDistribution(*round.block);
+  }
+  const size_t count = device_draws_.size();
+  const RowStatistics* const statistics =
+      model_.Sample(device_draws_, device_sequences_, keep_distributions, std::span(errors_).first(count),
+                    std::span(drawn_).first(count), keep_distributions);
+  RETURN_IF_ERROR(model_.device().Synchronize());
+  RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
+  for (size_t i = 0; i < count; ++i) {
+    if (errors_[i] != 0) return UndrawableDraft(k);
+    DeviceDistribution q;
+    if (KeepsDistribution(*device_blocks_[i])) {
+      q = {.logits = device_draws_[i].logits, .statistics = statistics + i};
+    }
+    device_blocks_[i]->AppendDrawn(drawn_[i], q);
+  }
   return Status();
 }
 
 Status MtpDrafter::Propose(std::span<DraftRound> rounds) {
-  const int64_t vocab_size = model_.config().vocab_size;
   chain_.clear();
   for (const DraftRound& round : rounds) chain_.push_back(last_[round.slot]);
-  std::span<const float> logits = logits_;
+  logits_.Reset(first_);
   for (int k = 0;; ++k) {
-    const auto drafts = [&](size_t r) { return chain_[r].stream_row >= 0 && k < rounds[r].depth; };
-    draws_.clear();
-    for (size_t r = 0; r < rounds.size(); ++r) {
-      if (!drafts(r)) continue;
-      draws_.push_back({.logits = logits.subspan(chain_[r].logit_row * vocab_size, vocab_size),
-                        .sampler = rounds[r].sampler,
-                        .block = rounds[r].block});
-    }
-    RETURN_IF_ERROR(speculators_.DraftAll(draws_));
+    RETURN_IF_ERROR(Draw(rounds, k));
     tokens_.clear();
     chunks_.clear();
     stream_rows_.clear();
     logit_rows_.clear();
-    size_t drawn = 0;
     for (size_t r = 0; r < rounds.size(); ++r) {
-      if (!drafts(r)) continue;
-      const TokenId token = draws_[drawn++].token;
-      if (k + 1 >= rounds[r].depth) continue;
+      const DraftRound& round = rounds[r];
       Last& last = chain_[r];
-      tokens_.push_back(token);
-      chunks_.push_back({.sequence = rounds[r].state, .num_rows = 1});
+      if (!Drafts(round, last, k + 1)) continue;
+      tokens_.push_back(round.block->tokens()[k]);
+      chunks_.push_back({.sequence = round.state, .num_rows = 1});
       stream_rows_.push_back(last.stream_row);
       const int row = static_cast<int>(logit_rows_.size());
       last = {.stream_row = row, .logit_row = row};
       logit_rows_.push_back(row);
     }
     if (tokens_.empty()) return Status();
-    ASSIGN_OR_RETURN(const StepOutputs out,
-                     model_.MtpStep({.tokens = tokens_, .chunks = chunks_, .logit_rows = logit_rows_},
-                                    stream_rows_, StreamSource::kMtpStep));
-    logits = out.logits;
+    ASSIGN_OR_RETURN(
+        const StepOutputs out,
+        model_.MtpStep({.tokens = tokens_, .chunks = chunks_, .logit_rows = logit_rows_, .keep_logits = true},
+                       stream_rows_, StreamSource::kMtpStep));
+    logits_.Reset(out);
   }
 }
 

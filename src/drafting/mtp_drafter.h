@@ -7,6 +7,7 @@
 #pragma once
 
 #include "drafting/drafter.h"
+#include "drawing/logit_rows.h"
 
 namespace foresight {
 
@@ -29,18 +30,31 @@ class MtpDrafter final : public Drafter {
     int logit_row = -1;
   };
 
+  // Draft k of the rounds that have one, from logits_. Where it can be drawn, it is in the round's block.
+  Status Draw(std::span<DraftRound> rounds, int k);
+  bool Drafts(const DraftRound& round, const Last& last, int k) const {
+    return last.stream_row >= 0 && k < round.depth;
+  }
+
   int drafts_max_;
   Model& model_;
   SpeculatorTeam& speculators_;
   std::vector<Last> last_;  // by slot: of the last step from the target's streams
-  std::span<const float> logits_;
+  LogitRows logits_;        // of the block's last step
+  StepOutputs first_;       // of its last step from the target's streams
   // Of the call at hand; kept for their capacity.
   std::vector<TokenId> tokens_;
   std::vector<SequenceChunk> chunks_;
   std::vector<int32_t> stream_rows_;
   std::vector<int32_t> logit_rows_;
   std::vector<Last> chain_;  // by round
-  std::vector<DraftDraw> draws_;
+  // Draws of a position, by the host and by the device.
+  std::vector<DraftDraw> host_draws_;
+  std::vector<SampleRow> device_draws_;
+  std::vector<SampleSequence> device_sequences_;
+  std::vector<DraftBlock*> device_blocks_;
+  std::vector<int32_t> errors_;
+  std::vector<TokenId> drawn_;
 };
 
 }  // namespace foresight

@@ -29,13 +29,17 @@ ReplayedChance::Place ReplayedChance::PlaceOf(int64_t seed, int64_t position) co
   return {answer, static_cast<size_t>(position) % positions * drafts_max_};
 }
 
-bool ReplayedChance::Accept(const RandomKey& key, double, double) {
+std::optional<double> ReplayedChance::GivenProbability(const RandomKey& key) {
   const auto begin = begins_.find(key.seed);
   CHECK(begin != begins_.end(), "a draft of a request that has not drafted");
   const Place place = PlaceOf(key.seed, begin->second);
   const auto k = static_cast<size_t>(key.position - begin->second);
   CHECK(k < drafts_max_, "draft {} of {}: two requests of one seed?", k, drafts_max_);
-  return chance_.Accept(key, place.answer->acceptance[place.first + k], /*q=*/1);
+  return place.answer->acceptance[place.first + k];
+}
+
+bool ReplayedChance::Accept(const RandomKey& key, double, double) {
+  return chance_.Accept(key, *GivenProbability(key), /*q=*/1);
 }
 
 std::span<const float> ReplayedChance::Confidences(int64_t seed, int64_t position) const {

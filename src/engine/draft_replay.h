@@ -24,6 +24,7 @@ class ReplayedChance final : public Chance {
   explicit ReplayedChance(const DraftTrace& trace);
 
   bool Accept(const RandomKey& key, double p, double q) override;
+  std::optional<double> GivenProbability(const RandomKey& key) override;
   TokenId Draw(const RandomKey& key, const Distribution& distribution) override {
     return chance_.Draw(key, distribution);
   }

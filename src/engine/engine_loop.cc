@@ -40,6 +40,9 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
       clock_(std::move(clock)),
       speculation_(std::move(speculation)),
       lag_(speculation_ == nullptr ? 0 : speculation_->drafter().lag()),
+      draws_(runtime.model(), runtime.pool(), options.max_sequences, options.step_rows_max,
+             speculation_ == nullptr ? nullptr : &speculation_->speculators(),
+             speculation_ == nullptr ? nullptr : &speculation_->chance()),
       prefixes_(runtime.cache(), options.kept_prefixes_max),
       scheduler_(SchedulerOptionsOf(options, speculation_.get()), *this),
       preemption_costs_{.token_seconds = kTokenSeconds,
@@ -50,8 +53,7 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
   step_chunks_.reserve(options.max_sequences);
   step_logit_rows_.reserve(options.step_rows_max);
   candidates_.reserve(options.max_sequences);
-  drawn_.resize(options.max_sequences);
-  draw_errors_.resize(options.max_sequences);
+  drawing_.reserve(options.max_sequences);
   observed_.reserve(options.max_sequences);
   event_tokens_.reserve(kDraftPositionsMax + 1);
 }
@@ -227,12 +229,13 @@ bool EngineLoop::Step() {
   }
   BuildStep(plan, *lengths);
   const double model_begin = clock_();
-  const Result<StepOutputs> out =
-      runtime_.model().Step({.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_});
+  const Result<StepOutputs> out = runtime_.model().Step(
+      {.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_, .keep_logits = true});
+  const Status computed = out.ok() ? BeginDraws(*out, *lengths) : out.status();
   now_ = clock_();
-  if (!out.ok()) {
+  if (!computed.ok()) {
     if (speculation_ != nullptr) speculation_->EndStep(std::nullopt);
-    FailAll(plan, out.status());
+    FailAll(plan, computed);
     return true;
   }
   const double model_seconds = now_ - model_begin;
@@ -240,7 +243,7 @@ bool EngineLoop::Step() {
   if (rows >= kMeasuredRowsMin) {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
-  Accept(plan, out->logits);
+  Accept(plan);
   const double observe_begin = clock_();  // what was drawn counts as the rows' cost: there is a draw for each
   const Status observed = speculation_ == nullptr ? Status() : speculation_->Observe(observed_);
   const double observe_end = clock_();
@@ -308,9 +311,22 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
   }
 }
 
-void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const float> logits) {
+// The device computes the step meanwhile, and is done when this returns.
+Status EngineLoop::BeginDraws(const StepOutputs& outputs, std::span<const int> lengths) {
+  drawing_.clear();
+  for (size_t i = 0; i < candidates_.size(); ++i) {
+    Sequence& s = *candidates_[i].sequence;
+    drawing_.push_back({.sampler = &*s.sampler,
+                        .block = speculation_ == nullptr ? nullptr : &*s.block,
+                        .position = s.known(),
+                        .num_drafts = lengths[i]});
+  }
+  return draws_.Begin(outputs, drawing_);
+}
+
+void EngineLoop::Accept(std::span<const ScheduledRows> plan) {
   observed_.clear();
-  DrawAll(logits);
+  draws_.DrawOnHost();
   int candidate = 0;
   int row = 0;
   for (size_t i = 0; i < plan.size(); ++i) {
@@ -318,13 +334,15 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const flo
     const int rows = step_chunks_[i].num_rows;
     const int64_t before = s.state->length() - rows;
     if (plan[i].is_last) {
-      const Result<VerifiedTokens> drawn = Drawn(candidate++);
+      const Result<VerifiedTokens> drawn = draws_.Take(candidate);
       if (drawn.ok()) {
+        if (speculation_ != nullptr) speculation_->Judged(candidate, drawn->accepted);
         Extend(s, *drawn);
       } else {
         s.ending = FinishReason::kError;
         s.result.status = drawn.status();
       }
+      ++candidate;
       // Rejected drafts go, and accepted ones behind a stop.
       const Status cut = s.state->Truncate(std::min(s.state->length(), s.known() - 1));
       CHECK(cut.ok(), "{}", cut.message());
@@ -337,28 +355,6 @@ void EngineLoop::Accept(std::span<const ScheduledRows> plan, std::span<const flo
                          .drafts_next = plan[i].is_last && !s.ending});
     row += rows;
   }
-}
-
-// A draw goes through the whole vocabulary; those of different sequences share nothing.
-void EngineLoop::DrawAll(std::span<const float> logits) {
-  if (speculation_ != nullptr) {
-    speculation_->Verify(logits);
-    return;
-  }
-  const int64_t vocab_size = runtime_.config().vocab_size;
-  runtime_.pool().ParallelFor(std::ssize(candidates_), [&](int64_t i, int) {
-    Sequence& s = *candidates_[i].sequence;
-    const Result<SampledToken> token =
-        s.sampler->Sample(logits.subspan(i * vocab_size, vocab_size), s.known());
-    draw_errors_[i] = token.status();
-    if (token.ok()) drawn_[i] = *token;
-  });
-}
-
-Result<VerifiedTokens> EngineLoop::Drawn(int i) const {
-  if (speculation_ != nullptr) return speculation_->verdict(i);
-  RETURN_IF_ERROR(draw_errors_[i]);
-  return VerifiedTokens{.accepted = 0, .tokens = {&drawn_[i], 1}};
 }
 
 void EngineLoop::Extend(Sequence& s, const VerifiedTokens& drawn) {

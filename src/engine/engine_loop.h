@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "drawing/token_draws.h"
 #include "engine/runtime.h"
 #include "engine/sequence.h"
 #include "engine/speculation.h"
@@ -64,12 +65,10 @@ class EngineLoop : private SequenceMemory {
   // The parts of a step.
   Result<std::span<const int>> Draft(std::span<const ScheduledRows> plan);
   void BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths);
-  void Accept(std::span<const ScheduledRows> plan, std::span<const float> logits);
+  Status BeginDraws(const StepOutputs& outputs, std::span<const int> lengths);
+  void Accept(std::span<const ScheduledRows> plan);
   void KeepAndFinish(std::span<const ScheduledRows> plan);
   void FailAll(std::span<const ScheduledRows> plan, const Status& status);
-  // The tokens of every candidate after its rows' logits, accepted drafts among them.
-  void DrawAll(std::span<const float> logits);
-  Result<VerifiedTokens> Drawn(int i) const;
   // Adds tokens to the answer, up to its end, and tells the sink.
   void Extend(Sequence& s, const VerifiedTokens& drawn);
   void KeepPrefix(Sequence& s);
@@ -81,6 +80,7 @@ class EngineLoop : private SequenceMemory {
   Clock clock_;
   const std::unique_ptr<Speculation> speculation_;  // may be null
   const int lag_;                                   // of its drafter
+  TokenDraws draws_;
   PrefixCache prefixes_;
   Scheduler scheduler_;
   PreemptionCosts preemption_costs_;
@@ -96,9 +96,7 @@ class EngineLoop : private SequenceMemory {
   std::vector<DraftCandidate> candidates_;  // sequences that draw a token
   std::vector<int> no_drafts_;              // zeros
   std::vector<ObservedRows> observed_;      // of all sequences of the step
-  // Without speculation, what was drawn for each candidate: [max_sequences].
-  std::vector<SampledToken> drawn_;
-  std::vector<Status> draw_errors_;
+  std::vector<DrawingSequence> drawing_;    // [candidates]
   std::vector<OutputToken> event_tokens_;
   std::string event_text_;
 };

@@ -106,8 +106,14 @@ Result<std::unique_ptr<Runtime>> Runtime::Synthesize(const ModelConfig& config,
 
 Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
                                                         const EngineOptions& options) {
+  ASSIGN_OR_RETURN(Backend backend, OpenBackend(options.device, options.table));
+  return FromSynthetic(made, options, std::move(backend));
+}
+
+Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made, const EngineOptions& options,
+                                                        Backend backend) {
   std::unique_ptr<Runtime> runtime(new Runtime);
-  ASSIGN_OR_RETURN(runtime->backend_, OpenBackend(options.device, options.table));
+  runtime->backend_ = std::move(backend);
   runtime->machine_ = DescribeMachine();
   ASSIGN_OR_RETURN(runtime->draft_, ChooseSyntheticDraft(made.weights.config, options.speculation));
   // They are in memory already: what is available is without them.
@@ -122,7 +128,11 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
 Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come) {
   loaded_ = std::move(loaded);
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
-  ModelOptions model_options{.numerics = options.numerics, .max_step_rows = options.step_rows_max};
+  ModelOptions model_options{
+      .numerics = options.numerics,
+      .max_step_rows = options.step_rows_max,
+      .max_draft_rows =
+          options.max_sequences * DraftsMax(draft_.method, options.speculation.drafts_max, config())};
   available_bytes_ = machine_.available_bytes;
   Device* const device = backend_.device.get();
   if (device != nullptr) {

@@ -36,6 +36,9 @@ class Runtime {
   // The same around weights that were made before: runtimes share them.
   static Result<std::unique_ptr<Runtime>> FromSynthetic(const LoadedModel& made,
                                                         const EngineOptions& options);
+  // The same on a backend that was opened before.
+  static Result<std::unique_ptr<Runtime>> FromSynthetic(const LoadedModel& made, const EngineOptions& options,
+                                                        Backend backend);
 
   // Null when the model has none.
   const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "drawing/device_draws.h"
 #include "engine/draft_replay.h"
 
 namespace foresight {
@@ -99,6 +100,7 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
                          std::unique_ptr<SpeculatorTeam> speculators, std::unique_ptr<Drafter> drafter)
     : options_(options),
       vocab_size_(runtime.config().vocab_size),
+      device_(runtime.device()),
       chance_(std::move(chance)),
       speculators_(std::move(speculators)),
       drafter_(std::move(drafter)),
@@ -112,7 +114,6 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
   rounds_.reserve(limits.max_sequences);
   round_candidates_.reserve(limits.max_sequences);
   accepted_.reserve(limits.max_sequences);
-  verifications_.reserve(limits.max_sequences);
 }
 
 void Speculation::Begin(Sequence& s) {
@@ -122,7 +123,8 @@ void Speculation::Begin(Sequence& s) {
   ++generations_[s.slot];
   if (!s.block) {
     const AcceptanceRule rule = RuleOf(s, options_.acceptance);
-    s.block.emplace(s.sampling(), rule, vocab_size_, drafter_->drafts_max());
+    s.block.emplace(s.sampling(), rule, vocab_size_, drafter_->drafts_max(),
+                    DraftOptions{.on_device = IsDrawnByDevice(s.sampling(), device_)});
     s.regime = RegimeOf(s.sampling(), rule);
   }
   drafter_->Begin(s.slot, s.tokens, s.tokens_max);
@@ -199,29 +201,14 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
   return lengths_;
 }
 
-void Speculation::Verify(std::span<const float> logits) {
-  verifications_.clear();
-  for (size_t i = 0; i < candidates_.size(); ++i) {
-    Sequence& s = *candidates_[i].sequence;
-    const size_t judged = static_cast<size_t>(lengths_[i] + 1) * vocab_size_;
-    verifications_.push_back({.logits = logits.first(judged),
-                              .num_drafts = lengths_[i],
-                              .sampler = &*s.sampler,
-                              .block = &*s.block});
-    logits = logits.subspan(judged);
-  }
-  speculators_->VerifyAll(verifications_);
-  for (int i = 0; i < std::ssize(candidates_); ++i) {
-    const Result<VerifiedTokens>& verified = verdict(i);
-    if (!verified.ok()) continue;
-    accepted_[i] = verified->accepted;
-    DraftCounts& counts = candidates_[i].sequence->result.drafts;
-    ++counts.steps;
-    for (int k = 0; k < lengths_[i]; ++k) {
-      ++counts.verified[k];
-      counts.reached[k] += k <= verified->accepted ? 1 : 0;
-      counts.accepted[k] += k < verified->accepted ? 1 : 0;
-    }
+void Speculation::Judged(int i, int accepted) {
+  accepted_[i] = accepted;
+  DraftCounts& counts = candidates_[i].sequence->result.drafts;
+  ++counts.steps;
+  for (int k = 0; k < lengths_[i]; ++k) {
+    ++counts.verified[k];
+    counts.reached[k] += k <= accepted ? 1 : 0;
+    counts.accepted[k] += k < accepted ? 1 : 0;
   }
 }
 

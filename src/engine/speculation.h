@@ -3,7 +3,7 @@
 //   Begin(s)                              when a sequence gets its state
 //   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of them
 //               the model's step
-//               Verify(logits)             the tokens of candidate i: verdict(i)
+//               Judged(i, accepted)        what became of candidate i's drafts (drawing/token_draws.h)
 //               Observe(rows)              what was kept
 //               EndStep(times)
 //   End(s)                                when its state is taken back
@@ -54,6 +54,9 @@ class Speculation {
 
   const Drafter& drafter() const { return *drafter_; }
   Drafter& drafter() { return *drafter_; }
+  // What judges its drafts.
+  SpeculatorTeam& speculators() { return *speculators_; }
+  Chance& chance() { return *chance_; }
 
   void Begin(Sequence& s);
   void End(Sequence& s);
@@ -63,10 +66,8 @@ class Speculation {
   // [candidates]: how many drafts to verify. Errors: kInternal (a head's logits are not numbers).
   Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
                                      const std::function<bool(Sequence&, int rows)>& reserve);
-  // Judges all candidates after their verified rows' logits [sum of lengths[i] + 1, V], one after the other.
-  void Verify(std::span<const float> logits);
-  // The tokens of candidate `i`; valid until the next Verify.
-  const Result<VerifiedTokens>& verdict(int i) const { return speculators_->verdict(i); }
+  // So many of the drafts of candidate `i` that were to be verified were accepted.
+  void Judged(int i, int accepted);
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
   // `times` absent: the step is no example of its kind.
   void EndStep(const std::optional<StepTimes>& times);
@@ -93,6 +94,7 @@ class Speculation {
 
   const SpeculationOptions options_;
   const int vocab_size_;
+  const Device& device_;
   std::unique_ptr<Chance> chance_;
   std::unique_ptr<SpeculatorTeam> speculators_;
   std::unique_ptr<Drafter> drafter_;
@@ -107,11 +109,10 @@ class Speculation {
   std::span<const int> lengths_;
   std::vector<RequestLoad> loads_;
   std::vector<DraftRound> rounds_;
-  std::vector<int> round_candidates_;        // [rounds]
-  std::vector<float> logits_;                // [rounds, drafts_max]: of confidence
-  std::vector<float> confidences_;           // [drafts_max]
-  std::vector<int> accepted_;                // [candidates]
-  std::vector<Verification> verifications_;  // [candidates]
+  std::vector<int> round_candidates_;  // [rounds]
+  std::vector<float> logits_;          // [rounds, drafts_max]: of confidence
+  std::vector<float> confidences_;     // [drafts_max]
+  std::vector<int> accepted_;          // [candidates]
 };
 
 }  // namespace foresight

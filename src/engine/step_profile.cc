@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "drafting/drafter.h"
+#include "drawing/device_draws.h"
+#include "drawing/token_draws.h"
 #include "foresight/request.h"
 
 namespace foresight {
@@ -29,7 +31,9 @@ class Profiler {
       : runtime_(runtime),
         options_(options),
         speculators_(runtime.config().vocab_size, kDraftPositionsMax, options.max_sequences, chance_,
-                     runtime.pool()) {
+                     runtime.pool()),
+        draws_(runtime.model(), runtime.pool(), kStatesMax, kProfiledRowsMax, &speculators_, &chance_),
+        on_device_(IsDrawnByDevice(SamplingParams(), runtime.device())) {
     for (int t = 0; t < runtime.pool().num_threads(); ++t) {
       samplers_.emplace_back(SamplingParams(), runtime.config().vocab_size);
     }
@@ -46,6 +50,9 @@ class Profiler {
   // Milliseconds of a step of `rows` rows, spread over `sequences` states, which are then as before; a token
   // drawn from each.
   Result<double> StepMs(int rows, int sequences);
+  // A token from each row of the chunks, one after the other.
+  Status DrawOnHost(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
+  Status DrawOnDevice(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
   // Of the drafts of `sequences` states, after a step that gives them what they need.
   Result<double> DraftMs(int sequences);
 
@@ -53,6 +60,8 @@ class Profiler {
   const ProfileOptions options_;
   KeyedChance chance_;
   SpeculatorTeam speculators_;
+  TokenDraws draws_;
+  const bool on_device_;
   std::vector<Sampler> samplers_;  // by thread; at temperature 1: what a draw costs at most
   std::unique_ptr<Drafter> drafter_;
   std::vector<SequenceState> states_;  // all with options_.context_tokens tokens
@@ -102,8 +111,35 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
     chunks.push_back({.sequence = &states_[s], .num_rows = share});
   }
   const Clock::time_point start = Clock::now();
-  ASSIGN_OR_RETURN(const StepOutputs out,
-                   runtime_.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows}));
+  ASSIGN_OR_RETURN(
+      const StepOutputs out,
+      runtime_.model().Step(
+          {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = on_device_}));
+  RETURN_IF_ERROR(on_device_ ? DrawOnDevice(out, chunks) : DrawOnHost(out, chunks));
+  const double ms = MsSince(start);
+  for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
+  return ms;
+}
+
+// Coupled drafts that were chosen: the device draws every row of them.
+Status Profiler::DrawOnDevice(const StepOutputs& out, std::span<const SequenceChunk> chunks) {
+  std::vector<DraftBlock> blocks;
+  std::vector<DrawingSequence> sequences;
+  blocks.reserve(chunks.size());
+  for (const SequenceChunk& c : chunks) {
+    blocks.emplace_back(SamplingParams(), AcceptanceRule::kCoupled, runtime_.config().vocab_size, c.num_rows,
+                        DraftOptions{.on_device = true});
+    blocks.back().Begin(options_.context_tokens);
+    for (int k = 0; k + 1 < c.num_rows; ++k) blocks.back().AppendPoint(NextToken());
+    sequences.push_back({.sampler = &samplers_.front(),
+                         .block = &blocks.back(),
+                         .position = options_.context_tokens,
+                         .num_drafts = c.num_rows - 1});
+  }
+  return draws_.Begin(out, sequences);
+}
+
+Status Profiler::DrawOnHost(const StepOutputs& out, std::span<const SequenceChunk> chunks) {
   const int64_t vocab_size = runtime_.config().vocab_size;
   std::vector<int> first_rows;
   for (int row = 0; const SequenceChunk& c : chunks) {
@@ -119,9 +155,7 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
     }
   });
   for (const Status& error : errors) RETURN_IF_ERROR(error);
-  const double ms = MsSince(start);
-  for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
-  return ms;
+  return Status();
 }
 
 Result<double> Profiler::DraftMs(int sequences) {
@@ -147,7 +181,8 @@ Result<double> Profiler::DraftMs(int sequences) {
   blocks.reserve(sequences);
   for (int s = 0; s < sequences; ++s) {
     samplers.emplace_back(SamplingParams(), vocab_size);
-    blocks.emplace_back(SamplingParams(), AcceptanceRule::kRejection, vocab_size, gamma);
+    blocks.emplace_back(SamplingParams(), AcceptanceRule::kRejection, vocab_size, gamma,
+                        DraftOptions{.on_device = on_device_});
     blocks[s].Begin(std::ssize(tokens[s]));
     rows.push_back({.slot = s,
                     .state = &states_[s],

@@ -90,6 +90,21 @@ inline std::unique_ptr<Runtime> TestRuntime(const EngineOptions& options,
   return std::move(*runtime);
 }
 
+// The machine's memory as that of a device apart: all ways of a device but its speed.
+class DeviceApart : public HostDevice {
+ public:
+  bool is_host() const override { return false; }
+};
+
+inline std::unique_ptr<Runtime> RuntimeOnDeviceApart(const EngineOptions& options,
+                                                     const ModelConfig& config) {
+  const LoadedModel made = MakeSyntheticModel(config, {.num_threads = options.num_threads});
+  Backend backend{.kernels = *BestCpuKernels(), .device = std::make_unique<DeviceApart>()};
+  Result<std::unique_ptr<Runtime>> runtime = Runtime::FromSynthetic(made, options, std::move(backend));
+  EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
+  return std::move(*runtime);
+}
+
 // Bytes of caches with `blocks` blocks of 256 tokens for the states of `options`.
 inline int64_t CacheBytesOf(int64_t blocks, const EngineOptions& options,
                             const ModelConfig& config = SmallestConfig()) {

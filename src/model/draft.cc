@@ -87,13 +87,16 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   RunBlock(mtp.block, config().num_hidden_layers, step);
   float* logits = draft_arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(mtp.hc_head, mtp.norm, step, /*hidden=*/nullptr, logits);
-  ASSIGN_OR_RETURN(const auto read,
-                   Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_draft_outputs_));
+  StepOutputs outputs{.device_logits = logits};
+  if (device().is_host() || !inputs.keep_logits) {
+    ASSIGN_OR_RETURN(outputs.logits,
+                     Read(logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_draft_outputs_));
+  }
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->AdvanceDraft(chunk.num_rows);
   last_mtp_streams_ = step.streams;
   last_mtp_rows_ = step.rows;
   last_mtp_used_ = used;
-  return StepOutputs{.logits = read};
+  return outputs;
 }
 
 void Model::TapLayer(int layer, const StepState& step) {
@@ -248,8 +251,11 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
   Begin(rows_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
 
-  draft_arena_.Rewind(0);
-  host_draft_outputs_.Rewind(0);
+  if (!inputs.keep_outputs) {
+    draft_arena_.Rewind(0);
+    host_draft_outputs_.Rewind(0);
+  }
+  is_first_block_ = draft_arena_.used() == 0;
   block_size_ = block;
   next_position_ = 0;
   block_hidden_ = step.hidden = draft_arena_.Allocate<float>(rows * c.hidden_size);
@@ -260,7 +266,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
     block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
     device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
-  if (IsReplayed(step) && last_rows_ <= kReplayedRowsMax) {
+  if (IsReplayed(step) && IsBlockReplayed()) {
     device().Replay(ReplayKey(step), [this, &step] { RunStages(step); });
   } else {
     RunStages(step);
@@ -269,6 +275,10 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * c.hidden_size, host_draft_outputs_));
   ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * c.vocab_size, host_draft_outputs_));
   return DraftBlockOutputs{.hidden = hidden, .base_logits = logits};
+}
+
+bool Model::IsBlockReplayed() const {
+  return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax;
 }
 
 void Model::RunStages(StepState& step) {
@@ -317,7 +327,7 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
                                   .logits = logits,
                                   .confidence = confidence});
   };
-  if (block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax) {
+  if (IsBlockReplayed()) {
     device().Replay(ReplayKey(kReplayedDraftHead, block_size_, block_rows_, k, 0), std::ref(launches));
   } else {
     launches();
@@ -332,6 +342,85 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
   }
   ASSIGN_OR_RETURN(const auto read, Read(logits, int64_t{block_rows_} * c.vocab_size, host_draft_outputs_));
   return DraftHeadOutputs{.logits = read, .confidence_logits = confidences};
+}
+
+Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
+  const int depth = inputs.depth;
+  const int64_t count = block_rows_;
+  if (count == 0 || next_position_ != 0) {
+    return InvalidArgument("a draft block is drawn from its beginning, and once");
+  }
+  if (depth < 1 || depth > block_size_ || std::ssize(inputs.anchors) != count ||
+      std::ssize(inputs.draws) != depth * count) {
+    return InvalidArgument("{} anchors, {} draws and a depth of {} for {} draft blocks of {}",
+                           inputs.anchors.size(), inputs.draws.size(), depth, count, block_size_);
+  }
+  const ModelConfig& c = config();
+  for (TokenId token : inputs.anchors) {
+    if (token < 0 || token >= c.vocab_size) {
+      return InvalidArgument("token id {} is outside the vocabulary of {}", token, c.vocab_size);
+    }
+  }
+  const SequentialHeadWeights& w = weights_.dspark->head;
+  ArenaScope scope(arena_);
+  staging_.Restart();
+  TokenId* const anchors = staging_.Allocate<TokenId>(count);
+  SampleSequence* const sequences = staging_.Allocate<SampleSequence>(count);
+  SampleRow* const draws = staging_.Allocate<SampleRow>(depth * count);
+  std::copy(inputs.anchors.begin(), inputs.anchors.end(), anchors);
+  for (int32_t r = 0; r < count; ++r) sequences[r] = {.first_row = r};
+  for (int64_t i = 0; i < depth * count; ++i) {
+    draws[i] = inputs.draws[i];
+    draws[i].logits = block_logits_ + i * c.vocab_size;
+    draws[i].sequence = static_cast<int32_t>(i % count);
+  }
+  staging_.Flush();
+  int32_t* const drawn = draft_arena_.Allocate<int32_t>(2 * depth * count);  // errors, then tokens
+  RowStatistics* const statistics = draft_arena_.Allocate<RowStatistics>(depth * count);
+  const auto launches = [&] {
+    for (int k = 0; k < depth; ++k) {
+      const int64_t first = k * count;
+      TokenId* const tokens = drawn + depth * count + first;
+      table_.sequential_head(ctx_, {.rows = block_rows_,
+                                    .dim = c.hidden_size,
+                                    .weights = &w,
+                                    .previous = k == 0 ? staging_.OnDevice(anchors) : tokens - count,
+                                    .hidden = block_hidden_ + first * c.hidden_size,
+                                    .state = block_state_,
+                                    .logits = block_logits_ + first * c.vocab_size,
+                                    .confidence = block_confidence_ + first});
+      table_.sample(ctx_, {.num_rows = block_rows_,
+                           .num_sequences = block_rows_,
+                           .vocab_size = c.vocab_size,
+                           .normalize = inputs.keep_distributions,
+                           .rows = staging_.OnDevice(draws) + first,
+                           .sequences = staging_.OnDevice(sequences),
+                           .accepted = drawn + first,
+                           .tokens = tokens,
+                           .statistics = inputs.keep_distributions ? statistics + first : nullptr});
+    }
+  };
+  if (IsBlockReplayed()) {
+    device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth, inputs.keep_distributions),
+                    std::ref(launches));
+  } else {
+    launches();
+  }
+  next_position_ = block_size_;
+  const auto fetch = [&]<typename T>(const T* from, int64_t values) {
+    T* const to = host_draft_outputs_.Allocate<T>(values);
+    device().Fetch(to, from, values * static_cast<int64_t>(sizeof(T)));
+    return std::span<const T>(to, static_cast<size_t>(values));
+  };
+  const std::span<const int32_t> read = fetch(drawn, 2 * depth * count);
+  const std::span<const float> confidences = fetch(block_confidence_, w.confidence ? depth * count : 0);
+  RETURN_IF_ERROR(device().Synchronize());
+  const size_t values = read.size() / 2;
+  return DrawnTokens{.tokens = read.subspan(values),
+                     .errors = read.first(values),
+                     .confidence_logits = confidences,
+                     .logits = block_logits_,
+                     .statistics = inputs.keep_distributions ? statistics : nullptr};
 }
 
 }  // namespace foresight

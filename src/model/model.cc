@@ -181,10 +181,43 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   } else {
     RETURN_IF_ERROR(RunLayers(step));
   }
-  ASSIGN_OR_RETURN(const auto read,
-                   Read(step.logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
+  StepOutputs outputs{.device_logits = step.logits};
+  if (device().is_host() || !inputs.keep_logits) {
+    ASSIGN_OR_RETURN(outputs.logits,
+                     Read(step.logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
+  }
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
-  return StepOutputs{.logits = read};
+  return outputs;
+}
+
+const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                                   bool normalize, std::span<int32_t> accepted, std::span<TokenId> tokens,
+                                   bool keep_statistics) {
+  if (sequences.empty()) return nullptr;
+  RowStatistics* const statistics =
+      keep_statistics ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
+  CHECK(accepted.size() == sequences.size() && tokens.size() == sequences.size());
+  ArenaScope scope(arena_);
+  staging_.Restart();
+  SampleRow* const staged_rows = staging_.Allocate<SampleRow>(std::ssize(rows));
+  SampleSequence* const staged_sequences = staging_.Allocate<SampleSequence>(std::ssize(sequences));
+  std::copy(rows.begin(), rows.end(), staged_rows);
+  std::copy(sequences.begin(), sequences.end(), staged_sequences);
+  staging_.Flush();
+  const int64_t count = std::ssize(sequences);
+  int32_t* const out = arena_.Allocate<int32_t>(2 * count);
+  table_.sample(ctx_, {.num_rows = static_cast<int>(rows.size()),
+                       .num_sequences = static_cast<int>(count),
+                       .vocab_size = config().vocab_size,
+                       .normalize = normalize,
+                       .rows = staging_.OnDevice(staged_rows),
+                       .sequences = staging_.OnDevice(staged_sequences),
+                       .accepted = out,
+                       .tokens = out + count,
+                       .statistics = statistics});
+  device().Fetch(accepted.data(), out, count * static_cast<int64_t>(sizeof(int32_t)));
+  device().Fetch(tokens.data(), out + count, count * static_cast<int64_t>(sizeof(TokenId)));
+  return statistics;
 }
 
 bool Model::IsReplayed(const StepState& step) {

@@ -21,6 +21,7 @@ struct ModelOptions {
   Numerics numerics = Numerics::kFaithful;
   int max_step_rows = 512;
   int rollback_tokens = 64;  // how far back a sequence can be truncated
+  int max_draft_rows = 0;    // rows of drafts whose logits are kept at a time; at least max_step_rows
   // Whose memory weights and caches are in, and of it: memory for the activations of a step, and for what
   // drafts leave behind. Borrowed. Null: the machine, whose address space is reserved as needed.
   Device* device = nullptr;
@@ -67,6 +68,19 @@ class Model {
   // depends on the tokens before it alone. Errors: kInvalidArgument (out of order, token out of range).
   Result<DraftHeadOutputs> DraftHead(int k, std::span<const TokenId> previous);
 
+  // All positions of the last DraftBlock without the host in between: each takes the token drawn at the one
+  // before from the device's memory. Waits once, at the end. Errors: kInvalidArgument (no block, or not its
+  // beginning; shapes; token out of range), kDeviceError.
+  Result<DrawnTokens> DraftTokens(const DraftTokensInputs& inputs);
+
+  // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
+  // DrawnTokens). Doesn't wait: `accepted` and `tokens`, of which there is one a sequence, are there once the
+  // device has been waited for. With keep_statistics, which needs `normalize`: [rows] in the device's memory,
+  // valid as long as the logits of draft steps.
+  const RowStatistics* Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                              bool normalize, std::span<int32_t> accepted, std::span<TokenId> tokens,
+                              bool keep_statistics = false);
+
   const ModelWeights& weights() const { return weights_; }
   const ModelConfig& config() const { return weights_.config; }
   const KernelTable& table() const { return table_; }
@@ -102,6 +116,8 @@ class Model {
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
+  // Whether a block's outputs lie where they lay for every block of its shape.
+  bool IsBlockReplayed() const;
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
@@ -148,6 +164,7 @@ class Model {
   int block_rows_ = 0;
   int block_size_ = 0;
   int next_position_ = 0;
+  bool is_first_block_ = true;         // nothing is kept before it
   float* block_hidden_ = nullptr;      // [block, R, D]
   float* block_logits_ = nullptr;      // [block, R, V]
   float* block_confidence_ = nullptr;  // [block, R]

@@ -1,5 +1,7 @@
 #include "model/placement.h"
 
+#include <algorithm>
+
 #include "model/costs.h"
 
 namespace foresight {
@@ -17,8 +19,10 @@ Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelO
   Placement placement;
   ASSIGN_OR_RETURN(placement.weights, UploadWeights(weights, device));
   ASSIGN_OR_RETURN(placement.step_memory, device.Allocate(step_bytes, "steps"));
-  ASSIGN_OR_RETURN(placement.draft_memory,
-                   device.Allocate(DraftMemoryBytes(config, options.max_step_rows), "drafts"));
+  ASSIGN_OR_RETURN(
+      placement.draft_memory,
+      device.Allocate(DraftMemoryBytes(config, std::max(options.max_step_rows, options.max_draft_rows)),
+                      "drafts"));
   options.device = &device;
   options.step_memory = {placement.step_memory.data(), static_cast<size_t>(step_bytes)};
   options.draft_memory = {placement.draft_memory.data(), static_cast<size_t>(placement.draft_memory.bytes())};

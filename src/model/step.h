@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/ids.h"
+#include "kernels/sampling/sampling.h"
 #include "kv_cache/sequence_state.h"
 
 namespace foresight {
@@ -32,11 +33,15 @@ struct StepInputs {
   std::span<const SequenceChunk> chunks;  // each sequence at most once
   std::span<const int32_t> logit_rows;    // [R] rows whose logits are wanted
   StepObserver* observer = nullptr;
+  // Leaves the logits where they are, on a device too, and doesn't wait for them: for Model::Sample. A fault
+  // of the device then shows when somebody waits.
+  bool keep_logits = false;
 };
 
 // Valid until the model's next step.
 struct StepOutputs {
-  std::span<const float> logits;  // [R, V]
+  std::span<const float> logits = {};    // [R, V]; with keep_logits on a device of its own: empty
+  const float* device_logits = nullptr;  // [R, V] in the device's memory
 };
 
 // Whose streams an MTP-1 step reads.
@@ -52,6 +57,9 @@ struct DraftBlockInputs {
   std::span<const TokenId> anchors;           // [R]
   int block = 0;                              // tokens to draft: 1 .. config.dspark.block_size
   StepObserver* observer = nullptr;           // sees the experts of rows r*block + k
+  // What the blocks before have left stays valid: for rounds in several groups. The draft memory has room for
+  // ModelOptions::max_draft_rows in all.
+  bool keep_outputs = false;
 };
 
 // Position k (0-based here: slot k of the block predicts the token at length() + k + 1) of sequence r.
@@ -67,6 +75,25 @@ struct DraftHeadOutputs {
   std::span<const float> logits;             // [R, V]: what position k is drawn from
   std::span<const float> confidence_logits;  // [R]: of the event that position k is accepted if those before
                                              // are; empty when the head has no confidence projection
+};
+
+// The loop of head and draw over the last DraftBlock's positions.
+struct DraftTokensInputs {
+  int depth = 0;                     // positions to draw: 1 .. block
+  std::span<const TokenId> anchors;  // [R]
+  std::span<const SampleRow> draws;  // [depth, R]: how each token is drawn; which logits of is filled in
+  bool keep_distributions = false;   // they will be judged by rejection
+};
+
+// Position k of sequence r at [k * R + r]. Host memory is valid until the next draft step, device memory as
+// long as the block's outputs.
+struct DrawnTokens {
+  std::span<const TokenId> tokens;
+  std::span<const int32_t> errors;           // 0 or kSampleError
+  std::span<const float> confidence_logits;  // empty when the head has no confidence projection
+  // What the tokens were drawn from, on the device: rows of V floats; statistics with keep_distributions.
+  const float* logits = nullptr;
+  const RowStatistics* statistics = nullptr;
 };
 
 }  // namespace foresight

@@ -11,6 +11,7 @@ inline constexpr int kReplayedRowsMax = 64;
 // Kinds of recordings besides those of steps (StepKind): what comes before and after a draft block.
 inline constexpr int kReplayedContext = 3;
 inline constexpr int kReplayedDraftHead = 4;
+inline constexpr int kReplayedDraftTokens = 5;
 
 // Which layers a step runs through, and how its rows see each other.
 enum class StepKind : uint8_t {

@@ -63,10 +63,7 @@ Result<TokenId> Speculator::Draft(std::span<const float> logits, Sampler& sample
   CountedDrafts counted(sampler);
   counted.CountFirst(block.tokens(), k);
   ASSIGN_OR_RETURN(const Distribution q, sampler.Process(logits, block.draft_params()));
-  const RandomKey key = block.rule() == AcceptanceRule::kCoupled
-                            ? sampler.Key(block.position() + k, RandomStream::kCoupled, 0)
-                            : sampler.Key(block.position() + k, RandomStream::kDraft, block.round());
-  const TokenId token = chance_.Draw(key, q);
+  const TokenId token = chance_.Draw(DraftKey(sampler, block, k), q);
   block.AppendDrawn(token, q);
   return token;
 }

@@ -2,6 +2,8 @@
 // exactness (tests/speculative) enumerates all outcomes of the code that serves requests.
 #pragma once
 
+#include <optional>
+
 #include "base/ids.h"
 #include "base/rng.h"
 #include "sampling/distribution.h"
@@ -14,6 +16,11 @@ class Chance {
   virtual ~Chance() = default;
   // u(key) * q < p with u uniform in (0, 1): true with probability min(1, p / q). q > 0.
   virtual bool Accept(const RandomKey& key, double p, double q) = 0;
+  // With what probability the draft of this key is accepted, where that doesn't follow from p and q: for
+  // whoever judges without Accept.
+  virtual std::optional<double> GivenProbability([[maybe_unused]] const RandomKey& key) {
+    return std::nullopt;
+  }
   // A token of the distribution.
   virtual TokenId Draw(const RandomKey& key, const Distribution& distribution) = 0;
 };

@@ -8,8 +8,9 @@ namespace foresight {
 namespace {
 
 // The most tokens a draft can be drawn from.
-int CandidatesMax(const SamplingParams& params, AcceptanceRule rule, int vocab_size) {
-  if (rule == AcceptanceRule::kCoupled || params.greedy()) return 1;  // q isn't needed, or is a point mass
+int CandidatesMax(const SamplingParams& params, AcceptanceRule rule, bool on_device, int vocab_size) {
+  if (rule == AcceptanceRule::kCoupled || params.greedy() || on_device)
+    return 1;  // q isn't needed, or is a point mass
   return static_cast<int>(std::min<int64_t>(params.top_k, vocab_size));
 }
 
@@ -27,7 +28,8 @@ SamplingParams DraftParams(const SamplingParams& params, AcceptanceRule rule, co
     draft.frequency_penalty = params.frequency_penalty;
     draft.logit_bias = params.logit_bias;
   }
-  if (rule == AcceptanceRule::kRejection && (draft.top_k <= 0 || draft.top_k > options.candidates_max)) {
+  if (rule == AcceptanceRule::kRejection && !options.on_device &&
+      (draft.top_k <= 0 || draft.top_k > options.candidates_max)) {
     draft.top_k = options.candidates_max;
   }
   return draft;
@@ -58,10 +60,17 @@ AcceptanceRule DefaultAcceptanceRule(const SamplingParams& params) {
 
 DraftBlock::DraftBlock(const SamplingParams& params, AcceptanceRule rule, int vocab_size, int drafts_max,
                        const DraftOptions& options)
-    : draft_params_(DraftParams(params, rule, options)), rule_(rule), drafts_max_(drafts_max) {
+    : draft_params_(DraftParams(params, rule, options)),
+      rule_(rule),
+      on_device_(options.on_device),
+      drafts_max_(drafts_max) {
   CHECK(vocab_size > 0 && drafts_max >= 0 && options.candidates_max > 0);
   tokens_.reserve(drafts_max);
-  q_stride_ = CandidatesMax(draft_params_, rule, vocab_size);
+  if (on_device_) {
+    device_q_.reserve(drafts_max);
+    return;
+  }
+  q_stride_ = CandidatesMax(draft_params_, rule, on_device_, vocab_size);
   q_sizes_.resize(drafts_max);
   q_tokens_.resize(static_cast<size_t>(drafts_max) * q_stride_);
   q_log_weights_.resize(static_cast<size_t>(drafts_max) * q_stride_);
@@ -71,16 +80,30 @@ void DraftBlock::Begin(int64_t position) {
   position_ = position;
   ++round_;
   tokens_.clear();
+  device_q_.clear();
 }
 
 void DraftBlock::AppendPoint(TokenId token) {
+  if (on_device_) return AppendDrawn(token, DeviceDistribution());
   const double log_weight = 0;
   AppendDrawn(token, {{&token, 1}, {&log_weight, 1}});
 }
 
-void DraftBlock::AppendDrawn(TokenId token, const Distribution& q) {
+void DraftBlock::CheckRoom() const {
   CHECK(round_ > 0 && std::ssize(tokens_) < drafts_max_, "draft {} of at most {}", tokens_.size() + 1,
         drafts_max_);
+}
+
+void DraftBlock::AppendDrawn(TokenId token, const DeviceDistribution& q) {
+  CHECK(on_device_);
+  CheckRoom();
+  tokens_.push_back(token);
+  device_q_.push_back(q);
+}
+
+void DraftBlock::AppendDrawn(TokenId token, const Distribution& q) {
+  CHECK(!on_device_);
+  CheckRoom();
   const size_t k = tokens_.size();
   if (rule_ == AcceptanceRule::kCoupled) {
     q_sizes_[k] = 1;
@@ -96,7 +119,19 @@ void DraftBlock::AppendDrawn(TokenId token, const Distribution& q) {
   tokens_.push_back(token);
 }
 
+const DeviceDistribution& DraftBlock::device_q(int k) const {
+  CHECK(on_device_ && k >= 0 && k < std::ssize(device_q_));
+  return device_q_[k];
+}
+
+RandomKey DraftKey(const Sampler& sampler, const DraftBlock& block, int k) {
+  return block.rule() == AcceptanceRule::kCoupled
+             ? sampler.Key(block.position() + k, RandomStream::kCoupled, 0)
+             : sampler.Key(block.position() + k, RandomStream::kDraft, block.round());
+}
+
 Distribution DraftBlock::q(int k) const {
+  CHECK(!on_device_);
   CHECK(k >= 0 && k < std::ssize(tokens_));
   const size_t place = static_cast<size_t>(k) * q_stride_;
   const size_t size = q_sizes_[k];

@@ -9,6 +9,7 @@
 #include "base/ids.h"
 #include "base/status.h"
 #include "sampling/distribution.h"
+#include "sampling/sampler.h"
 #include "sampling/sampling_params.h"
 
 namespace foresight {
@@ -26,16 +27,26 @@ Result<AcceptanceRule> ParseAcceptanceRule(std::string_view name);  // kInvalidA
 // A request with a seed and a greedy one are coupled, others use rejection.
 AcceptanceRule DefaultAcceptanceRule(const SamplingParams& params);
 
+struct RowStatistics;  // kernels/sampling/sampling.h
+
+// What a draft was drawn from by a device, in its memory: valid until the drafter's next round. Without
+// logits: a point mass.
+struct DeviceDistribution {
+  const float* logits = nullptr;  // [V]
+  const RowStatistics* statistics = nullptr;
+};
+
 // Any draft distribution is exact, as long as q is what the token was drawn from; these decide how often it
 // is accepted and how much memory q takes.
 struct DraftOptions {
   bool truncate = true;       // the request's top_k, top_p and min_p hold for the draft as well
   bool penalties = true;      // so do its penalties (counted along the drafted prefix) and logit bias
   int candidates_max = 4096;  // rejection: tokens that can be drafted at a position, the likeliest ones
+  bool on_device = false;     // a device draws and judges: q stays in its memory, and isn't cut
 };
 
-// Lives as long as its sequence. Allocates in the constructor only: with rejection 12 bytes a candidate and
-// position.
+// Lives as long as its sequence. Allocates in the constructor only: with rejection on the host 12 bytes a
+// candidate and position.
 class DraftBlock {
  public:
   // `params` has passed Validate(vocab_size); `drafts_max` is the longest draft of a round.
@@ -50,8 +61,11 @@ class DraftBlock {
   void AppendPoint(TokenId token);
   // Appends a token drawn from q; a copy of q is kept where the rule needs it.
   void AppendDrawn(TokenId token, const Distribution& q);
+  // The same for a block on the device.
+  void AppendDrawn(TokenId token, const DeviceDistribution& q);
 
   AcceptanceRule rule() const { return rule_; }
+  bool on_device() const { return on_device_; }
   int64_t position() const { return position_; }
   int64_t round() const { return round_; }
   std::span<const TokenId> tokens() const { return tokens_; }
@@ -60,18 +74,27 @@ class DraftBlock {
   const SamplingParams& draft_params() const { return draft_params_; }
   // q of draft k, 0-based; with the coupled rule, which needs none, a point mass.
   Distribution q(int k) const;
+  // The same of a block on the device.
+  const DeviceDistribution& device_q(int k) const;
 
  private:
+  void CheckRoom() const;
+
   SamplingParams draft_params_;
   AcceptanceRule rule_;
+  bool on_device_ = false;
   int drafts_max_ = 0;
   int64_t position_ = 0;
   int64_t round_ = 0;
   std::vector<TokenId> tokens_;
-  int q_stride_ = 1;                   // places for q of one draft
-  std::vector<int> q_sizes_;           // [drafts_max]
-  std::vector<TokenId> q_tokens_;      // [drafts_max, q_stride]
-  std::vector<double> q_log_weights_;  // [drafts_max, q_stride]
+  int q_stride_ = 1;                          // places for q of one draft
+  std::vector<int> q_sizes_;                  // [drafts_max]
+  std::vector<TokenId> q_tokens_;             // [drafts_max, q_stride]
+  std::vector<double> q_log_weights_;         // [drafts_max, q_stride]
+  std::vector<DeviceDistribution> device_q_;  // [drafts], on the device
 };
+
+// Names the random numbers that draft k of the block is drawn with.
+RandomKey DraftKey(const Sampler& sampler, const DraftBlock& block, int k);
 
 }  // namespace foresight

@@ -28,10 +28,11 @@ MAY_INCLUDE = {
     "request": {"base", "sampling"},
     "scheduler": {"base"},
     "model": {"base", "tensor", "device", "kernels", "weights", "kv_cache"},
-    "drafting": {"base", "kv_cache", "sampling", "speculative", "model"},
+    "drawing": {"base", "device", "kernels", "sampling", "speculative", "model"},
+    "drafting": {"base", "kernels", "kv_cache", "sampling", "speculative", "model", "drawing"},
     "verify": {"base", "tensor", "device", "kernels", "weights", "kv_cache", "model"},
     "engine": {"base", "tensor", "device", "kernels", "tokenizer", "weights", "kv_cache", "sampling", "speculative", "request",
-               "scheduler", "model", "drafting"},
+               "scheduler", "model", "drawing", "drafting"},
 }
 MAY_INCLUDE["cli"] = set(MAY_INCLUDE) - {"cli"}
 

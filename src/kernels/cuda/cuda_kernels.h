@@ -28,5 +28,6 @@ void Moe(const KernelContext& ctx, const MoeArgs& args);
 void StoreTap(const KernelContext& ctx, const StoreTapArgs& args);
 void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args);
 void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);
+void Sample(const KernelContext& ctx, const SampleArgs& args);
 
 }  // namespace foresight::cuda

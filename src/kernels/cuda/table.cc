@@ -30,6 +30,7 @@ constexpr KernelTable Table(std::string_view name, std::string_view description,
       .store_tap = cuda::StoreTap,
       .load_taps = cuda::LoadTaps,
       .sequential_head = cuda::SequentialHead,
+      .sample = cuda::Sample,
   };
 }
 

@@ -29,6 +29,7 @@ namespace {
       .store_tap = isa::StoreTap,                        \
       .load_taps = isa::LoadTaps,                        \
       .sequential_head = isa::SequentialHead,            \
+      .sample = SampleRef,                               \
   };
 
 FORESIGHT_CPU_TABLE(avx2, kAvx2, "AVX2 and FMA: float32 products")

@@ -25,6 +25,7 @@ const KernelTable& RefKernels() {
       .store_tap = StoreTapRef,
       .load_taps = LoadTapsRef,
       .sequential_head = SequentialHeadRef,
+      .sample = SampleRef,
   };
   return kTable;
 }

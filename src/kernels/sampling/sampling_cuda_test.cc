@@ -1,0 +1,274 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "base/rng.h"
+#include "kernels/cache_fixture.h"
+#include "kernels/cuda/device_fixture.h"
+#include "kernels/sampling/sampling.h"
+
+namespace foresight {
+namespace {
+
+// Sequences with random logits and drafts; pointers of rows stand for indices into `logits`.
+struct Batch {
+  int vocab_size = 0;
+  std::vector<std::vector<float>> logits;
+  std::vector<SampleRow> rows;
+  std::vector<int> row_logits;    // [R] of `logits`
+  std::vector<int> draft_logits;  // [R], -1: none
+  std::vector<RowStatistics> draft_statistics;
+  std::vector<SampleSequence> sequences;
+};
+
+struct Outcome {
+  std::vector<int32_t> accepted, tokens;
+  std::vector<RowStatistics> statistics;
+};
+
+class BatchMaker {
+ public:
+  BatchMaker(int vocab_size, uint64_t seed) : rng_(seed) { batch_.vocab_size = vocab_size; }
+
+  // `like`: a row whose logits the new ones resemble, or -1.
+  int Logits(double spread, int like) {
+    std::normal_distribution<float> normal(0, static_cast<float>(spread));
+    std::vector<float> row(batch_.vocab_size);
+    for (size_t v = 0; v < row.size(); ++v) {
+      row[v] = normal(rng_) + (like < 0 ? 0 : batch_.logits[like][v]);
+    }
+    if (Below(4) == 0) {  // equal ones, and masked ones
+      for (float& x : row) x = Below(8) == 0 ? -INFINITY : std::round(x);
+    }
+    batch_.logits.push_back(std::move(row));
+    return static_cast<int>(batch_.logits.size()) - 1;
+  }
+
+  void AddSequence(int num_drafts, bool by_rejection) {
+    constexpr double kTemperatures[] = {0.05, 0.7, 1, 1.3, 20};
+    const bool greedy = !by_rejection && Below(6) == 0;
+    const double inverse = greedy ? 0 : 1 / kTemperatures[Below(5)];
+    const double lowest = Below(3) == 0 ? std::log(0.02) : -DBL_MAX;
+    const auto s = static_cast<int32_t>(batch_.sequences.size());
+    batch_.sequences.push_back({.first_row = static_cast<int32_t>(batch_.rows.size()),
+                                .num_drafts = num_drafts,
+                                .by_rejection = by_rejection});
+    for (int k = 0; k <= num_drafts; ++k) {
+      const int p = Logits(2, -1);
+      SampleRow row = {.inverse_temperature = inverse,
+                       .lowest_log_weight = lowest,
+                       .noise = rng_(),
+                       .sequence = s,
+                       .acceptance_noise = std::uniform_real_distribution<double>()(rng_)};
+      int q = -1;
+      RowStatistics statistics;
+      if (k < num_drafts) {
+        // Drawn by the definition, as a drafter would: with the noise of the row where it is coupled.
+        q = Logits(0.3, p);
+        SampleRow draw = row;
+        draw.logits = batch_.logits[q].data();
+        draw.sequence = 0;
+        if (by_rejection) draw.noise = rng_();
+        const SampleSequence alone;
+        int32_t accepted = 0;
+        SampleRef({}, {.num_rows = 1,
+                       .num_sequences = 1,
+                       .vocab_size = batch_.vocab_size,
+                       .normalize = true,
+                       .rows = &draw,
+                       .sequences = &alone,
+                       .accepted = &accepted,
+                       .tokens = &row.draft,
+                       .statistics = &statistics});
+        if (by_rejection && Below(4) == 0) q = -1;  // as if it had been chosen
+        if (by_rejection && Below(4) == 0) row.acceptance_probability = 0.6;
+      }
+      batch_.rows.push_back(row);
+      batch_.row_logits.push_back(p);
+      batch_.draft_logits.push_back(by_rejection ? q : -1);
+      batch_.draft_statistics.push_back(statistics);
+    }
+  }
+
+  int Below(int n) { return static_cast<int>(rng_() % n); }
+  Batch& batch() { return batch_; }
+
+ private:
+  std::mt19937_64 rng_;
+  Batch batch_;
+};
+
+Outcome RunRef(Batch batch) {
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    SampleRow& row = batch.rows[r];
+    row.logits = batch.logits[batch.row_logits[r]].data();
+    if (batch.draft_logits[r] < 0) continue;
+    row.draft_logits = batch.logits[batch.draft_logits[r]].data();
+    row.draft_statistics = &batch.draft_statistics[r];
+  }
+  Outcome out;
+  out.accepted.resize(batch.sequences.size());
+  out.tokens.resize(batch.sequences.size());
+  out.statistics.resize(batch.rows.size());
+  SampleRef({}, {.num_rows = static_cast<int>(batch.rows.size()),
+                 .num_sequences = static_cast<int>(batch.sequences.size()),
+                 .vocab_size = batch.vocab_size,
+                 .normalize = true,
+                 .rows = batch.rows.data(),
+                 .sequences = batch.sequences.data(),
+                 .accepted = out.accepted.data(),
+                 .tokens = out.tokens.data(),
+                 .statistics = out.statistics.data()});
+  return out;
+}
+
+class SampleCuda : public OnDevice<> {
+ protected:
+  Outcome Run(Batch batch, bool normalize = true) {
+    device_->Clear();
+    std::vector<const float*> logits;
+    for (const auto& row : batch.logits) logits.push_back(device_->Upload(row));
+    const RowStatistics* statistics = device_->Upload(batch.draft_statistics);
+    for (size_t r = 0; r < batch.rows.size(); ++r) {
+      SampleRow& row = batch.rows[r];
+      row.logits = logits[batch.row_logits[r]];
+      if (batch.draft_logits[r] < 0) continue;
+      row.draft_logits = logits[batch.draft_logits[r]];
+      row.draft_statistics = statistics + r;
+    }
+    const int64_t num_rows = std::ssize(batch.rows);
+    const int64_t num_sequences = std::ssize(batch.sequences);
+    const SampleArgs args = {.num_rows = static_cast<int>(num_rows),
+                             .num_sequences = static_cast<int>(num_sequences),
+                             .vocab_size = batch.vocab_size,
+                             .normalize = normalize,
+                             .rows = device_->Upload(batch.rows),
+                             .sequences = device_->Upload(batch.sequences),
+                             .accepted = device_->Allocate<int32_t>(num_sequences),
+                             .tokens = device_->Allocate<int32_t>(num_sequences),
+                             .statistics = normalize ? device_->Allocate<RowStatistics>(num_rows) : nullptr};
+    table_->sample(device_->context(Numerics::kFaithful), args);
+    Outcome out{.accepted = device_->Download(args.accepted, num_sequences),
+                .tokens = device_->Download(args.tokens, num_sequences),
+                .statistics = {}};
+    if (normalize) out.statistics = device_->Download(args.statistics, num_rows);
+    return out;
+  }
+};
+
+void ExpectSame(const Outcome& got, const Outcome& want) {
+  EXPECT_EQ(got.accepted, want.accepted);
+  EXPECT_EQ(got.tokens, want.tokens);
+  for (size_t r = 0; r < got.statistics.size(); ++r) {
+    EXPECT_EQ(got.statistics[r].largest, want.statistics[r].largest) << r;
+    if (!std::isfinite(want.statistics[r].log_normalizer)) continue;  // everything is masked
+    EXPECT_NEAR(got.statistics[r].log_normalizer, want.statistics[r].log_normalizer, 1e-12) << r;
+  }
+}
+
+TEST_F(SampleCuda, DrawsAndJudgesAsTheDefinition) {
+  const struct {
+    int vocab_size, batches, sequences;
+  } cases[] = {{1, 2, 20},    {5, 20, 40},    {2047, 5, 30},  {2048, 5, 30},
+               {2049, 5, 30}, {8192, 40, 24}, {129280, 2, 12}};
+  for (const auto& c : cases) {
+    int64_t accepted = 0;
+    for (int b = 0; b < c.batches; ++b) {
+      BatchMaker maker(c.vocab_size, 1000 * c.vocab_size + b);
+      for (int s = 0; s < c.sequences; ++s) maker.AddSequence(maker.Below(6), maker.Below(2) == 0);
+      const Outcome want = RunRef(maker.batch());
+      ExpectSame(Run(maker.batch()), want);
+      for (int32_t n : want.accepted) accepted += n;
+      if (HasFailure()) FAIL() << "vocabulary of " << c.vocab_size << ", batch " << b;
+    }
+    EXPECT_GT(accepted, c.batches * c.sequences / 2) << c.vocab_size;
+  }
+}
+
+TEST_F(SampleCuda, PlainDrawsNeedNoNormaliser) {
+  BatchMaker maker(8192, 3);
+  for (int s = 0; s < 200; ++s) maker.AddSequence(0, false);
+  const Outcome want = RunRef(maker.batch());
+  const Outcome got = Run(maker.batch(), /*normalize=*/false);
+  EXPECT_EQ(got.tokens, want.tokens);
+  EXPECT_EQ(got.accepted, want.accepted);
+}
+
+TEST_F(SampleCuda, ASequenceIsWhatItIsAlone) {
+  BatchMaker maker(5000, 4);
+  for (int s = 0; s < 30; ++s) maker.AddSequence(s % 6, s % 2 == 0);
+  const Outcome all = Run(maker.batch());
+  for (size_t s = 0; s < maker.batch().sequences.size(); s += 7) {
+    Batch alone = maker.batch();
+    SampleSequence& sequence = alone.sequences[s];
+    const auto part = [&](auto& values) {
+      values = {values.begin() + sequence.first_row,
+                values.begin() + sequence.first_row + sequence.num_drafts + 1};
+    };
+    part(alone.rows);
+    part(alone.row_logits);
+    part(alone.draft_logits);
+    part(alone.draft_statistics);
+    for (SampleRow& row : alone.rows) row.sequence = 0;
+    const int first_row = std::exchange(sequence.first_row, 0);
+    alone.sequences = {sequence};
+    const Outcome one = Run(alone);
+    EXPECT_EQ(one.accepted[0], all.accepted[s]);
+    EXPECT_EQ(one.tokens[0], all.tokens[s]);
+    for (size_t r = 0; r < one.statistics.size(); ++r) {
+      EXPECT_EQ(one.statistics[r].log_normalizer, all.statistics[first_row + r].log_normalizer);
+    }
+  }
+}
+
+TEST_F(SampleCuda, RowsThatCannotBeDrawnFromAreErrorsWhereTheyAreLookedAt) {
+  for (const float bad : {NAN, INFINITY, -INFINITY}) {
+    BatchMaker maker(3000, 5);
+    for (int s = 0; s < 16; ++s) maker.AddSequence(3, s % 2 == 0);
+    Batch& batch = maker.batch();
+    for (SampleRow& row : batch.rows) row.acceptance_probability = -1;
+    for (int s = 0; s < 16; s += 3) {
+      std::vector<float>& row = batch.logits[batch.row_logits[batch.sequences[s].first_row + s % 4]];
+      if (bad == -INFINITY) {
+        std::fill(row.begin(), row.end(), bad);
+      } else {
+        row[2999 - 100 * s] = bad;
+      }
+    }
+    const Outcome want = RunRef(batch);
+    EXPECT_GT(std::count(want.accepted.begin(), want.accepted.end(), kSampleError), 0);
+    const Outcome got = Run(batch);
+    EXPECT_EQ(got.accepted, want.accepted);
+    for (size_t s = 0; s < want.tokens.size(); ++s) {
+      EXPECT_EQ(got.tokens[s], want.accepted[s] == kSampleError ? 0 : want.tokens[s]) << s;
+    }
+  }
+}
+
+TEST_F(SampleCuda, WhereNothingIsLeftOfTheDifferenceThePlainDrawIsTaken) {
+  BatchMaker maker(4000, 6);
+  for (int s = 0; s < 8; ++s) maker.AddSequence(2, true);
+  Batch& batch = maker.batch();
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    batch.rows[r].acceptance_probability = 0;
+    batch.rows[r].lowest_log_weight = -DBL_MAX;
+    // The draft's row is the target's.
+    if (batch.draft_logits[r] >= 0) batch.logits[batch.draft_logits[r]] = batch.logits[batch.row_logits[r]];
+  }
+  // With the normaliser of the device itself, equal to the bit.
+  batch.draft_statistics = Run(batch).statistics;
+  const Outcome got = Run(batch);
+  Batch plain = batch;
+  for (SampleSequence& sequence : plain.sequences) sequence.by_rejection = 0;
+  for (SampleRow& row : plain.rows) row.draft = -1;  // nothing is accepted: the first row's draw
+  const Outcome want = Run(plain);
+  for (size_t s = 0; s < batch.sequences.size(); ++s) {
+    EXPECT_EQ(got.accepted[s], 0);
+    if (batch.draft_logits[batch.sequences[s].first_row] < 0) continue;  // chosen: something is left
+    EXPECT_EQ(got.tokens[s], want.tokens[s]) << s;
+  }
+}
+
+}  // namespace
+}  // namespace foresight
