@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 
 #include "engine/engine_access.h"
 #include "engine/record_drafts.h"
+#include "kernels/backend.h"
 #include "weights/synthetic.h"
+#include "weights/upload.h"
 
 namespace foresight {
 namespace {
@@ -22,7 +25,11 @@ class ReplayBench {
 
  private:
   // Those that draft in the same way share their weights.
-  Result<const LoadedModel*> WeightsOf(DraftChoice draft);
+  struct Weights {
+    LoadedModel made;
+    std::shared_ptr<const DeviceWeights> placed;  // on a device of its own
+  };
+  Result<const Weights*> WeightsOf(DraftChoice draft);
   Result<Engine*> EngineOf(const SpecSetup& setup, int max_sequences);
   // As many answers of the trace's domain `d` as keep all places busy; of all domains when it is -1.
   std::vector<Request> RequestsOf(int d, int concurrency) const;
@@ -31,11 +38,12 @@ class ReplayBench {
   const ReplayBenchOptions& options_;
   const DraftTrace* dspark_ = nullptr;
   const DraftTrace* mtp_ = nullptr;
-  std::map<DraftChoice, LoadedModel> weights_;
+  Backend backend_;  // holds the weights; engines have their own
+  std::map<DraftChoice, Weights> weights_;
   std::map<std::pair<std::string, int>, std::unique_ptr<Engine>> engines_;
 };
 
-Result<const LoadedModel*> ReplayBench::WeightsOf(DraftChoice draft) {
+Result<const ReplayBench::Weights*> ReplayBench::WeightsOf(DraftChoice draft) {
   const auto made = weights_.find(draft);
   if (made != weights_.end()) return &made->second;
   const EngineOptions& engine = options_.bench.engine;
@@ -44,8 +52,12 @@ Result<const LoadedModel*> ReplayBench::WeightsOf(DraftChoice draft) {
                                                          : "";
   ASSIGN_OR_RETURN(const ModelConfig config,
                    ParseSyntheticSpec(engine.synthetic + head, engine.synthetic_experts));
-  return &weights_.emplace(draft, MakeSyntheticModel(config, {.num_threads = engine.num_threads}))
-              .first->second;
+  Weights weights{.made = MakeSyntheticModel(config, {.num_threads = engine.num_threads}), .placed = nullptr};
+  if (backend_.device != nullptr) {
+    ASSIGN_OR_RETURN(DeviceWeights placed, UploadWeights(weights.made.weights, *backend_.device));
+    weights.placed = std::make_shared<const DeviceWeights>(std::move(placed));
+  }
+  return &weights_.emplace(draft, std::move(weights)).first->second;
 }
 
 Result<Engine*> ReplayBench::EngineOf(const SpecSetup& setup, int max_sequences) {
@@ -55,8 +67,10 @@ Result<Engine*> ReplayBench::EngineOf(const SpecSetup& setup, int max_sequences)
   options.speculation = setup.speculation;
   options.max_sequences = max_sequences;
   options.kept_prefixes_max = 0;
-  ASSIGN_OR_RETURN(const LoadedModel* const weights, WeightsOf(setup.speculation.draft));
-  ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime, Runtime::FromSynthetic(*weights, options));
+  ASSIGN_OR_RETURN(const Weights* const weights, WeightsOf(setup.speculation.draft));
+  ASSIGN_OR_RETURN(Backend backend, OpenBackend(options.device, options.table));
+  ASSIGN_OR_RETURN(std::unique_ptr<Runtime> runtime,
+                   Runtime::FromSynthetic(weights->made, options, std::move(backend), weights->placed));
   const DraftTrace* const trace = setup.speculation.draft == DraftChoice::kDSpark ? dspark_
                                   : setup.speculation.draft == DraftChoice::kMtp  ? mtp_
                                                                                   : nullptr;
@@ -114,6 +128,7 @@ Result<SpecReport> ReplayBench::Run() {
     return InvalidArgument("{}: want traces of dspark and of mtp", options_.traces_name);
   }
   const EngineOptions& engine = options_.bench.engine;
+  ASSIGN_OR_RETURN(backend_, OpenBackend(engine.device, engine.table));
   if (engine.synthetic.find('+') != std::string::npos) {
     return InvalidArgument("{}: want a shape without a head; each drafter gets its own", engine.synthetic);
   }

@@ -111,7 +111,8 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
 }
 
 Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made, const EngineOptions& options,
-                                                        Backend backend) {
+                                                        Backend backend,
+                                                        std::shared_ptr<const DeviceWeights> placed) {
   std::unique_ptr<Runtime> runtime(new Runtime);
   runtime->backend_ = std::move(backend);
   runtime->machine_ = DescribeMachine();
@@ -121,11 +122,12 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
   shared.weights = made.weights;
   shared.report = made.report;
   shared.arena = made.arena;
-  RETURN_IF_ERROR(runtime->Start(std::move(shared), options, /*weights_to_come=*/0));
+  RETURN_IF_ERROR(runtime->Start(std::move(shared), options, /*weights_to_come=*/0, std::move(placed)));
   return runtime;
 }
 
-Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come) {
+Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come,
+                      std::shared_ptr<const DeviceWeights> placed) {
   loaded_ = std::move(loaded);
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
   ModelOptions model_options{
@@ -137,7 +139,7 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
   Device* const device = backend_.device.get();
   if (device != nullptr) {
     available_bytes_ = device->AvailableBytes();
-    weights_to_come = static_cast<int64_t>(loaded_.report.bytes);
+    weights_to_come = placed != nullptr ? 0 : static_cast<int64_t>(loaded_.report.bytes);
   }
   // Refused before anything is taken.
   ASSIGN_OR_RETURN(plan_, PlanMemory(config(), LayoutOf(config(), model_options),
@@ -150,9 +152,9 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
                                       .scratch_bytes = device != nullptr ? kDeviceScratchBytes : 0},
                                      available_bytes_));
   if (device != nullptr) {
-    ASSIGN_OR_RETURN(placement_, PlaceModel(loaded_.weights, *device, model_options));
+    ASSIGN_OR_RETURN(placement_, PlaceModel(loaded_.weights, *device, model_options, std::move(placed)));
   }
-  model_ = std::make_unique<Model>(device != nullptr ? placement_.weights.weights : loaded_.weights,
+  model_ = std::make_unique<Model>(device != nullptr ? placement_.weights->weights : loaded_.weights,
                                    *backend_.kernels, *pool_, model_options);
   const uint64_t target = HashOfTarget(files_, loaded_.weights);
   const uint64_t draft = HashOfDraft(loaded_.weights);

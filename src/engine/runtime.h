@@ -36,9 +36,11 @@ class Runtime {
   // The same around weights that were made before: runtimes share them.
   static Result<std::unique_ptr<Runtime>> FromSynthetic(const LoadedModel& made,
                                                         const EngineOptions& options);
-  // The same on a backend that was opened before.
-  static Result<std::unique_ptr<Runtime>> FromSynthetic(const LoadedModel& made, const EngineOptions& options,
-                                                        Backend backend);
+  // The same on a backend that was opened before, and on the device's copy of them when there is one (it
+  // outlives the runtime's device).
+  static Result<std::unique_ptr<Runtime>> FromSynthetic(
+      const LoadedModel& made, const EngineOptions& options, Backend backend,
+      std::shared_ptr<const DeviceWeights> placed = nullptr);
 
   // Null when the model has none.
   const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
@@ -77,7 +79,8 @@ class Runtime {
 
  private:
   Runtime() = default;
-  Status Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come);
+  Status Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come,
+               std::shared_ptr<const DeviceWeights> placed = nullptr);
 
   Machine machine_;
   ModelFiles files_;

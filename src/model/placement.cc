@@ -1,6 +1,7 @@
 #include "model/placement.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "model/costs.h"
 
@@ -12,12 +13,16 @@ CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options) {
       options.rollback_tokens);
 }
 
-Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options) {
+Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options,
+                             std::shared_ptr<const DeviceWeights> placed) {
   const ModelConfig& config = weights.config;
   const int64_t step_bytes =
       StepMemoryBytes(config, LayoutOf(config, options), options.max_step_rows) + kDeviceScratchBytes;
-  Placement placement;
-  ASSIGN_OR_RETURN(placement.weights, UploadWeights(weights, device));
+  Placement placement{.weights = std::move(placed), .step_memory = {}, .draft_memory = {}};
+  if (placement.weights == nullptr) {
+    ASSIGN_OR_RETURN(DeviceWeights uploaded, UploadWeights(weights, device));
+    placement.weights = std::make_shared<const DeviceWeights>(std::move(uploaded));
+  }
   ASSIGN_OR_RETURN(placement.step_memory, device.Allocate(step_bytes, "steps"));
   ASSIGN_OR_RETURN(
       placement.draft_memory,

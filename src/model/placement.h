@@ -1,6 +1,8 @@
 // What a model needs on a device of its own: its weights, and memory for steps.
 #pragma once
 
+#include <memory>
+
 #include "base/status.h"
 #include "device/device.h"
 #include "kv_cache/cache_layout.h"
@@ -11,7 +13,7 @@ namespace foresight {
 
 // Owns it. Outlives the model.
 struct Placement {
-  DeviceWeights weights;
+  std::shared_ptr<const DeviceWeights> weights;  // several models may run on them
   DeviceMemory step_memory;
   DeviceMemory draft_memory;
 };
@@ -22,8 +24,10 @@ inline constexpr int64_t kDeviceScratchBytes = int64_t{512} << 20;
 // The cache layout of a model with these options.
 CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options);
 
-// Uploads `weights`, takes memory for steps of options.max_step_rows, and enters the device into `options`.
-// Errors: kResourceExhausted (the message has the figures), kDeviceError.
-Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options);
+// Uploads `weights`, unless a copy of them lies on the device already (`placed`), takes memory for steps of
+// options.max_step_rows, and enters the device into `options`. Errors: kResourceExhausted (the message has
+// the figures), kDeviceError.
+Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options,
+                             std::shared_ptr<const DeviceWeights> placed = nullptr);
 
 }  // namespace foresight

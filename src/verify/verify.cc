@@ -166,7 +166,7 @@ Result<Verifier::ModelRun> Verifier::Prepare(const Place& place, ModelOptions op
   if (place.device != nullptr) {
     ASSIGN_OR_RETURN(Placement placement, PlaceModel(weights_, *place.device, options));
     run.placement = std::make_unique<Placement>(std::move(placement));
-    weights = &run.placement->weights.weights;
+    weights = &run.placement->weights->weights;
   }
   run.model = std::make_unique<Model>(*weights, place.table, pool_, options);
   const CacheLayout& layout = run.model->cache_layout();

@@ -83,7 +83,7 @@ class PurityTest : public testing::TestWithParam<Case> {
       Result<Placement> placement = PlaceModel(*weights, *backend_.device, options);
       ASSERT_TRUE(placement.ok()) << placement.status().ToString();
       placement_ = std::move(*placement);
-      weights = &placement_.weights.weights;
+      weights = &placement_.weights->weights;
     }
     model_ = std::make_unique<Model>(*weights, *backend_.kernels, pool_, options);
     Result<std::unique_ptr<KvCache>> cache =
