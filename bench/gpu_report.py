@@ -4,7 +4,8 @@
 usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4] [--sanitize]
 
 Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
-every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model and with layers of released shapes. --sanitize runs the kernel tests
+every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model and with layers of released shapes, and `foresight
+bench spec` with the small model and, replayed, with a deep stack of released layers (--replay). --sanitize runs the kernel tests
 under compute-sanitizer (memcheck, racecheck, initcheck, synccheck) as well, which takes minutes. Exit status 0
 only when every test has passed.
 """
@@ -53,6 +54,37 @@ def bench(build, out, *flags):
     figures = json.loads(path.read_text())
     path.unlink()
     return {"flags": list(flags), "status": 0, **figures}
+
+
+def spec(build, out, *flags):
+    """-> the speeds of drafters by load (`foresight bench spec`); its "error" when it fails."""
+    path = out / "spec.tmp.json"
+    status, text = output_of(str(build / "foresight"), "bench", "spec", "--device", "cuda", "--json", str(path), *flags)
+    print(text[-2500:], flush=True)
+    if status != 0:
+        return {"flags": list(flags), "status": status, "error": text[-1000:]}
+    figures = json.loads(path.read_text())
+    path.unlink()
+    return {"flags": list(flags), "status": 0, "model": figures["model"], "replayed": figures["replayed"], "load": figures["load"]}
+
+
+def spec_lines(run):
+    lines = ["", f"`foresight bench spec --device cuda {' '.join(run['flags'])}`", ""]
+    if run["status"] != 0:
+        return lines + [f"failed: {run['error'].strip().splitlines()[-1]}"]
+    if run["replayed"]:
+        lines += [f"Replayed: {run['replayed']}; {run['model']}.", ""]
+    setups = list(dict.fromkeys(row["setup"] for row in run["load"]))
+    lines += ["tokens/s in all, tokens/s of a user, times none (median of repetitions):", "",
+              "| requests | " + " | ".join(setups) + " |", "|---" * (len(setups) + 1) + "|"]
+    for concurrency in dict.fromkeys(row["concurrency"] for row in run["load"]):
+        cells = []
+        for setup in setups:
+            row = next(r for r in run["load"] if r["setup"] == setup and r["concurrency"] == concurrency)
+            rate = sorted(row["tokens_per_second"])[len(row["tokens_per_second"]) // 2]
+            cells.append(f"{rate:.0f}, {rate / concurrency:.0f}, {row['median_ratio']:.2f}")
+        lines.append(f"| {concurrency} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def kernels(build, out, commit):
@@ -104,6 +136,8 @@ def markdown(report):
             lines.append(f"| {d['batch']} | {d['context']} | {rate['median']:.1f} ({rate['min']:.1f} to {rate['max']:.1f}) | "
                          f"{1e3 * d['batch'] / rate['median']:.3f} | "
                          + (f"{100 * share['median']:.0f} % |" if share else "- |"))
+    for run in report["speculation"]:
+        lines += spec_lines(run)
     return "\n".join(lines) + "\n"
 
 
@@ -113,6 +147,8 @@ def main():
     parser.add_argument("--model", default="", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
     parser.add_argument("--synthetic", default="flash:4")
+    parser.add_argument("--replay", default="flash:43", help="the shape for replayed drafts")
+    parser.add_argument("--replay-experts", default="24", help="routed experts of its layers, so that they fit")
     parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
     parser.add_argument("--sanitize", action="store_true")
     args = parser.parse_args()
@@ -122,7 +158,7 @@ def main():
     name, driver = (part.strip() for part in text.splitlines()[0].split(","))
     args.out.mkdir(parents=True, exist_ok=True)
     commit = args.commit or output_of("git", "rev-parse", "--short", "HEAD")[1].strip()
-    report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": []}
+    report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": [], "speculation": []}
     tests = report["tests"]
     tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
@@ -131,11 +167,17 @@ def main():
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
             tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*-*Tiles*:*Large*:*Long*", under=under))
+    tests.append(gtest(args.build, "tests/speculation_test", "*DrawnOnDevice*"))
+    tests.append(gtest(args.build, "src/engine/engine_test", "*OnAGpu*"))
     report["kernels"] = kernels(args.build, args.out, commit)
     model = ["-m", args.model] if args.model else []
     report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
     report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
                                       "--batches", "1,2,4,8,16,32,64,128", "--repeat", "3"))
+    report["speculation"] = [
+        spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains"),
+        spec(args.build, args.out, "--synthetic", args.replay, "--experts", args.replay_experts, "--replay",
+             "bench/traces/foresight-mini.json", "-n", "48", "--concurrency", "1,2,4,8,16,32,64", "--no-domains")]
     stem = args.out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(report))
