@@ -8,6 +8,7 @@
 #include <random>
 
 #include "engine/test_engine.h"
+#include "tests/test_main.h"
 
 namespace foresight {
 namespace {
@@ -107,18 +108,6 @@ TEST(Batching, TheTextDoesNotDependOnTheSchedule) {
 }  // namespace foresight
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg.starts_with("--schedules=")) {
-      foresight::g_schedules = std::stoi(arg.substr(12));
-    } else if (arg.starts_with("--seed=")) {
-      foresight::g_seed = std::stoull(arg.substr(7));
-    } else {
-      fmt::print(stderr, "usage: batching_test [--schedules=N] [--seed=N] [googletest options]\n");
-      return 1;
-    }
-  }
-  fmt::print("seed {}, {} schedules\n", foresight::g_seed, foresight::g_schedules);
-  return RUN_ALL_TESTS();
+  return foresight::RunTests(argc, argv,
+                             {{"schedules", &foresight::g_schedules}, {"seed", &foresight::g_seed}});
 }

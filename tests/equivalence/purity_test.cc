@@ -22,6 +22,7 @@
 #include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
 #include "model/placement.h"
+#include "tests/test_main.h"
 #include "weights/loader.h"
 #include "weights/synthetic.h"
 
@@ -371,22 +372,8 @@ INSTANTIATE_TEST_SUITE_P(AllTables, PurityTest, testing::ValuesIn(Cases()), [](c
 }  // namespace foresight
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg.starts_with("--schedules=")) {
-      foresight::g_schedules = std::stoi(arg.substr(12));
-    } else if (arg.starts_with("--repeats=")) {
-      foresight::g_repeats = std::stoi(arg.substr(10));
-    } else if (arg.starts_with("--seed=")) {
-      foresight::g_seed = std::stoull(arg.substr(7));
-    } else {
-      fmt::print(stderr,
-                 "usage: purity_test [--schedules=N] [--repeats=N] [--seed=N] [googletest options]\n");
-      return 1;
-    }
-  }
-  fmt::print("seed {}, {} schedules and {} repeats a case\n", foresight::g_seed, foresight::g_schedules,
-             foresight::g_repeats);
-  return RUN_ALL_TESTS();
+  return foresight::RunTests(argc, argv,
+                             {{"schedules", &foresight::g_schedules},
+                              {"repeats", &foresight::g_repeats},
+                              {"seed", &foresight::g_seed}});
 }

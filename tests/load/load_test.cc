@@ -13,6 +13,7 @@
 
 #include "engine/engine_access.h"
 #include "engine/test_engine.h"
+#include "tests/test_main.h"
 
 namespace foresight {
 namespace {
@@ -181,18 +182,6 @@ TEST(Load, EverythingEndsAndAllMemoryComesBack) {
 }  // namespace foresight
 
 int main(int argc, char** argv) {
-  testing::InitGoogleTest(&argc, argv);
-  for (int i = 1; i < argc; ++i) {
-    const std::string arg = argv[i];
-    if (arg.starts_with("--requests=")) {
-      foresight::g_requests = std::stoi(arg.substr(11));
-    } else if (arg.starts_with("--seed=")) {
-      foresight::g_seed = std::stoull(arg.substr(7));
-    } else {
-      fmt::print(stderr, "usage: load_test [--requests=N] [--seed=N] [googletest options]\n");
-      return 1;
-    }
-  }
-  fmt::print("seed {}, {} requests\n", foresight::g_seed, foresight::g_requests);
-  return RUN_ALL_TESTS();
+  return foresight::RunTests(argc, argv,
+                             {{"requests", &foresight::g_requests}, {"seed", &foresight::g_seed}});
 }
