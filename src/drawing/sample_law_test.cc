@@ -5,6 +5,7 @@
 #include <cmath>
 #include <random>
 
+#include "device/device_apart.h"
 #include "drawing/device_draws.h"
 #include "kernels/kernel_table.h"
 #include "sampling/sampler.h"
@@ -154,10 +155,7 @@ TEST(SampleLaw, VerdictsAreTheSpeculators) {
 }
 
 TEST(SampleLaw, TheDeviceDrawsWhatNeedsNoOrderAndNoCounts) {
-  class Apart : public HostDevice {
-    bool is_host() const override { return false; }
-  };
-  const Apart device;
+  const DeviceApart device;
   const SamplingParams plain;
   EXPECT_TRUE(IsDrawnByDevice(plain, device));
   EXPECT_FALSE(IsDrawnByDevice(plain, HostDevice()));

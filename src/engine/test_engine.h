@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/device_apart.h"
 #include "engine/engine_loop.h"
 #include "weights/synthetic.h"
 
@@ -89,12 +90,6 @@ inline std::unique_ptr<Runtime> TestRuntime(const EngineOptions& options,
   EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
   return std::move(*runtime);
 }
-
-// The machine's memory as that of a device apart: all ways of a device but its speed.
-class DeviceApart : public HostDevice {
- public:
-  bool is_host() const override { return false; }
-};
 
 inline std::unique_ptr<Runtime> RuntimeOnDeviceApart(const EngineOptions& options,
                                                      const ModelConfig& config) {

@@ -66,24 +66,19 @@ struct Setting {
   bool keep_prefixes = false;
   int64_t saved_bytes_max = 0;
   int arrivals = 0;  // a request every so many steps at most; 0: all at once
-  int step_rows = 512;
-  std::string device = "cpu";  // "apart": the machine as a device apart
 };
 
 Outcome RunAll(const std::vector<Request>& requests, const ModelConfig& config, const Setting& setting) {
   EngineOptions options{.num_threads = 1,
                         .context_tokens = kContextTokens,
                         .max_sequences = setting.batch,
-                        .step_rows_max = setting.step_rows,
+                        .step_rows_max = 512,
                         .kept_prefixes_max = setting.keep_prefixes ? 6 : 0,
                         .saved_bytes_max = setting.saved_bytes_max};
-  if (setting.device != "apart") options.device = setting.device;
   options.speculation.draft = setting.draft;
   options.speculation.planner = setting.planner;
   if (setting.blocks > 0) options.cache_bytes_max = CacheBytesOf(setting.blocks, options, config);
-  LoopDriver driver(
-      setting.device == "apart" ? RuntimeOnDeviceApart(options, config) : TestRuntime(options, config),
-      options);
+  LoopDriver driver(options, config);
   std::mt19937_64 rng(g_seed + 7);
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (const Request& request : requests) {
@@ -178,78 +173,6 @@ INSTANTIATE_TEST_SUITE_P(Drafters, DraftedText,
                            return param.param == DraftChoice::kDSpark ? "DSpark"
                                   : param.param == DraftChoice::kMtp  ? "Mtp"
                                                                       : "Ngram";
-                         });
-
-// Requests of which the device draws more than half, by both rules.
-std::vector<Request> RequestsForDevices(int count) {
-  std::vector<Request> requests = RandomRequests(count);
-  for (size_t i = 0; i < requests.size(); ++i) {
-    SamplingParams& sampling = requests[i].sampling;
-    if (i % 2 == 0) requests[i].acceptance = Acceptance::kRejection;
-    if (i % 3 == 0) continue;
-    SamplingParams simple;
-    simple.temperature = sampling.temperature;
-    simple.min_p = sampling.min_p;
-    simple.seed = sampling.seed;
-    simple.max_tokens = sampling.max_tokens;
-    sampling = std::move(simple);
-  }
-  return requests;
-}
-
-class DrawnOnDevice : public testing::TestWithParam<DraftChoice> {};
-
-// A device that computes as the host does, to the bit: drafts, verdicts and texts are the host's by either
-// rule, whoever draws the other rows of a step.
-TEST_P(DrawnOnDevice, TextsAreTheHosts) {
-  const ModelConfig config = ConfigOf(GetParam());
-  const std::vector<Request> requests = RequestsForDevices(std::min(g_requests, 60));
-  // With room for all drafts in one step of the head, and for those of four sequences at a time.
-  for (const auto& [planner, step_rows] : {std::pair("static:3", 512), std::pair("sync", 20)}) {
-    Setting setting{.draft = GetParam(),
-                    .planner = planner,
-                    .batch = 8,
-                    .blocks = 5,
-                    .arrivals = 3,
-                    .step_rows = step_rows};
-    const Outcome host = RunAll(requests, config, setting);
-    setting.device = "apart";
-    const Outcome device = RunAll(requests, config, setting);
-    for (size_t i = 0; i < requests.size(); ++i) {
-      ASSERT_EQ(device.tokens[i], host.tokens[i]) << planner << ", request " << i;
-      ASSERT_EQ(device.logprobs[i], host.logprobs[i]) << planner << ", request " << i;
-      EXPECT_EQ(device.results[i].drafts, host.results[i].drafts) << planner << ", request " << i;
-    }
-    if (GetParam() == DraftChoice::kNone) continue;
-    EXPECT_GT(host.statistics.drafts.total_accepted(), 0);
-  }
-}
-
-// The device's own texts, which its drafts don't change.
-TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
-  if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
-    GTEST_SKIP() << backend.error().message();
-  const ModelConfig config = ConfigOf(GetParam());
-  std::vector<Request> requests = RequestsForDevices(std::min(g_requests, 60));
-  for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
-  const Outcome plain = RunAll(requests, config, {.draft = DraftChoice::kNone, .device = "cuda"});
-  for (const char* planner : {"static:3", "sync"}) {
-    const Outcome run =
-        RunAll(requests, config,
-               {.draft = GetParam(), .planner = planner, .batch = 8, .arrivals = 3, .device = "cuda"});
-    ExpectSameText(run, plain, planner);
-    if (HasFatalFailure()) return;
-  }
-}
-
-INSTANTIATE_TEST_SUITE_P(Drafters, DrawnOnDevice,
-                         testing::Values(DraftChoice::kNone, DraftChoice::kDSpark, DraftChoice::kMtp,
-                                         DraftChoice::kNgram),
-                         [](const auto& param) {
-                           return param.param == DraftChoice::kNone     ? "None"
-                                  : param.param == DraftChoice::kDSpark ? "DSpark"
-                                  : param.param == DraftChoice::kMtp    ? "Mtp"
-                                                                        : "Ngram";
                          });
 
 // Not within noise: the drafts are the same bits.

@@ -1,0 +1,162 @@
+// The engine on a device of its own: who draws a row changes no text, and drafts don't either.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+#include "engine/test_engine.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kRequests = 40;
+
+// Temperatures 0, 0.7, 1 and one at which random heads agree with the target more often. A third is the
+// host's: with penalties, cuts, bias, log-probabilities.
+std::vector<Request> MixedRequests() {
+  std::mt19937_64 rng(1);
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
+  std::vector<Request> requests;
+  for (int i = 0; i < kRequests; ++i) {
+    Request request = GreedyRequest(TestPrompt(1 + below(60), static_cast<int>(below(5))), 1 + below(40));
+    SamplingParams& sampling = request.sampling;
+    constexpr double kTemperatures[] = {0, 0.7, 1, 2.5};
+    sampling.temperature = kTemperatures[below(4)];
+    sampling.seed = below(1 << 20);
+    if (below(4) == 0) sampling.min_p = 0.02;
+    if (i % 3 == 0) {
+      if (below(2) == 0) sampling.top_p = 0.9;
+      if (below(2) == 0) sampling.top_k = 12;
+      if (below(2) == 0) sampling.repetition_penalty = 1.2;
+      if (below(2) == 0) sampling.logprobs = 2;
+    }
+    request.acceptance = i % 2 == 0 ? Acceptance::kRejection : Acceptance::kCoupled;
+    requests.push_back(std::move(request));
+  }
+  return requests;
+}
+
+ModelConfig ConfigOf(DraftChoice draft) {
+  if (draft == DraftChoice::kDSpark) return SmallestDSparkConfig();
+  return draft == DraftChoice::kMtp ? SmallestMtpConfig() : SmallestConfig();
+}
+
+struct Setting {
+  DraftChoice draft = DraftChoice::kNone;
+  std::string planner = "static:3";
+  int step_rows = 512;
+};
+
+enum class Place { kHost, kApart, kGpu };
+
+std::vector<std::shared_ptr<RecordingSink>> RunAll(const std::vector<Request>& requests,
+                                                   const ModelConfig& config, const Setting& setting,
+                                                   Place place) {
+  EngineOptions options{.num_threads = 1,
+                        .context_tokens = 512,
+                        .max_sequences = 8,
+                        .step_rows_max = setting.step_rows,
+                        .kept_prefixes_max = 0};
+  if (place == Place::kGpu) options.device = "cuda";
+  options.speculation.draft = setting.draft;
+  options.speculation.planner = setting.planner;
+  LoopDriver driver(
+      place == Place::kApart ? RuntimeOnDeviceApart(options, config) : TestRuntime(options, config), options);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (const Request& request : requests) {
+    sinks.push_back(driver.Submit(request));
+    driver.Step();
+  }
+  driver.Run();
+  for (const auto& sink : sinks) {
+    EXPECT_TRUE(sink->finished && sink->result.status.ok()) << sink->result.status.ToString();
+  }
+  return sinks;
+}
+
+class DrawnOnDevice : public testing::TestWithParam<DraftChoice> {};
+
+// A device that computes as the host does, to the bit: drafts, verdicts and texts are the host's by either
+// rule, whoever draws the other rows of a step.
+TEST_P(DrawnOnDevice, TextsAreTheHosts) {
+  const ModelConfig config = ConfigOf(GetParam());
+  const std::vector<Request> requests = MixedRequests();
+  int64_t accepted = 0;
+  // With room for all drafts in one step of the head, and for those of four sequences at a time.
+  for (const auto& [planner, step_rows] : {std::pair("static:3", 512), std::pair("sync", 20)}) {
+    const Setting setting{.draft = GetParam(), .planner = planner, .step_rows = step_rows};
+    const auto host = RunAll(requests, config, setting, Place::kHost);
+    const auto device = RunAll(requests, config, setting, Place::kApart);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_EQ(device[i]->tokens, host[i]->tokens) << planner << ", request " << i;
+      ASSERT_EQ(device[i]->logprobs, host[i]->logprobs) << planner << ", request " << i;
+      EXPECT_EQ(device[i]->result.drafts, host[i]->result.drafts) << planner << ", request " << i;
+      accepted += host[i]->result.drafts.total_accepted();
+    }
+  }
+  EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
+}
+
+// The GPU's own texts, which its drafts don't change.
+TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
+  if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
+    GTEST_SKIP() << backend.error().message();
+  const ModelConfig config = ConfigOf(GetParam());
+  std::vector<Request> requests = MixedRequests();
+  for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
+  const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone}, Place::kGpu);
+  int64_t accepted = 0;
+  for (const char* planner : {"static:3", "sync"}) {
+    const auto drafted = RunAll(requests, config, {.draft = GetParam(), .planner = planner}, Place::kGpu);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_EQ(drafted[i]->tokens, plain[i]->tokens) << planner << ", request " << i;
+      ASSERT_EQ(drafted[i]->logprobs, plain[i]->logprobs) << planner << ", request " << i;
+      accepted += drafted[i]->result.drafts.total_accepted();
+    }
+  }
+  EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
+}
+
+INSTANTIATE_TEST_SUITE_P(Drafters, DrawnOnDevice,
+                         testing::Values(DraftChoice::kNone, DraftChoice::kDSpark, DraftChoice::kMtp,
+                                         DraftChoice::kNgram),
+                         [](const auto& param) {
+                           return param.param == DraftChoice::kNone     ? "None"
+                                  : param.param == DraftChoice::kDSpark ? "DSpark"
+                                  : param.param == DraftChoice::kMtp    ? "Mtp"
+                                                                        : "Ngram";
+                         });
+
+// Acceptance by rejection on the GPU and on the host, which compute a little differently: the same within
+// four standard deviations.
+TEST(Rejection, AcceptsOnAGpuAsOnTheHost) {
+  if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
+    GTEST_SKIP() << backend.error().message();
+  std::vector<Request> requests;
+  for (int i = 0; i < 60; ++i) {
+    Request request = GreedyRequest(TestPrompt(20 + i, i % 5), 60);
+    request.sampling.temperature = 1.5;
+    request.sampling.seed = i;
+    request.acceptance = Acceptance::kRejection;
+    requests.push_back(std::move(request));
+  }
+  const ModelConfig config = SmallestDSparkConfig();
+  const Setting setting{.draft = DraftChoice::kDSpark, .planner = "static:5"};
+  const auto share = [&](Place place) {
+    double reached = 0, accepted = 0;
+    for (const auto& sink : RunAll(requests, config, setting, place)) {
+      for (int k = 0; k < 5; ++k) {
+        reached += static_cast<double>(sink->result.drafts.reached[k]);
+        accepted += static_cast<double>(sink->result.drafts.accepted[k]);
+      }
+    }
+    return std::pair(accepted / reached, reached);
+  };
+  const auto [host, host_reached] = share(Place::kHost);
+  const auto [gpu, gpu_reached] = share(Place::kGpu);
+  EXPECT_GT(host_reached, 1000);
+  EXPECT_NEAR(gpu, host, 4 * std::sqrt(host * (1 - host) * (1 / host_reached + 1 / gpu_reached)));
+}
+
+}  // namespace
+}  // namespace foresight
