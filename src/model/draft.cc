@@ -388,7 +388,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                                     .hidden = block_hidden_ + first * c.hidden_size,
                                     .state = block_state_,
                                     .logits = block_logits_ + first * c.vocab_size,
-                                    .confidence = block_confidence_ + first});
+                                    .confidence = k == 0 ? block_confidence_ : nullptr});
       table_.sample(ctx_, {.num_rows = block_rows_,
                            .num_sequences = block_rows_,
                            .vocab_size = c.vocab_size,
@@ -399,6 +399,14 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                            .tokens = tokens,
                            .statistics = inputs.keep_distributions ? statistics + first : nullptr});
     }
+    if (depth == 1 || !w.confidence) return;
+    // Of all other positions at once: no draw waits for them.
+    table_.sequential_head(ctx_, {.rows = (depth - 1) * block_rows_,
+                                  .dim = c.hidden_size,
+                                  .weights = &w,
+                                  .previous = drawn + depth * count,
+                                  .hidden = block_hidden_ + count * c.hidden_size,
+                                  .confidence = block_confidence_ + count});
   };
   if (IsBlockReplayed()) {
     device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth, inputs.keep_distributions),

@@ -36,7 +36,8 @@ struct SequentialHeadWeights {
 // Shapes   previous [R] i32 in [0, V) · hidden [R, D] f32, before the last norm · state [R, r] f32 in and
 // out,
 //          rnn only, zeros at a block's first position · logits [R, V] f32 in and out, untouched without a
-//          Markov head · confidence [R] f32 out, before the sigmoid, untouched without that projection
+//          Markov head; null: neither bias nor state are asked for · confidence [R] f32 out, before the
+//          sigmoid, untouched without that projection; null: not asked for
 // Numerics float32 in both numerics; a row's result depends on its own row alone (row purity).
 struct SequentialHeadArgs {
   int rows = 0;  // R

@@ -175,7 +175,7 @@ void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
   const int64_t rank = w.rank();
   const int64_t dim = args.dim;
   const int64_t rows = args.rows;
-  const bool is_gated = w.type == MarkovHeadType::kGated;
+  const bool is_gated = w.type == MarkovHeadType::kGated && args.logits != nullptr;
   const auto floats = [&](int64_t count) { return ctx.scratch->Allocate<float>(count); };
 
   float* e = floats(rows * rank);
@@ -190,7 +190,7 @@ void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
   float* projected = floats(rows * w.proj.rows);
   LinearTarget targets[2];
   size_t num_targets = 0;
-  if (w.confidence) {
+  if (w.confidence && args.confidence != nullptr) {
     targets[num_targets++] = {
         .w = w.confidence, .out = args.confidence, .numerics = LinearNumerics::kFloat32};
   }
@@ -204,7 +204,7 @@ void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
     concatenate(z, width, dim, e, rank);
     Linear(ctx, {.rows = args.rows, .x = z, .targets = {targets, num_targets}});
   }
-  if (rank == 0) return;
+  if (rank == 0 || args.logits == nullptr) return;
 
   float* bias = floats(w.bias.size);
   for (int64_t i = 0; i < w.bias.size; ++i) bias[i] = w.bias[i];

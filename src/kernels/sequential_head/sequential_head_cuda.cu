@@ -91,13 +91,13 @@ void SequentialHead(const KernelContext& context, const SequentialHeadArgs& args
   CHECK(rank == 0 || w.w1.dtype == DType::kBF16);
   ArenaScope scope(*ctx.scratch);
   const auto* embedding = reinterpret_cast<const uint16_t*>(w.w1.data);
-  const bool gated = rank > 0 && w.type == MarkovHeadType::kGated;
+  const bool gated = rank > 0 && args.logits != nullptr && w.type == MarkovHeadType::kGated;
   float* x = ctx.scratch->Allocate<float>(args.rows * rank);
 
   // What reads [h ; e].
   LinearTarget targets[2];
   size_t num_targets = 0;
-  if (w.confidence) {
+  if (w.confidence && args.confidence != nullptr) {
     targets[num_targets++] = {
         .w = w.confidence, .out = args.confidence, .numerics = LinearNumerics::kFloat32};
   }
@@ -110,7 +110,7 @@ void SequentialHead(const KernelContext& context, const SequentialHeadArgs& args
       Launch(ctx, GateKernel, RowGrid(args.rows, rank), kThreads, 0, w.bias, z, parts.width(), rank, x);
     }
   }
-  if (rank == 0) return;
+  if (rank == 0 || args.logits == nullptr) return;
 
   if (w.type == MarkovHeadType::kVanilla) {
     x = Concatenate(ctx, args, {nullptr, 0, embedding, rank, nullptr, 0});

@@ -77,7 +77,7 @@ TEST_P(SequentialHeadCudaTest, EqualsTheDefinitionAndIsPure) {
                                                            .state = want.state.data(),
                                                            .logits = want.logits.data(),
                                                            .confidence = want.confidence.data()});
-    auto run = [&](int first, int count) {
+    auto run = [&](int first, int count, bool with_logits = true, bool with_confidence = true) {
       auto part = [&](const auto& all, int64_t width) {
         return device_->Upload(std::span(all.data() + first * width, static_cast<size_t>(count * width)));
       };
@@ -89,7 +89,10 @@ TEST_P(SequentialHeadCudaTest, EqualsTheDefinitionAndIsPure) {
                                  .state = part(state, c.rank),
                                  .logits = part(logits, c.vocabulary),
                                  .confidence = part(confidence, 1)};
-      table_->sequential_head(device_->context(numerics), args);
+      SequentialHeadArgs asked = args;
+      if (!with_logits) asked.logits = nullptr;
+      if (!with_confidence) asked.confidence = nullptr;
+      table_->sequential_head(device_->context(numerics), asked);
       return Outputs{device_->Download(args.logits, count * c.vocabulary),
                      device_->Download(args.confidence, count),
                      device_->Download(args.state, count * c.rank)};
@@ -102,6 +105,14 @@ TEST_P(SequentialHeadCudaTest, EqualsTheDefinitionAndIsPure) {
     } else {
       EXPECT_EQ(got.logits, logits);
     }
+    const Outputs confidences = run(0, rows, /*with_logits=*/false, true);
+    EXPECT_EQ(confidences.confidence, got.confidence);
+    EXPECT_EQ(confidences.logits, logits);
+    EXPECT_EQ(confidences.state, state);
+    const Outputs corrected = run(0, rows, true, /*with_confidence=*/false);
+    EXPECT_EQ(corrected.confidence, confidence);
+    EXPECT_EQ(corrected.logits, got.logits);
+    EXPECT_EQ(corrected.state, got.state);
     for (int r = 0; r < rows; r += 3) {
       const Outputs alone = run(r, 1);
       const auto expect_same = [&](const std::vector<float>& row, const std::vector<float>& batch) {

@@ -46,11 +46,11 @@ void SequentialHeadRef(const KernelContext& ctx, const SequentialHeadArgs& args)
     const float* h = args.hidden + r * dim;
     float* e = ctx.scratch->Allocate<float>(rank);
     if (rank > 0) w.w1.DecodeRow(args.previous[r], e);
-    if (w.confidence) {
+    if (w.confidence && args.confidence != nullptr) {
       Concatenated z(ctx, dim + rank);
       args.confidence[r] = static_cast<float>(z.Add(h, dim).Add(e, rank).Dot(w.confidence, 0));
     }
-    if (rank == 0) continue;
+    if (rank == 0 || args.logits == nullptr) continue;
     float* x = ctx.scratch->Allocate<float>(rank);
     if (w.type == MarkovHeadType::kVanilla) {
       std::copy(e, e + rank, x);

@@ -205,6 +205,41 @@ TEST(SequentialHead, LeavesAloneWhatItHasNoWeightsFor) {
   }
 }
 
+TEST(SequentialHead, GivesConfidencesOfAllPositionsAtOnceAndCanLeaveThemOut) {
+  constexpr int kRows = 3;
+  constexpr int kPositions = 4;
+  KernelHost host(2);
+  std::vector<const KernelTable*> tables = CpuTables();
+  tables.push_back(&RefKernels());
+  for (const Head& head : Heads()) {
+    const Round round = MakeRound(head, kRows, kPositions, 14);
+    for (const KernelTable* table : tables) {
+      const KernelContext ctx = host.context(Numerics::kFaithful);
+      const Round want = Evaluate(*table, ctx, head, round, kRows, kPositions, 0, kRows);
+      Round got = round;
+      for (int k = 0; k < kPositions; ++k) {
+        table->sequential_head(ctx, {.rows = kRows,
+                                     .dim = head.dim,
+                                     .weights = &head.weights,
+                                     .previous = &round.previous[k * kRows],
+                                     .hidden = &round.hidden[int64_t{k} * kRows * head.dim],
+                                     .state = got.state.data(),
+                                     .logits = &got.logits[int64_t{k} * kRows * head.vocab]});
+      }
+      EXPECT_EQ(got.logits, want.logits) << table->name;
+      EXPECT_EQ(got.state, want.state) << table->name;
+      table->sequential_head(ctx, {.rows = kRows * kPositions,
+                                   .dim = head.dim,
+                                   .weights = &head.weights,
+                                   .previous = round.previous.data(),
+                                   .hidden = round.hidden.data(),
+                                   .confidence = got.confidence.data()});
+      if (!head.weights.confidence) continue;
+      EXPECT_EQ(got.confidence, want.confidence) << table->name;
+    }
+  }
+}
+
 TEST(SequentialHead, IsTheSameToTheBitInAnyCompanyAndOnAnyThreads) {
   constexpr int kRows = 11;
   constexpr int kPositions = 3;
