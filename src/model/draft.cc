@@ -375,6 +375,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
     draws[i].sequence = static_cast<int32_t>(i % count);
   }
   staging_.Flush();
+  const bool has_min_p = HasMinP(inputs.draws);
   int32_t* const drawn = draft_arena_.Allocate<int32_t>(2 * depth * count);  // errors, then tokens
   RowStatistics* const statistics = draft_arena_.Allocate<RowStatistics>(depth * count);
   const auto launches = [&] {
@@ -393,6 +394,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                            .num_sequences = block_rows_,
                            .vocab_size = c.vocab_size,
                            .normalize = inputs.keep_distributions,
+                           .has_min_p = has_min_p,
                            .rows = staging_.OnDevice(draws) + first,
                            .sequences = staging_.OnDevice(sequences),
                            .accepted = drawn + first,
@@ -409,7 +411,8 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                                   .confidence = block_confidence_ + count});
   };
   if (IsBlockReplayed()) {
-    device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth, inputs.keep_distributions),
+    device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth,
+                              int64_t{1} << (inputs.keep_distributions + 2 * has_min_p)),
                     std::ref(launches));
   } else {
     launches();

@@ -190,6 +190,11 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   return outputs;
 }
 
+bool Model::HasMinP(std::span<const SampleRow> rows) {
+  return std::any_of(rows.begin(), rows.end(),
+                     [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; });
+}
+
 const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
                                    bool normalize, std::span<int32_t> accepted, std::span<TokenId> tokens,
                                    bool keep_statistics) {
@@ -210,6 +215,7 @@ const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<co
                        .num_sequences = static_cast<int>(count),
                        .vocab_size = config().vocab_size,
                        .normalize = normalize,
+                       .has_min_p = HasMinP(rows),
                        .rows = staging_.OnDevice(staged_rows),
                        .sequences = staging_.OnDevice(staged_sequences),
                        .accepted = out,

@@ -116,6 +116,7 @@ class Model {
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
+  static bool HasMinP(std::span<const SampleRow> rows);
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);

@@ -42,6 +42,9 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   }
   RETURN_IF_ERROR(
       check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  RETURN_IF_ERROR(check(cudaMalloc(&device->zeros_, kZeros * sizeof(int)), "cudaMalloc"));
+  RETURN_IF_ERROR(
+      check(cudaMemsetAsync(device->zeros_, 0, kZeros * sizeof(int), device->stream_), "cudaMemsetAsync"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->fetching_, kFetchBytes), "cudaMallocHost"));
   device->fetched_.reserve(64);
@@ -58,6 +61,7 @@ CudaDevice::~CudaDevice() {
   }
   if (staging_ != nullptr) cudaFreeHost(staging_);
   if (fetching_ != nullptr) cudaFreeHost(fetching_);
+  if (zeros_ != nullptr) cudaFree(zeros_);
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
 }
 

@@ -34,6 +34,9 @@ class CudaDevice final : public Device {
 
   cudaStream_t stream() const { return stream_; }
   int num_sms() const { return num_sms_; }
+  // [kZeros] counters for blocks of a kernel; it leaves them zero.
+  static constexpr int kZeros = 4096;
+  int* zeros() const { return zeros_; }
   int capability() const { return capability_; }  // 90 for sm_90, as far as it is to be made use of
   // The first error of a launch or an asynchronous operation stays and ends everything after it.
   void Note(cudaError_t error, const char* what);
@@ -48,6 +51,7 @@ class CudaDevice final : public Device {
   int num_sms_ = 0;
   int capability_ = 0;
   cudaStream_t stream_ = nullptr;
+  int* zeros_ = nullptr;
   // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
   // copied out of it has arrived.
   std::byte* staging_ = nullptr;

@@ -65,6 +65,7 @@ struct SampleArgs {
   int vocab_size = 0;  // V
   // Whether any sequence is by rejection, or statistics are wanted: they take a pass of their own.
   bool normalize = false;
+  bool has_min_p = false;  // whether any row has a lowest_log_weight
   const SampleRow* rows = nullptr;
   const SampleSequence* sequences = nullptr;
   int32_t* accepted = nullptr;

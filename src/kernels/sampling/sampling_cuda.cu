@@ -1,5 +1,5 @@
-// Three passes over the rows, each with many blocks a row: the largest logit, the sum that normalises (where
-// somebody needs it), the draw. Its last block of a sequence speaks the verdict.
+// Passes over the rows with many blocks a row: the largest logit, the sum that normalises, the draw, whose
+// last block of a sequence speaks the verdict. Where every row draws and nothing is cut, the draw alone does.
 #include <climits>
 
 #include "kernels/cuda/cuda_kernels.h"
@@ -20,12 +20,17 @@ struct ChunkResults {
   // Of the draw, then of the draw from p where nothing is left of p - q: [2, R, chunks].
   double* scores;
   int* winners;
-  int* arrivals;  // [S] blocks of the draw that are done
+  int* arrivals;  // [S] blocks of the draw that are done; zeros before and after it
 };
 
-__device__ double BlockSum(double x, double* shared) {
+__device__ double WarpSum(double x) {
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(0xffffffff, x, other);
+  return x;
+}
+
+__device__ double BlockSum(double x, double* shared) {
+  x = WarpSum(x);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   double sum = 0;
@@ -33,19 +38,32 @@ __device__ double BlockSum(double x, double* shared) {
   return sum;
 }
 
+// All threads get it. `shared` [kThreads / 32] is free again after a barrier.
+__device__ float BlockMax(float x, float* shared) {
+  x = WarpMax(x);
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = shared[0];
+  for (int w = 1; w < kThreads / 32; ++w) x = fmaxf(x, shared[w]);
+  return x;
+}
+
+// What is no number is +inf, and so is the largest logit of its row.
+__device__ float Checked(float logit) {
+  return logit < INFINITY ? logit : INFINITY;
+}
+
 // Of the row's chunks, by a warp; all lanes get it.
 __device__ float RowLargest(const float* chunk_largest, int chunks) {
   float largest = -INFINITY;
-  for (int c = threadIdx.x % 32; c < chunks; c += 32) largest = fmaxf(largest, chunk_largest[c]);
+  for (int c = threadIdx.x % 32; c < chunks; c += 32) largest = fmaxf(largest, __ldcg(chunk_largest + c));
   return WarpMax(largest);
 }
 
 __device__ double RowLogNormalizer(const double* chunk_sums, int chunks) {
   double sum = 0;
-  for (int c = threadIdx.x % 32; c < chunks; c += 32) sum += chunk_sums[c];
-#pragma unroll
-  for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffff, sum, other);
-  return log(sum);
+  for (int c = threadIdx.x % 32; c < chunks; c += 32) sum += __ldcg(chunk_sums + c);
+  return log(WarpSum(sum));
 }
 
 __device__ bool CanDraw(float largest) {
@@ -62,8 +80,7 @@ __device__ double Probability(float logit, const RowStatistics& statistics, cons
   return w >= row.lowest_log_weight ? exp(w - statistics.log_normalizer) : 0;
 }
 
-__global__ void LargestKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size,
-                              ChunkResults chunks) {
+__global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
   __shared__ float shared[kThreads / 32];
   const int r = blockIdx.y;
@@ -73,17 +90,10 @@ __global__ void LargestKernel(const SampleRow* rows, const SampleSequence* seque
   for (int i = 0; i < kTokensPerThread; ++i) {
     const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
     if (token >= vocab_size) break;
-    const float logit = logits[token];
-    largest = fmaxf(largest, logit < INFINITY ? logit : INFINITY);  // NaN is not below
+    largest = fmaxf(largest, Checked(logits[token]));
   }
-  largest = WarpMax(largest);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = largest;
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int w = 1; w < kThreads / 32; ++w) largest = fmaxf(largest, shared[w]);
-  chunks.largest[r * gridDim.x + blockIdx.x] = largest;
-  const int s = rows[r].sequence;
-  if (blockIdx.x == 0 && sequences[s].first_row == r) chunks.arrivals[s] = 0;
+  largest = BlockMax(largest, shared);
+  if (threadIdx.x == 0) chunks.largest[r * gridDim.x + blockIdx.x] = largest;
 }
 
 __global__ void SumKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
@@ -135,8 +145,8 @@ struct Candidate {
   }
 };
 
-// How far the scores in float32 may lie below the exact ones, for those that can win a row: their weights
-// are at least 1e-18 of the largest one.
+// How far scores in float32 may lie from the exact ones, for tokens that can win a row: their weights are at
+// least 1e-18 of the largest one.
 constexpr float kBoundMargin = 2e-3f;
 constexpr float kProbabilityMargin = 1e-4f;  // relative
 
@@ -215,113 +225,179 @@ __device__ Candidate WarpBest(Candidate best) {
   return best;
 }
 
-// Thread 0 gets it. `shared` [kThreads / 32] is free again after a barrier.
+// All threads get it. `shared` [kThreads / 32] is free again after a barrier.
 __device__ Candidate BlockBest(Candidate best, Candidate* shared) {
   best = WarpBest(best);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = best;
   __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int w = 1; w < kThreads / 32; ++w) best.Take(shared[w]);
-  }
+  best = shared[0];
+  for (int w = 1; w < kThreads / 32; ++w) best.Take(shared[w]);
   return best;
 }
 
-// The best of the block's tokens; thread 0 gets it. Float64 logarithms are dear: bounds in float32 leave few
-// tokens that need them.
-__device__ Candidate BestOfChunk(const Scores& scores, const float* logits, int vocab_size) {
-  __shared__ Candidate shared[kThreads / 32];
-  __shared__ double reached;
+constexpr Candidate kNobody = {-INFINITY, INT_MAX};
+
+// The best of the block's tokens, which thread i holds at i, i + kThreads, ...; all threads get it. Its score
+// is exact, or at most two margins more. Float64 logarithms are dear: bounds in float32 leave few tokens that
+// need them, mostly none.
+__device__ Candidate BestOfChunk(const Scores& scores, const float (&logits)[kTokensPerThread],
+                                 Candidate* shared) {
+  const int first = blockIdx.x * kChunk + threadIdx.x;
   float bounds[kTokensPerThread];
-  Candidate best = {-INFINITY, INT_MAX};
+  Candidate best = kNobody;
 #pragma unroll
   for (int i = 0; i < kTokensPerThread; ++i) {
-    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
-    bounds[i] = token < vocab_size ? scores.Bound(token, logits[token]) : -INFINITY;
-    if (bounds[i] > -INFINITY) best.Take({bounds[i], token});
+    bounds[i] = logits[i] > -INFINITY ? scores.Bound(first + i * kThreads, logits[i]) : -INFINITY;
+    if (bounds[i] > -INFINITY) best.Take({bounds[i], first + i * kThreads});
   }
   best = BlockBest(best, shared);
-  if (threadIdx.x == 0) {
-    reached = best.score;  // at least so much, in the end
-    if (scores.IsTight()) {
-      reached -= 2 * kBoundMargin;
-    } else if (best.score > -INFINITY) {
-      reached = scores.Exact(best.token, logits[best.token]);
+  float reached = -INFINITY;  // the exact score of some token
+  if (scores.IsTight()) {
+    reached = static_cast<float>(best.score) - 2 * kBoundMargin;
+    bool is_contested = false;
+#pragma unroll
+    for (int i = 0; i < kTokensPerThread; ++i) {
+      is_contested |= bounds[i] > -INFINITY && bounds[i] >= reached && first + i * kThreads != best.token;
     }
+    if (!__syncthreads_or(is_contested)) return best;
+  } else if (best.token != INT_MAX) {
+    __shared__ float of_best;
+    if (best.token % kThreads == first % kThreads) {  // the thread that has it
+      float logit = 0;
+#pragma unroll
+      for (int i = 0; i < kTokensPerThread; ++i) {
+        if (first + i * kThreads == best.token) logit = logits[i];
+      }
+      of_best = __double2float_rd(scores.Exact(best.token, logit));
+    }
+    __syncthreads();
+    reached = of_best;
   }
-  __syncthreads();
-  best = {-INFINITY, INT_MAX};
+  best = kNobody;
 #pragma unroll
   for (int i = 0; i < kTokensPerThread; ++i) {
-    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
     if (bounds[i] == -INFINITY || bounds[i] < reached) continue;
-    const double score = scores.Exact(token, logits[token]);
-    if (score > -INFINITY) best.Take({score, token});
+    const double score = scores.Exact(first + i * kThreads, logits[i]);
+    if (score > -INFINITY) best.Take({score, first + i * kThreads});
   }
+  __syncthreads();
   best = BlockBest(best, shared);
   __syncthreads();
   return best;
 }
 
-// Of a row, by a warp, from what other blocks have written in this kernel; all lanes get it.
-__device__ Candidate RowBest(const double* scores, const int* winners, int chunks) {
-  Candidate best = {-INFINITY, INT_MAX};
-  for (int c = threadIdx.x % 32; c < chunks; c += 32) best.Take({__ldcg(scores + c), __ldcg(winners + c)});
-  return WarpBest(best);
+// Of a row's chunks, by a warp; all lanes get its token, or INT_MAX. `lift(c)` is added to the scores of
+// chunk c.
+template <typename Lift>
+__device__ int RowBest(const Scores& scores, const float* logits, const double* chunk_scores,
+                       const int* winners, int chunks, Lift lift) {
+  const int lane = threadIdx.x % 32;
+  Candidate best = kNobody;
+  for (int c = lane; c < chunks; c += 32)
+    best.Take({__ldcg(chunk_scores + c) + lift(c), __ldcg(winners + c)});
+  best = WarpBest(best);
+  const double reached = best.score - 2 * kBoundMargin;
+  int contenders = 0;
+  for (int c = lane; c < chunks; c += 32) contenders += __ldcg(chunk_scores + c) + lift(c) >= reached;
+  if (__reduce_add_sync(0xffffffff, contenders) <= 1 || best.token == INT_MAX) return best.token;
+  best = kNobody;
+  for (int c = lane; c < chunks; c += 32) {
+    if (!(__ldcg(chunk_scores + c) + lift(c) >= reached)) continue;
+    const int token = __ldcg(winners + c);
+    best.Take({scores.Exact(token, logits[token]), token});
+  }
+  return WarpBest(best).token;
 }
 
+// By rejection one row of a sequence draws, that of the first draft which is not accepted: its place. By a
+// block; `first_rejected` is shared.
+__device__ int FirstRejected(const SampleRow* rows, const SampleSequence& sequence,
+                             const ChunkResults& chunks, int num_chunks, int* first_rejected) {
+  if (threadIdx.x == 0) *first_rejected = sequence.num_drafts;
+  __syncthreads();
+  for (int k = threadIdx.x / 32; k < sequence.num_drafts; k += kThreads / 32) {
+    const int r = sequence.first_row + k;
+    const SampleRow& row = rows[r];
+    const float largest = RowLargest(chunks.largest + r * num_chunks, num_chunks);
+    const RowStatistics p = {RowLogNormalizer(chunks.sums + r * num_chunks, num_chunks), largest};
+    if (threadIdx.x % 32 != 0) continue;
+    bool is_accepted = false;
+    if (CanDraw(largest) && row.acceptance_probability >= 0) {
+      is_accepted = row.acceptance_noise < row.acceptance_probability;
+    } else if (CanDraw(largest)) {
+      const double q = row.draft_logits == nullptr
+                           ? 1
+                           : Probability(row.draft_logits[row.draft], *row.draft_statistics, row);
+      is_accepted = __dmul_rn(row.acceptance_noise, q) < Probability(row.logits[row.draft], p, row);
+    }
+    if (!is_accepted) atomicMin(first_rejected, k);
+  }
+  __syncthreads();
+  return *first_rejected;
+}
+
+// kAlone: no pass came before; chunks take their own largest logit for that of the row.
+template <bool kAlone>
 __global__ void __launch_bounds__(kThreads)
-    DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks,
-               int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
+    DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, bool normalize,
+               ChunkResults chunks, int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
   AwaitInputs();
+  __shared__ Candidate shared[kThreads / 32];
+  __shared__ int first_rejected;
   const int num_chunks = gridDim.x;
   const int r = blockIdx.y;
   const SampleRow& row = rows[r];
   const SampleSequence sequence = sequences[row.sequence];
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-
-  // By rejection one row of the sequence draws: that of the first draft which is not accepted.
-  __shared__ int drawing;
-  if (sequence.by_rejection) {
-    if (threadIdx.x == 0) drawing = sequence.num_drafts;
-    __syncthreads();
-    for (int k = warp; k < sequence.num_drafts; k += kThreads / 32) {
-      const int judge = sequence.first_row + k;
-      const SampleRow& j = rows[judge];
-      const float largest = RowLargest(chunks.largest + judge * num_chunks, num_chunks);
-      const RowStatistics p = {RowLogNormalizer(chunks.sums + judge * num_chunks, num_chunks), largest};
-      if (lane != 0) continue;
-      bool is_accepted = false;
-      if (CanDraw(largest) && j.acceptance_probability >= 0) {
-        is_accepted = j.acceptance_noise < j.acceptance_probability;
-      } else if (CanDraw(largest)) {
-        const double q =
-            j.draft_logits == nullptr ? 1 : Probability(j.draft_logits[j.draft], *j.draft_statistics, j);
-        is_accepted = __dmul_rn(j.acceptance_noise, q) < Probability(j.logits[j.draft], p, j);
-      }
-      if (!is_accepted) atomicMin(&drawing, k);
-    }
-    __syncthreads();
-  }
+  const bool by_rejection = !kAlone && sequence.by_rejection;
+  const int drawing =
+      by_rejection ? FirstRejected(rows, sequence, chunks, num_chunks, &first_rejected) : sequence.num_drafts;
 
   const int place = r * num_chunks + blockIdx.x;
   const int fallback = gridDim.y * num_chunks;
-  const float largest = RowLargest(chunks.largest + r * num_chunks, num_chunks);
-  if (CanDraw(largest) && (!sequence.by_rejection || drawing == r - sequence.first_row)) {
-    const bool residual =
-        sequence.by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
-    const double log_normalizer = residual ? RowLogNormalizer(chunks.sums + r * num_chunks, num_chunks) : 0;
-    const Candidate best =
-        BestOfChunk(Scores(row, largest, log_normalizer, residual), row.logits, vocab_size);
+  float logits[kTokensPerThread];
+  float largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
+    logits[i] = token < vocab_size ? Checked(row.logits[token]) : -INFINITY;
+    largest = fmaxf(largest, logits[i]);
+  }
+  if (kAlone) {
+    largest = BlockMax(largest, reinterpret_cast<float*>(shared));
+    __syncthreads();
+    if (normalize) {
+      double sum = 0;
+#pragma unroll
+      for (int i = 0; i < kTokensPerThread; ++i) {
+        const double w = LogWeight(logits[i], largest, row.inverse_temperature);
+        if (CanDraw(largest) && w >= -DBL_MAX) sum += exp(w);
+      }
+      sum = BlockSum(sum, reinterpret_cast<double*>(shared));
+      if (threadIdx.x == 0) chunks.sums[place] = sum;
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) chunks.largest[place] = largest;
+  } else {
+    largest = RowLargest(chunks.largest + r * num_chunks, num_chunks);
+  }
+
+  const bool residual = by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
+  if (!by_rejection || drawing == r - sequence.first_row) {
+    Candidate best = kNobody;
+    if (CanDraw(largest)) {
+      const double log_normalizer = residual ? RowLogNormalizer(chunks.sums + r * num_chunks, num_chunks) : 0;
+      best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, shared);
+    }
     if (threadIdx.x == 0) {
       chunks.scores[place] = best.score;
       chunks.winners[place] = best.token;
     }
-    if (residual) {
-      const Candidate of_p = BestOfChunk(Scores(row, largest, 0, false), row.logits, vocab_size);
+    if (residual && CanDraw(largest)) {
+      __syncthreads();
+      best = BestOfChunk(Scores(row, largest, 0, false), logits, shared);
       if (threadIdx.x == 0) {
-        chunks.scores[fallback + place] = of_p.score;
-        chunks.winners[fallback + place] = of_p.token;
+        chunks.scores[fallback + place] = best.score;
+        chunks.winners[fallback + place] = best.token;
       }
     }
   }
@@ -335,31 +411,56 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!is_last) return;
   __threadfence();
+  if (threadIdx.x == 0) chunks.arrivals[row.sequence] = 0;
 
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
   if (statistics != nullptr) {
     for (int k = warp; k <= sequence.num_drafts; k += kThreads / 32) {
-      const int of = sequence.first_row + k;
-      const RowStatistics found = {RowLogNormalizer(chunks.sums + of * num_chunks, num_chunks),
-                                   RowLargest(chunks.largest + of * num_chunks, num_chunks)};
-      if (lane == 0) statistics[of] = found;
+      const int of = (sequence.first_row + k) * num_chunks;
+      const float row_largest = RowLargest(chunks.largest + of, num_chunks);
+      double log_normalizer;
+      if (kAlone) {
+        const double inverse = rows[sequence.first_row + k].inverse_temperature;
+        double sum = 0;
+        for (int c = lane; c < num_chunks; c += 32) {
+          const float chunk_largest = __ldcg(chunks.largest + of + c);
+          if (!CanDraw(chunk_largest)) continue;
+          sum += __ldcg(chunks.sums + of + c) * exp(LogWeight(chunk_largest, row_largest, inverse));
+        }
+        log_normalizer = log(WarpSum(sum));
+      } else {
+        log_normalizer = RowLogNormalizer(chunks.sums + of, num_chunks);
+      }
+      if (lane == 0) statistics[sequence.first_row + k] = {log_normalizer, row_largest};
     }
   }
   if (warp != 0) return;
-  for (int k = sequence.by_rejection ? drawing : 0;; ++k) {
+  for (int k = by_rejection ? drawing : 0;; ++k) {
     const int judge = sequence.first_row + k;
-    const bool can_draw = CanDraw(RowLargest(chunks.largest + judge * num_chunks, num_chunks));
-    Candidate best = {};
-    if (can_draw) {
-      best = RowBest(chunks.scores + judge * num_chunks, chunks.winners + judge * num_chunks, num_chunks);
-      if (best.token == INT_MAX) {  // nothing is left of p - q
-        best = RowBest(chunks.scores + fallback + judge * num_chunks,
-                       chunks.winners + fallback + judge * num_chunks, num_chunks);
+    const SampleRow& j = rows[judge];
+    const int of = judge * num_chunks;
+    const float row_largest = RowLargest(chunks.largest + of, num_chunks);
+    int token = 0;
+    if (CanDraw(row_largest)) {
+      // Scores of a chunk that knew its own largest logit alone are above those of the row.
+      const auto lift = [&](int c) {
+        return kAlone && j.inverse_temperature > 0
+                   ? LogWeight(__ldcg(chunks.largest + of + c), row_largest, j.inverse_temperature)
+                   : 0;
+      };
+      const double log_normalizer = residual ? RowLogNormalizer(chunks.sums + of, num_chunks) : 0;
+      token = RowBest(Scores(j, row_largest, log_normalizer, residual), j.logits, chunks.scores + of,
+                      chunks.winners + of, num_chunks, lift);
+      if (token == INT_MAX) {  // nothing is left of p - q
+        token = RowBest(Scores(j, row_largest, 0, false), j.logits, chunks.scores + fallback + of,
+                        chunks.winners + fallback + of, num_chunks, lift);
       }
-      if (!sequence.by_rejection && k < sequence.num_drafts && best.token == rows[judge].draft) continue;
+      if (!by_rejection && k < sequence.num_drafts && token == j.draft) continue;
     }
     if (lane == 0) {
-      accepted[row.sequence] = can_draw ? k : kSampleError;
-      tokens[row.sequence] = best.token;
+      accepted[row.sequence] = CanDraw(row_largest) ? k : kSampleError;
+      tokens[row.sequence] = token;
     }
     return;
   }
@@ -369,6 +470,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void Sample(const KernelContext& ctx, const SampleArgs& args) {
   CHECK(args.statistics == nullptr || args.normalize);
+  CHECK(args.num_sequences <= CudaDevice::kZeros);
   ArenaScope scope(*ctx.scratch);
   const unsigned num_chunks = CeilDiv(args.vocab_size, kChunk);
   const int64_t places = int64_t{args.num_rows} * num_chunks;
@@ -376,12 +478,16 @@ void Sample(const KernelContext& ctx, const SampleArgs& args) {
                                .sums = ctx.scratch->Allocate<double>(places),
                                .scores = ctx.scratch->Allocate<double>(2 * places),
                                .winners = ctx.scratch->Allocate<int>(2 * places),
-                               .arrivals = ctx.scratch->Allocate<int>(args.num_sequences)};
+                               .arrivals = DeviceOf(ctx).zeros()};
   const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
-  Launch(ctx, LargestKernel, grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks);
-  if (args.normalize) Launch(ctx, SumKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
-  Launch(ctx, DrawKernel, grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks,
-         args.accepted, args.tokens, args.statistics);
+  // Rejection must know all probabilities before it draws, a cut the largest one.
+  const bool alone = !args.has_min_p && (!args.normalize || args.num_rows == args.num_sequences);
+  if (!alone) {
+    Launch(ctx, LargestKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+    if (args.normalize) Launch(ctx, SumKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+  }
+  Launch(ctx, alone ? DrawKernel<true> : DrawKernel<false>, grid, kThreads, 0, args.rows, args.sequences,
+         args.vocab_size, args.normalize, chunks, args.accepted, args.tokens, args.statistics);
 }
 
 }  // namespace foresight::cuda

@@ -1,7 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "base/rng.h"
 #include "kernels/cache_fixture.h"
@@ -76,6 +77,7 @@ class BatchMaker {
                        .num_sequences = 1,
                        .vocab_size = batch_.vocab_size,
                        .normalize = true,
+                       .has_min_p = true,
                        .rows = &draw,
                        .sequences = &alone,
                        .accepted = &accepted,
@@ -115,6 +117,7 @@ Outcome RunRef(Batch batch) {
                  .num_sequences = static_cast<int>(batch.sequences.size()),
                  .vocab_size = batch.vocab_size,
                  .normalize = true,
+                 .has_min_p = true,
                  .rows = batch.rows.data(),
                  .sequences = batch.sequences.data(),
                  .accepted = out.accepted.data(),
@@ -139,15 +142,18 @@ class SampleCuda : public OnDevice<> {
     }
     const int64_t num_rows = std::ssize(batch.rows);
     const int64_t num_sequences = std::ssize(batch.sequences);
-    const SampleArgs args = {.num_rows = static_cast<int>(num_rows),
-                             .num_sequences = static_cast<int>(num_sequences),
-                             .vocab_size = batch.vocab_size,
-                             .normalize = normalize,
-                             .rows = device_->Upload(batch.rows),
-                             .sequences = device_->Upload(batch.sequences),
-                             .accepted = device_->Allocate<int32_t>(num_sequences),
-                             .tokens = device_->Allocate<int32_t>(num_sequences),
-                             .statistics = normalize ? device_->Allocate<RowStatistics>(num_rows) : nullptr};
+    const SampleArgs args = {
+        .num_rows = static_cast<int>(num_rows),
+        .num_sequences = static_cast<int>(num_sequences),
+        .vocab_size = batch.vocab_size,
+        .normalize = normalize,
+        .has_min_p = std::any_of(batch.rows.begin(), batch.rows.end(),
+                                 [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; }),
+        .rows = device_->Upload(batch.rows),
+        .sequences = device_->Upload(batch.sequences),
+        .accepted = device_->Allocate<int32_t>(num_sequences),
+        .tokens = device_->Allocate<int32_t>(num_sequences),
+        .statistics = normalize ? device_->Allocate<RowStatistics>(num_rows) : nullptr};
     table_->sample(device_->context(Numerics::kFaithful), args);
     Outcome out{.accepted = device_->Download(args.accepted, num_sequences),
                 .tokens = device_->Download(args.tokens, num_sequences),
@@ -186,13 +192,41 @@ TEST_F(SampleCuda, DrawsAndJudgesAsTheDefinition) {
   }
 }
 
-TEST_F(SampleCuda, PlainDrawsNeedNoNormaliser) {
-  BatchMaker maker(8192, 3);
-  for (int s = 0; s < 200; ++s) maker.AddSequence(0, false);
-  const Outcome want = RunRef(maker.batch());
-  const Outcome got = Run(maker.batch(), /*normalize=*/false);
-  EXPECT_EQ(got.tokens, want.tokens);
-  EXPECT_EQ(got.accepted, want.accepted);
+// Without drafts by rejection and without min_p one pass does.
+TEST_F(SampleCuda, RowsThatAllDrawTakeOnePass) {
+  for (const int vocab_size : {1, 5, 2049, 8192, 129280}) {
+    for (const int num_drafts : {0, 3}) {
+      for (const bool normalize : {false, true}) {
+        BatchMaker maker(vocab_size, 3);
+        for (int s = 0; s < 2000000 / (vocab_size + 20000); ++s) maker.AddSequence(num_drafts, false);
+        for (SampleRow& row : maker.batch().rows) row.lowest_log_weight = -DBL_MAX;
+        const Outcome want = RunRef(maker.batch());
+        ExpectSame(Run(maker.batch(), normalize), want);
+        if (HasFailure()) FAIL() << vocab_size << ", " << num_drafts << " drafts";
+      }
+    }
+  }
+}
+
+// Sums that lie within rounding of float32: the exact ones decide.
+TEST_F(SampleCuda, CloseScoresAreToldApart) {
+  constexpr int kVocab = 9000;
+  BatchMaker maker(kVocab, 8);
+  for (int s = 0; s < 40; ++s) maker.AddSequence(0, false);
+  Batch& batch = maker.batch();
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    batch.rows[r].inverse_temperature = r % 2 == 0 ? 0 : 1;
+    batch.rows[r].lowest_log_weight = -DBL_MAX;
+    std::vector<float>& logits = batch.logits[batch.row_logits[r]];
+    const RandomSequence noise = RandomSequence::FromState(batch.rows[r].noise);
+    for (int v = 0; v < kVocab; ++v) {  // cancels the noise but for a little
+      const double t = (static_cast<double>(noise.Bits53(v)) + 0.5) * 0x1p-53;
+      const double gumbel = -std::log(-std::log1p(-t));
+      logits[v] = static_cast<float>((r % 2 == 0 ? 0 : -gumbel) + (v * 7919 % 101) * 1e-5);
+    }
+  }
+  ExpectSame(Run(batch), RunRef(batch));
+  ExpectSame(Run(batch, /*normalize=*/false), RunRef(batch));
 }
 
 TEST_F(SampleCuda, ASequenceIsWhatItIsAlone) {
@@ -223,25 +257,30 @@ TEST_F(SampleCuda, ASequenceIsWhatItIsAlone) {
 }
 
 TEST_F(SampleCuda, RowsThatCannotBeDrawnFromAreErrorsWhereTheyAreLookedAt) {
-  for (const float bad : {NAN, INFINITY, -INFINITY}) {
-    BatchMaker maker(3000, 5);
-    for (int s = 0; s < 16; ++s) maker.AddSequence(3, s % 2 == 0);
-    Batch& batch = maker.batch();
-    for (SampleRow& row : batch.rows) row.acceptance_probability = -1;
-    for (int s = 0; s < 16; s += 3) {
-      std::vector<float>& row = batch.logits[batch.row_logits[batch.sequences[s].first_row + s % 4]];
-      if (bad == -INFINITY) {
-        std::fill(row.begin(), row.end(), bad);
-      } else {
-        row[2999 - 100 * s] = bad;
+  for (const bool in_one_pass : {false, true}) {
+    for (const float bad : {NAN, INFINITY, -INFINITY}) {
+      BatchMaker maker(3000, 5);
+      for (int s = 0; s < 16; ++s) maker.AddSequence(3, !in_one_pass && s % 2 == 0);
+      Batch& batch = maker.batch();
+      for (SampleRow& row : batch.rows) {
+        row.acceptance_probability = -1;
+        if (in_one_pass) row.lowest_log_weight = -DBL_MAX;
       }
-    }
-    const Outcome want = RunRef(batch);
-    EXPECT_GT(std::count(want.accepted.begin(), want.accepted.end(), kSampleError), 0);
-    const Outcome got = Run(batch);
-    EXPECT_EQ(got.accepted, want.accepted);
-    for (size_t s = 0; s < want.tokens.size(); ++s) {
-      EXPECT_EQ(got.tokens[s], want.accepted[s] == kSampleError ? 0 : want.tokens[s]) << s;
+      for (int s = 0; s < 16; s += 3) {
+        std::vector<float>& row = batch.logits[batch.row_logits[batch.sequences[s].first_row + s % 4]];
+        if (bad == -INFINITY) {
+          std::fill(row.begin(), row.end(), bad);
+        } else {
+          row[2999 - 100 * s] = bad;
+        }
+      }
+      const Outcome want = RunRef(batch);
+      EXPECT_GT(std::count(want.accepted.begin(), want.accepted.end(), kSampleError), 0);
+      const Outcome got = Run(batch, /*normalize=*/!in_one_pass);
+      EXPECT_EQ(got.accepted, want.accepted);
+      for (size_t s = 0; s < want.tokens.size(); ++s) {
+        EXPECT_EQ(got.tokens[s], want.accepted[s] == kSampleError ? 0 : want.tokens[s]) << s;
+      }
     }
   }
 }
