@@ -17,8 +17,7 @@ MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTe
   device_draws_.reserve(slots_max);
   device_sequences_.reserve(slots_max);
   device_blocks_.reserve(slots_max);
-  errors_.resize(slots_max);
-  drawn_.resize(slots_max);
+  device_results_.resize(2 * slots_max);
 }
 
 void MtpDrafter::Begin(int slot, std::span<const TokenId>, int64_t) {
@@ -82,17 +81,17 @@ Status MtpDrafter::Draw(std::span<DraftRound> rounds, int k) {
   }
   const size_t count = device_draws_.size();
   const RowStatistics* const statistics =
-      model_.Sample(device_draws_, device_sequences_, keep_distributions, std::span(errors_).first(count),
-                    std::span(drawn_).first(count), keep_distributions);
+      model_.Sample(device_draws_, device_sequences_, keep_distributions,
+                    std::span(device_results_).first(2 * count), keep_distributions);
   RETURN_IF_ERROR(model_.device().Synchronize());
   RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
   for (size_t i = 0; i < count; ++i) {
-    if (errors_[i] != 0) return UndrawableDraft(k);
+    if (device_results_[i] != 0) return UndrawableDraft(k);
     DeviceDistribution q;
     if (KeepsDistribution(*device_blocks_[i])) {
       q = {.logits = device_draws_[i].logits, .statistics = statistics + i};
     }
-    device_blocks_[i]->AppendDrawn(drawn_[i], q);
+    device_blocks_[i]->AppendDrawn(device_results_[count + i], q);
   }
   return Status();
 }

@@ -53,8 +53,7 @@ class MtpDrafter final : public Drafter {
   std::vector<SampleRow> device_draws_;
   std::vector<SampleSequence> device_sequences_;
   std::vector<DraftBlock*> device_blocks_;
-  std::vector<int32_t> errors_;
-  std::vector<TokenId> drawn_;
+  std::vector<int32_t> device_results_;  // errors, then tokens
 };
 
 }  // namespace foresight

@@ -10,8 +10,7 @@ TokenDraws::TokenDraws(Model& model, ThreadPool& pool, int sequences_max, int ro
   parts_.resize(sequences_max);
   rows_.reserve(rows_max);
   device_sequences_.reserve(sequences_max);
-  accepted_.resize(sequences_max);
-  tokens_.resize(sequences_max);
+  results_.resize(2 * sequences_max);
   taken_.reserve(rows_max);
   host_sequences_.reserve(sequences_max);
   positions_.reserve(sequences_max);
@@ -46,9 +45,8 @@ Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequ
       positions_.push_back(s.position);
     }
   }
-  const size_t count = device_sequences_.size();
-  model_.Sample(rows_, device_sequences_, normalize_, std::span(accepted_).first(count),
-                std::span(tokens_).first(count));
+  model_.Sample(rows_, device_sequences_, normalize_,
+                std::span(results_).first(2 * device_sequences_.size()));
   return model_.device().Synchronize();
 }
 
@@ -104,7 +102,7 @@ Result<VerifiedTokens> TokenDraws::Take(int i) {
 Result<VerifiedTokens> TokenDraws::TakeOfDevice(int i) {
   const DrawingSequence& s = sequences_[i];
   const Part& part = parts_[i];
-  const int accepted = accepted_[part.place];
+  const int accepted = results_[part.place];
   if (accepted == kSampleError) {  // the host says what is wrong with which token
     const std::span<const float> logits = logits_.Fetch(part.first_row, s.num_drafts + 1);
     RETURN_IF_ERROR(model_.device().Synchronize());
@@ -117,7 +115,7 @@ Result<VerifiedTokens> TokenDraws::TakeOfDevice(int i) {
   taken_.clear();
   taken_.resize(accepted + 1);
   for (int k = 0; k < accepted; ++k) taken_[k].token = s.block->tokens()[k];
-  taken_[accepted].token = tokens_[part.place];
+  taken_[accepted].token = results_[device_sequences_.size() + part.place];
   return VerifiedTokens{.accepted = accepted, .tokens = taken_};
 }
 

@@ -63,8 +63,7 @@ class TokenDraws {
   std::vector<SampleRow> rows_;
   std::vector<SampleSequence> device_sequences_;
   bool normalize_ = false;
-  std::vector<int32_t> accepted_;
-  std::vector<TokenId> tokens_;
+  std::vector<int32_t> results_;  // accepted drafts of each, then tokens
   std::vector<SampledToken> taken_;
   // The host's. Without speculators, what was drawn for each.
   std::vector<Verification> host_sequences_;

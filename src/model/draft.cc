@@ -243,7 +243,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
                                .logit_rows = {head_rows, static_cast<size_t>(rows)},
                                .observer = inputs.observer};
   RETURN_IF_ERROR(CheckInputs(rows_inputs));
-  staging_.Flush();  // what is staged from here on lies at the same place with and without taps to take up
+  staging_.KeepOnHost();
   block_rows_ = count;
   TakeUpTaps(inputs.sequences, block);
   StepState step;
@@ -376,20 +376,24 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   }
   staging_.Flush();
   const bool has_min_p = HasMinP(inputs.draws);
-  int32_t* const drawn = draft_arena_.Allocate<int32_t>(2 * depth * count);  // errors, then tokens
+  // Side by side, for one download.
+  const int64_t drawn = depth * count;
+  const int64_t drawn_bytes = drawn * static_cast<int64_t>(sizeof(int32_t) + sizeof(TokenId) + sizeof(float));
+  int32_t* const errors = reinterpret_cast<int32_t*>(draft_arena_.Allocate<std::byte>(drawn_bytes));
+  TokenId* const tokens = errors + drawn;
+  float* const confidences = reinterpret_cast<float*>(tokens + drawn);
   RowStatistics* const statistics = draft_arena_.Allocate<RowStatistics>(depth * count);
   const auto launches = [&] {
     for (int k = 0; k < depth; ++k) {
       const int64_t first = k * count;
-      TokenId* const tokens = drawn + depth * count + first;
       table_.sequential_head(ctx_, {.rows = block_rows_,
                                     .dim = c.hidden_size,
                                     .weights = &w,
-                                    .previous = k == 0 ? staging_.OnDevice(anchors) : tokens - count,
+                                    .previous = k == 0 ? staging_.OnDevice(anchors) : tokens + first - count,
                                     .hidden = block_hidden_ + first * c.hidden_size,
                                     .state = block_state_,
                                     .logits = block_logits_ + first * c.vocab_size,
-                                    .confidence = k == 0 ? block_confidence_ : nullptr});
+                                    .confidence = k == 0 ? confidences : nullptr});
       table_.sample(ctx_, {.num_rows = block_rows_,
                            .num_sequences = block_rows_,
                            .vocab_size = c.vocab_size,
@@ -397,8 +401,8 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                            .has_min_p = has_min_p,
                            .rows = staging_.OnDevice(draws) + first,
                            .sequences = staging_.OnDevice(sequences),
-                           .accepted = drawn + first,
-                           .tokens = tokens,
+                           .accepted = errors + first,
+                           .tokens = tokens + first,
                            .statistics = inputs.keep_distributions ? statistics + first : nullptr});
     }
     if (depth == 1 || !w.confidence) return;
@@ -406,9 +410,9 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
     table_.sequential_head(ctx_, {.rows = (depth - 1) * block_rows_,
                                   .dim = c.hidden_size,
                                   .weights = &w,
-                                  .previous = drawn + depth * count,
+                                  .previous = tokens,
                                   .hidden = block_hidden_ + count * c.hidden_size,
-                                  .confidence = block_confidence_ + count});
+                                  .confidence = confidences + count});
   };
   if (IsBlockReplayed()) {
     device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth,
@@ -418,18 +422,16 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
     launches();
   }
   next_position_ = block_size_;
-  const auto fetch = [&]<typename T>(const T* from, int64_t values) {
-    T* const to = host_draft_outputs_.Allocate<T>(values);
-    device().Fetch(to, from, values * static_cast<int64_t>(sizeof(T)));
-    return std::span<const T>(to, static_cast<size_t>(values));
+  std::byte* const read = host_draft_outputs_.Allocate<std::byte>(drawn_bytes);
+  RETURN_IF_ERROR(device().Download(read, errors, drawn_bytes));
+  const auto part = [&]<typename T>(const T* of, int64_t values) {
+    const std::ptrdiff_t offset =
+        reinterpret_cast<const std::byte*>(of) - reinterpret_cast<std::byte*>(errors);
+    return std::span(reinterpret_cast<const T*>(read + offset), static_cast<size_t>(values));
   };
-  const std::span<const int32_t> read = fetch(drawn, 2 * depth * count);
-  const std::span<const float> confidences = fetch(block_confidence_, w.confidence ? depth * count : 0);
-  RETURN_IF_ERROR(device().Synchronize());
-  const size_t values = read.size() / 2;
-  return DrawnTokens{.tokens = read.subspan(values),
-                     .errors = read.first(values),
-                     .confidence_logits = confidences,
+  return DrawnTokens{.tokens = part(tokens, drawn),
+                     .errors = part(errors, drawn),
+                     .confidence_logits = part(confidences, w.confidence ? drawn : 0),
                      .logits = block_logits_,
                      .statistics = inputs.keep_distributions ? statistics : nullptr};
 }

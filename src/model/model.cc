@@ -196,12 +196,11 @@ bool Model::HasMinP(std::span<const SampleRow> rows) {
 }
 
 const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                                   bool normalize, std::span<int32_t> accepted, std::span<TokenId> tokens,
-                                   bool keep_statistics) {
+                                   bool normalize, std::span<int32_t> results, bool keep_statistics) {
   if (sequences.empty()) return nullptr;
   RowStatistics* const statistics =
       keep_statistics ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
-  CHECK(accepted.size() == sequences.size() && tokens.size() == sequences.size());
+  CHECK(results.size() == 2 * sequences.size());
   ArenaScope scope(arena_);
   staging_.Restart();
   SampleRow* const staged_rows = staging_.Allocate<SampleRow>(std::ssize(rows));
@@ -221,8 +220,7 @@ const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<co
                        .accepted = out,
                        .tokens = out + count,
                        .statistics = statistics});
-  device().Fetch(accepted.data(), out, count * static_cast<int64_t>(sizeof(int32_t)));
-  device().Fetch(tokens.data(), out + count, count * static_cast<int64_t>(sizeof(TokenId)));
+  device().Fetch(results.data(), out, 2 * count * static_cast<int64_t>(sizeof(int32_t)));
   return statistics;
 }
 

@@ -74,12 +74,11 @@ class Model {
   Result<DrawnTokens> DraftTokens(const DraftTokensInputs& inputs);
 
   // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
-  // DrawnTokens). Doesn't wait: `accepted` and `tokens`, of which there is one a sequence, are there once the
+  // DrawnTokens). Doesn't wait: `results` [2, sequences], accepted drafts and then tokens, are there once the
   // device has been waited for. With keep_statistics, which needs `normalize`: [rows] in the device's memory,
   // valid as long as the logits of draft steps.
   const RowStatistics* Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                              bool normalize, std::span<int32_t> accepted, std::span<TokenId> tokens,
-                              bool keep_statistics = false);
+                              bool normalize, std::span<int32_t> results, bool keep_statistics = false);
 
   const ModelWeights& weights() const { return weights_; }
   const ModelConfig& config() const { return weights_.config; }

@@ -47,6 +47,9 @@ class Staging {
     flushed_ = host_.used();
   }
 
+  // What was allocated since the last Flush is for the host alone.
+  void KeepOnHost() { flushed_ = host_.used(); }
+
   // Where something of the last Flush lies.
   template <typename T>
   T* OnDevice(T* host) const {
