@@ -1,10 +1,12 @@
-// Passes over the rows with many blocks a row: the largest logit, the sum that normalises, the draw, whose
-// last block of a sequence speaks the verdict. Where every row draws and nothing is cut, the draw alone does.
+// Passes over the rows with many blocks a row: the largest logit where something is cut, the sums that
+// normalise where drafts are judged by rejection, the draw. The last block of a sequence speaks the verdict.
+// Where every row draws and nothing is cut, the draw alone does.
 #include <climits>
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/sampling/scores.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -13,15 +15,36 @@ constexpr int kThreads = 256;
 constexpr int kTokensPerThread = 8;
 constexpr int kChunk = kThreads * kTokensPerThread;  // tokens of a block
 
-// What blocks tell each other of a row: [R, chunks] each.
+// The best token of some, by a score that is exact or at most two margins more. INT_MAX: none can be drawn.
+struct Best {
+  float score = -INFINITY;
+  int token = INT_MAX;
+
+  __device__ void Take(const Best& other) {
+    if (other.score > score || (other.score == score && other.token < token)) *this = other;
+  }
+};
+
+// The same, exactly.
+struct ExactBest {
+  double score = -INFINITY;
+  int token = INT_MAX;
+
+  __device__ void Take(const ExactBest& other) {
+    if (other.score > score || (other.score == score && other.token < token)) *this = other;
+  }
+};
+
+// What blocks tell each other: [R, chunks] each, but for `drawing`.
 struct ChunkResults {
   float* largest;  // +inf: a logit that is no number
-  double* sums;
-  // Of the draw, then of the draw from p where nothing is left of p - q: [2, R, chunks].
-  double* scores;
-  int* winners;
-  int* arrivals;  // [S] blocks of the draw that are done; zeros before and after it
+  double* sums;    // of exp(LogWeight(logit, largest of the chunk))
+  Best* best;      // of the draw, then of the draw from p where nothing is left of p - q: [2, R, chunks]
+  int* drawing;    // [S] by rejection: the row that draws, that of the first draft which is not accepted
+  int* arrivals;   // [2, kZeros / 2] blocks of the sums and of the draw that are done, by sequence
 };
+
+// --- sums and maxima
 
 __device__ double WarpSum(double x) {
 #pragma unroll
@@ -29,12 +52,15 @@ __device__ double WarpSum(double x) {
   return x;
 }
 
+// Thread 0 gets it. `shared` [kThreads / 32].
 __device__ double BlockSum(double x, double* shared) {
   x = WarpSum(x);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   double sum = 0;
-  for (int w = 0; w < kThreads / 32; ++w) sum += shared[w];
+  if (threadIdx.x == 0) {
+    for (int w = 0; w < kThreads / 32; ++w) sum += shared[w];
+  }
   return sum;
 }
 
@@ -43,180 +69,27 @@ __device__ float BlockMax(float x, float* shared) {
   x = WarpMax(x);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
-  x = shared[0];
-  for (int w = 1; w < kThreads / 32; ++w) x = fmaxf(x, shared[w]);
-  return x;
+  return WarpMax(shared[threadIdx.x % (kThreads / 32)]);
 }
 
-// What is no number is +inf, and so is the largest logit of its row.
-__device__ float Checked(float logit) {
-  return logit < INFINITY ? logit : INFINITY;
+// Unsigned numbers in the order of the floats.
+__device__ uint32_t Ordered(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
 }
 
-// Of the row's chunks, by a warp; all lanes get it.
-__device__ float RowLargest(const float* chunk_largest, int chunks) {
-  float largest = -INFINITY;
-  for (int c = threadIdx.x % 32; c < chunks; c += 32) largest = fmaxf(largest, __ldcg(chunk_largest + c));
-  return WarpMax(largest);
+__device__ float FromOrdered(uint32_t x) {
+  return __uint_as_float(x ^ (x >> 31 != 0 ? 0x80000000u : 0xffffffffu));
 }
 
-__device__ double RowLogNormalizer(const double* chunk_sums, int chunks) {
-  double sum = 0;
-  for (int c = threadIdx.x % 32; c < chunks; c += 32) sum += __ldcg(chunk_sums + c);
-  return log(WarpSum(sum));
+// All lanes get it.
+__device__ Best WarpBest(const Best& best) {
+  const uint32_t score = Ordered(best.score);
+  const uint32_t largest = __reduce_max_sync(0xffffffff, score);
+  return {FromOrdered(largest), __reduce_min_sync(0xffffffff, score == largest ? best.token : INT_MAX)};
 }
 
-__device__ bool CanDraw(float largest) {
-  return largest > -INFINITY && largest < INFINITY;
-}
-
-// Rounded as on the host, where products and sums aren't contracted.
-__device__ double LogWeight(float logit, float largest, double inverse_temperature) {
-  return __dmul_rn(__dsub_rn(logit, largest), inverse_temperature);
-}
-
-__device__ double Probability(float logit, const RowStatistics& statistics, const SampleRow& row) {
-  const double w = LogWeight(logit, statistics.largest, row.inverse_temperature);
-  return w >= row.lowest_log_weight ? exp(w - statistics.log_normalizer) : 0;
-}
-
-__global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
-  AwaitInputs();
-  __shared__ float shared[kThreads / 32];
-  const int r = blockIdx.y;
-  const float* logits = rows[r].logits;
-  float largest = -INFINITY;
-#pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
-    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
-    if (token >= vocab_size) break;
-    largest = fmaxf(largest, Checked(logits[token]));
-  }
-  largest = BlockMax(largest, shared);
-  if (threadIdx.x == 0) chunks.largest[r * gridDim.x + blockIdx.x] = largest;
-}
-
-__global__ void SumKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
-  AwaitInputs();
-  __shared__ double shared[kThreads / 32];
-  const int r = blockIdx.y;
-  const SampleRow& row = rows[r];
-  const float largest = RowLargest(chunks.largest + r * gridDim.x, gridDim.x);
-  double sum = 0;
-  if (CanDraw(largest)) {
-#pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) {
-      const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
-      if (token >= vocab_size) break;
-      const double w = LogWeight(row.logits[token], largest, row.inverse_temperature);
-      if (w >= row.lowest_log_weight) sum += exp(w);
-    }
-  }
-  sum = BlockSum(sum, shared);
-  if (threadIdx.x == 0) chunks.sums[r * gridDim.x + blockIdx.x] = sum;
-}
-
-// 53 random bits of a token (base/rng.h), and the noise that they make (sampling/distribution.cc).
-__device__ uint64_t NoiseBits(uint64_t state, int token) {
-  uint64_t z = state + (static_cast<uint64_t>(token) + 1) * 0x9e3779b97f4a7c15;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
-  return (z ^ (z >> 31)) >> 11;
-}
-
-__device__ double Gumbel(uint64_t bits) {
-  return -log(-log1p(__dmul_rn(-__dadd_rn(static_cast<double>(bits), 0.5), 0x1p-53)));
-}
-
-// Within 1e-4 of Gumbel.
-__device__ float RoughGumbel(uint64_t bits) {
-  const bool upper = bits >> 52;  // near 1 it is the distance from 1 that counts
-  const float part =
-      (static_cast<float>(upper ? (uint64_t{1} << 53) - bits : bits) + (upper ? -0.5f : 0.5f)) * 0x1p-53f;
-  return -logf(upper ? -logf(part) : -log1pf(-part));
-}
-
-struct Candidate {
-  double score;
-  int token;
-
-  __device__ void Take(const Candidate& other) {
-    if (other.score > score || (other.score == score && other.token < token)) *this = other;
-  }
-};
-
-// How far scores in float32 may lie from the exact ones, for tokens that can win a row: their weights are at
-// least 1e-18 of the largest one.
-constexpr float kBoundMargin = 2e-3f;
-constexpr float kProbabilityMargin = 1e-4f;  // relative
-
-// The scores of a row's tokens: log-weight plus noise.
-class Scores {
- public:
-  __device__ Scores(const SampleRow& row, float largest, double log_normalizer, bool residual)
-      : row_(row),
-        largest_(largest),
-        inverse_(static_cast<float>(row.inverse_temperature)),
-        lowest_(static_cast<float>(fmax(row.lowest_log_weight, -3e38)) * 1.0001f - kBoundMargin),
-        log_normalizer_(log_normalizer),
-        residual_(residual) {
-    if (residual && row.draft_logits != nullptr) draft_ = *row.draft_statistics;
-  }
-
-  // At least as large as Exact, or the token can't win the row.
-  __device__ float Bound(int token, float logit) const {
-    if (row_.inverse_temperature == 0) return logit;
-    float w = (logit - largest_) * inverse_;
-    if (!(w >= lowest_)) return -INFINITY;
-    if (residual_) {
-      float left = expf(w - static_cast<float>(log_normalizer_)) * (1 + kProbabilityMargin);
-      if (row_.draft_logits == nullptr) {
-        left = token == row_.draft ? 0.0f : left;
-      } else {
-        const float wq = (row_.draft_logits[token] - draft_.largest) * inverse_;
-        const bool surely_in =
-            wq >= static_cast<float>(fmax(row_.lowest_log_weight, -3e38)) * 0.9999f + kBoundMargin;
-        if (row_.lowest_log_weight < -1e30 || surely_in) {
-          left -= expf(wq - static_cast<float>(draft_.log_normalizer)) * (1 - kProbabilityMargin);
-        }
-      }
-      if (!(left > 0)) return -INFINITY;
-      w = logf(left);
-    }
-    return w + RoughGumbel(NoiseBits(row_.noise, token)) + kBoundMargin;
-  }
-
-  // Whether Bound is never more than two margins above Exact.
-  __device__ bool IsTight() const {
-    return row_.inverse_temperature == 0 || (!residual_ && row_.lowest_log_weight == -DBL_MAX);
-  }
-
-  // -inf: the token can't be drawn.
-  __device__ double Exact(int token, float logit) const {
-    if (row_.inverse_temperature == 0) return logit;
-    double w = LogWeight(logit, largest_, row_.inverse_temperature);
-    if (!(w >= row_.lowest_log_weight)) return -INFINITY;
-    if (residual_) {
-      const double q = row_.draft_logits == nullptr ? (token == row_.draft ? 1.0 : 0.0)
-                                                    : Probability(row_.draft_logits[token], draft_, row_);
-      const double left = exp(w - log_normalizer_) - q;
-      if (!(left > 0)) return -INFINITY;
-      w = log(left);
-    }
-    return __dadd_rn(w, Gumbel(NoiseBits(row_.noise, token)));
-  }
-
- private:
-  const SampleRow& row_;
-  float largest_;
-  float inverse_;
-  float lowest_;
-  double log_normalizer_;
-  bool residual_;
-  RowStatistics draft_;
-};
-
-__device__ Candidate WarpBest(Candidate best) {
+__device__ ExactBest WarpBest(ExactBest best) {
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) {
     best.Take(
@@ -226,34 +99,179 @@ __device__ Candidate WarpBest(Candidate best) {
 }
 
 // All threads get it. `shared` [kThreads / 32] is free again after a barrier.
-__device__ Candidate BlockBest(Candidate best, Candidate* shared) {
+template <typename AnyBest>
+__device__ AnyBest BlockBest(AnyBest best, AnyBest* shared) {
   best = WarpBest(best);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = best;
   __syncthreads();
-  best = shared[0];
-  for (int w = 1; w < kThreads / 32; ++w) best.Take(shared[w]);
-  return best;
+  return WarpBest(shared[threadIdx.x % (kThreads / 32)]);
 }
 
-constexpr Candidate kNobody = {-INFINITY, INT_MAX};
+// Whether this is the last of `blocks` blocks to come here, with what the others have written before. Leaves
+// the counter zero. All threads must have written what they tell before a barrier, or be thread 0.
+__device__ bool IsLastBlock(int* counter, int blocks) {
+  __shared__ bool is_last;
+  if (threadIdx.x == 0) {
+    int before;
+    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    is_last = before == blocks - 1;
+    if (is_last) *counter = 0;
+  }
+  __syncthreads();
+  return is_last;
+}
 
-// The best of the block's tokens, which thread i holds at i, i + kThreads, ...; all threads get it. Its score
-// is exact, or at most two margins more. Float64 logarithms are dear: bounds in float32 leave few tokens that
-// need them, mostly none.
-__device__ Candidate BestOfChunk(const Scores& scores, const float (&logits)[kTokensPerThread],
-                                 Candidate* shared) {
+// --- rows, by a warp, all of whose lanes get the results; from what chunks have told, in this kernel too
+
+__device__ float RowLargest(const ChunkResults& chunks, int row, int num_chunks) {
+  float largest = -INFINITY;
+  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) {
+    largest = fmaxf(largest, __ldcg(chunks.largest + row * num_chunks + c));
+  }
+  return WarpMax(largest);
+}
+
+__device__ double RowLogNormalizer(const ChunkResults& chunks, int row, int num_chunks, float largest,
+                                   double inverse_temperature) {
+  double sum = 0;
+  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) {
+    const float of_chunk = __ldcg(chunks.largest + row * num_chunks + c);
+    if (!CanDraw(of_chunk)) continue;
+    sum +=
+        __ldcg(chunks.sums + row * num_chunks + c) * exp(LogWeight(of_chunk, largest, inverse_temperature));
+  }
+  return log(WarpSum(sum));
+}
+
+// The row's token, or INT_MAX. `lift`: chunks' scores are above those of the row, as their largest logits are
+// below its own.
+__device__ int RowToken(const Scores& scores, const SampleRow& row, float largest, const Best* best_of_chunks,
+                        const float* largest_of_chunks, int num_chunks, bool lift) {
+  const auto lifted = [&](int c) {
+    const Best* const at = best_of_chunks + c;
+    Best best = {__ldcg(&at->score), __ldcg(&at->token)};
+    if (lift) {
+      best.score += (__ldcg(largest_of_chunks + c) - largest) * static_cast<float>(row.inverse_temperature);
+    }
+    return best;
+  };
+  Best best;
+  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) best.Take(lifted(c));
+  best = WarpBest(best);
+  if (best.token == INT_MAX) return best.token;
+  const float reached = best.score - 2 * kBoundMargin;  // by the best token, exactly
+  ExactBest exact;
+  bool is_contested = false;
+  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) {
+    const Best other = lifted(c);
+    is_contested |= other.score >= reached && other.token != best.token;
+  }
+  if (!__any_sync(0xffffffff, is_contested)) return best.token;
+  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) {
+    const Best other = lifted(c);
+    if (other.score >= reached) exact.Take({scores.Exact(other.token, row.logits[other.token]), other.token});
+  }
+  return WarpBest(exact).token;
+}
+
+// --- the passes
+
+// Of thread i: tokens i, i + kThreads, ... of the block's chunk; -inf behind the vocabulary.
+__device__ float LoadLogits(const float* row, int vocab_size, float (&logits)[kTokensPerThread]) {
+  float largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
+    logits[i] = token < vocab_size ? Checked(row[token]) : -INFINITY;
+    largest = fmaxf(largest, logits[i]);
+  }
+  return largest;
+}
+
+__global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
+  AwaitInputs();
+  __shared__ float shared[kThreads / 32];
+  float logits[kTokensPerThread];
+  const float largest = BlockMax(LoadLogits(rows[blockIdx.y].logits, vocab_size, logits), shared);
+  if (threadIdx.x == 0) chunks.largest[blockIdx.y * gridDim.x + blockIdx.x] = largest;
+}
+
+// Thread 0 gets the sum of a chunk. `largest`: of the chunk; `row_largest`: what is cut by, where it is.
+__device__ double ChunkSum(const SampleRow& row, const float (&logits)[kTokensPerThread], float largest,
+                           float row_largest, double* shared) {
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < kTokensPerThread; ++i) {
+    const double w = LogWeight(logits[i], row_largest, row.inverse_temperature);
+    if (CanDraw(largest) && w >= row.lowest_log_weight) {
+      sum += exp(LogWeight(logits[i], largest, row.inverse_temperature));
+    }
+  }
+  return BlockSum(sum, shared);
+}
+
+// Draft k of a sequence is accepted. By a warp; lane 0 gets it.
+__device__ bool IsAccepted(const SampleRow* rows, int r, const ChunkResults& chunks, int num_chunks) {
+  const SampleRow& row = rows[r];
+  const float largest = RowLargest(chunks, r, num_chunks);
+  const RowStatistics p = {RowLogNormalizer(chunks, r, num_chunks, largest, row.inverse_temperature),
+                           largest};
+  if (threadIdx.x % 32 != 0 || !CanDraw(largest)) return false;
+  if (row.acceptance_probability >= 0) return row.acceptance_noise < row.acceptance_probability;
+  const double q =
+      row.draft_logits == nullptr ? 1 : Probability(row.draft_logits[row.draft], *row.draft_statistics, row);
+  return __dmul_rn(row.acceptance_noise, q) < Probability(row.logits[row.draft], p, row);
+}
+
+// kCut: the largest logits are there already.
+template <bool kCut>
+__global__ void __launch_bounds__(kThreads)
+    SumKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks) {
+  AwaitInputs();
+  __shared__ double shared[kThreads / 32];
+  __shared__ int first_rejected;
+  const int num_chunks = gridDim.x;
+  const int r = blockIdx.y;
+  const SampleRow& row = rows[r];
+  const SampleSequence sequence = sequences[row.sequence];
+  float logits[kTokensPerThread];
+  const float largest =
+      BlockMax(LoadLogits(row.logits, vocab_size, logits), reinterpret_cast<float*>(shared));
+  const float row_largest = kCut ? RowLargest(chunks, r, num_chunks) : largest;
+  __syncthreads();
+  const double sum = ChunkSum(row, logits, largest, row_largest, shared);
+  if (threadIdx.x == 0) {
+    chunks.sums[r * num_chunks + blockIdx.x] = sum;
+    if (!kCut) chunks.largest[r * num_chunks + blockIdx.x] = largest;
+  }
+  if (!sequence.by_rejection) return;
+  if (!IsLastBlock(chunks.arrivals + row.sequence, num_chunks * (sequence.num_drafts + 1))) return;
+  if (threadIdx.x == 0) first_rejected = sequence.num_drafts;
+  __syncthreads();
+  for (int k = threadIdx.x / 32; k < sequence.num_drafts; k += kThreads / 32) {
+    const bool is_accepted = IsAccepted(rows, sequence.first_row + k, chunks, num_chunks);
+    if (threadIdx.x % 32 == 0 && !is_accepted) atomicMin(&first_rejected, k);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) chunks.drawing[row.sequence] = first_rejected;
+}
+
+// All threads get it. Float64 logarithms are dear: bounds in float32 leave few tokens that need them, mostly
+// none.
+__device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensPerThread],
+                            ExactBest* shared) {
   const int first = blockIdx.x * kChunk + threadIdx.x;
   float bounds[kTokensPerThread];
-  Candidate best = kNobody;
+  Best best;
 #pragma unroll
   for (int i = 0; i < kTokensPerThread; ++i) {
     bounds[i] = logits[i] > -INFINITY ? scores.Bound(first + i * kThreads, logits[i]) : -INFINITY;
     if (bounds[i] > -INFINITY) best.Take({bounds[i], first + i * kThreads});
   }
-  best = BlockBest(best, shared);
-  float reached = -INFINITY;  // the exact score of some token
+  best = BlockBest(best, reinterpret_cast<Best*>(shared));
+  float reached = -INFINITY;  // by some token, exactly
   if (scores.IsTight()) {
-    reached = static_cast<float>(best.score) - 2 * kBoundMargin;
+    reached = best.score - 2 * kBoundMargin;
     bool is_contested = false;
 #pragma unroll
     for (int i = 0; i < kTokensPerThread; ++i) {
@@ -273,193 +291,99 @@ __device__ Candidate BestOfChunk(const Scores& scores, const float (&logits)[kTo
     __syncthreads();
     reached = of_best;
   }
-  best = kNobody;
+  ExactBest exact;
 #pragma unroll
   for (int i = 0; i < kTokensPerThread; ++i) {
     if (bounds[i] == -INFINITY || bounds[i] < reached) continue;
     const double score = scores.Exact(first + i * kThreads, logits[i]);
-    if (score > -INFINITY) best.Take({score, first + i * kThreads});
+    if (score > -INFINITY) exact.Take({score, first + i * kThreads});
   }
   __syncthreads();
-  best = BlockBest(best, shared);
+  exact = BlockBest(exact, shared);
   __syncthreads();
-  return best;
-}
-
-// Of a row's chunks, by a warp; all lanes get its token, or INT_MAX. `lift(c)` is added to the scores of
-// chunk c.
-template <typename Lift>
-__device__ int RowBest(const Scores& scores, const float* logits, const double* chunk_scores,
-                       const int* winners, int chunks, Lift lift) {
-  const int lane = threadIdx.x % 32;
-  Candidate best = kNobody;
-  for (int c = lane; c < chunks; c += 32)
-    best.Take({__ldcg(chunk_scores + c) + lift(c), __ldcg(winners + c)});
-  best = WarpBest(best);
-  const double reached = best.score - 2 * kBoundMargin;
-  int contenders = 0;
-  for (int c = lane; c < chunks; c += 32) contenders += __ldcg(chunk_scores + c) + lift(c) >= reached;
-  if (__reduce_add_sync(0xffffffff, contenders) <= 1 || best.token == INT_MAX) return best.token;
-  best = kNobody;
-  for (int c = lane; c < chunks; c += 32) {
-    if (!(__ldcg(chunk_scores + c) + lift(c) >= reached)) continue;
-    const int token = __ldcg(winners + c);
-    best.Take({scores.Exact(token, logits[token]), token});
-  }
-  return WarpBest(best).token;
-}
-
-// By rejection one row of a sequence draws, that of the first draft which is not accepted: its place. By a
-// block; `first_rejected` is shared.
-__device__ int FirstRejected(const SampleRow* rows, const SampleSequence& sequence,
-                             const ChunkResults& chunks, int num_chunks, int* first_rejected) {
-  if (threadIdx.x == 0) *first_rejected = sequence.num_drafts;
-  __syncthreads();
-  for (int k = threadIdx.x / 32; k < sequence.num_drafts; k += kThreads / 32) {
-    const int r = sequence.first_row + k;
-    const SampleRow& row = rows[r];
-    const float largest = RowLargest(chunks.largest + r * num_chunks, num_chunks);
-    const RowStatistics p = {RowLogNormalizer(chunks.sums + r * num_chunks, num_chunks), largest};
-    if (threadIdx.x % 32 != 0) continue;
-    bool is_accepted = false;
-    if (CanDraw(largest) && row.acceptance_probability >= 0) {
-      is_accepted = row.acceptance_noise < row.acceptance_probability;
-    } else if (CanDraw(largest)) {
-      const double q = row.draft_logits == nullptr
-                           ? 1
-                           : Probability(row.draft_logits[row.draft], *row.draft_statistics, row);
-      is_accepted = __dmul_rn(row.acceptance_noise, q) < Probability(row.logits[row.draft], p, row);
-    }
-    if (!is_accepted) atomicMin(first_rejected, k);
-  }
-  __syncthreads();
-  return *first_rejected;
+  return {__double2float_ru(exact.score), exact.token};
 }
 
 // kAlone: no pass came before; chunks take their own largest logit for that of the row.
 template <bool kAlone>
 __global__ void __launch_bounds__(kThreads)
-    DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, bool normalize,
-               ChunkResults chunks, int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
+    DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks,
+               int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
   AwaitInputs();
-  __shared__ Candidate shared[kThreads / 32];
-  __shared__ int first_rejected;
+  __shared__ ExactBest shared[kThreads / 32];
   const int num_chunks = gridDim.x;
   const int r = blockIdx.y;
   const SampleRow& row = rows[r];
   const SampleSequence sequence = sequences[row.sequence];
   const bool by_rejection = !kAlone && sequence.by_rejection;
-  const int drawing =
-      by_rejection ? FirstRejected(rows, sequence, chunks, num_chunks, &first_rejected) : sequence.num_drafts;
+  const int drawing = by_rejection ? chunks.drawing[row.sequence] : 0;
+  if (by_rejection && drawing != r - sequence.first_row) return;
+  const bool residual = by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
 
   const int place = r * num_chunks + blockIdx.x;
   const int fallback = gridDim.y * num_chunks;
   float logits[kTokensPerThread];
-  float largest = -INFINITY;
-#pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
-    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
-    logits[i] = token < vocab_size ? Checked(row.logits[token]) : -INFINITY;
-    largest = fmaxf(largest, logits[i]);
-  }
+  float largest = LoadLogits(row.logits, vocab_size, logits);
   if (kAlone) {
     largest = BlockMax(largest, reinterpret_cast<float*>(shared));
     __syncthreads();
-    if (normalize) {
-      double sum = 0;
-#pragma unroll
-      for (int i = 0; i < kTokensPerThread; ++i) {
-        const double w = LogWeight(logits[i], largest, row.inverse_temperature);
-        if (CanDraw(largest) && w >= -DBL_MAX) sum += exp(w);
-      }
-      sum = BlockSum(sum, reinterpret_cast<double*>(shared));
+    if (threadIdx.x == 0) chunks.largest[place] = largest;
+    if (statistics != nullptr) {
+      const double sum = ChunkSum(row, logits, largest, largest, reinterpret_cast<double*>(shared));
       if (threadIdx.x == 0) chunks.sums[place] = sum;
       __syncthreads();
     }
-    if (threadIdx.x == 0) chunks.largest[place] = largest;
   } else {
-    largest = RowLargest(chunks.largest + r * num_chunks, num_chunks);
+    largest = RowLargest(chunks, r, num_chunks);
   }
-
-  const bool residual = by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
-  if (!by_rejection || drawing == r - sequence.first_row) {
-    Candidate best = kNobody;
-    if (CanDraw(largest)) {
-      const double log_normalizer = residual ? RowLogNormalizer(chunks.sums + r * num_chunks, num_chunks) : 0;
-      best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, shared);
-    }
-    if (threadIdx.x == 0) {
-      chunks.scores[place] = best.score;
-      chunks.winners[place] = best.token;
-    }
-    if (residual && CanDraw(largest)) {
-      __syncthreads();
-      best = BestOfChunk(Scores(row, largest, 0, false), logits, shared);
-      if (threadIdx.x == 0) {
-        chunks.scores[fallback + place] = best.score;
-        chunks.winners[fallback + place] = best.token;
-      }
-    }
+  Best best;
+  if (CanDraw(largest)) {
+    const double log_normalizer =
+        residual ? RowLogNormalizer(chunks, r, num_chunks, largest, row.inverse_temperature) : 0;
+    best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, shared);
   }
-
-  __shared__ bool is_last;
-  if (threadIdx.x == 0) {
-    __threadfence();
-    const int blocks = num_chunks * (sequence.num_drafts + 1);
-    is_last = atomicAdd(chunks.arrivals + row.sequence, 1) == blocks - 1;
+  if (threadIdx.x == 0) chunks.best[place] = best;
+  if (residual && CanDraw(largest)) {
+    __syncthreads();
+    best = BestOfChunk(Scores(row, largest, 0, false), logits, shared);
+    if (threadIdx.x == 0) chunks.best[fallback + place] = best;
   }
-  __syncthreads();
-  if (!is_last) return;
-  __threadfence();
-  if (threadIdx.x == 0) chunks.arrivals[row.sequence] = 0;
+  const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
+  if (!IsLastBlock(chunks.arrivals + CudaDevice::kZeros / 2 + row.sequence, blocks)) return;
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (statistics != nullptr) {
     for (int k = warp; k <= sequence.num_drafts; k += kThreads / 32) {
-      const int of = (sequence.first_row + k) * num_chunks;
-      const float row_largest = RowLargest(chunks.largest + of, num_chunks);
-      double log_normalizer;
-      if (kAlone) {
-        const double inverse = rows[sequence.first_row + k].inverse_temperature;
-        double sum = 0;
-        for (int c = lane; c < num_chunks; c += 32) {
-          const float chunk_largest = __ldcg(chunks.largest + of + c);
-          if (!CanDraw(chunk_largest)) continue;
-          sum += __ldcg(chunks.sums + of + c) * exp(LogWeight(chunk_largest, row_largest, inverse));
-        }
-        log_normalizer = log(WarpSum(sum));
-      } else {
-        log_normalizer = RowLogNormalizer(chunks.sums + of, num_chunks);
-      }
-      if (lane == 0) statistics[sequence.first_row + k] = {log_normalizer, row_largest};
+      const int of = sequence.first_row + k;
+      const float of_row = RowLargest(chunks, of, num_chunks);
+      const double log_normalizer =
+          RowLogNormalizer(chunks, of, num_chunks, of_row, rows[of].inverse_temperature);
+      if (lane == 0) statistics[of] = {log_normalizer, of_row};
     }
   }
   if (warp != 0) return;
-  for (int k = by_rejection ? drawing : 0;; ++k) {
+  for (int k = drawing;; ++k) {
     const int judge = sequence.first_row + k;
     const SampleRow& j = rows[judge];
-    const int of = judge * num_chunks;
-    const float row_largest = RowLargest(chunks.largest + of, num_chunks);
+    const Best* const of_chunks = chunks.best + judge * num_chunks;
+    const float* const largest_of_chunks = chunks.largest + judge * num_chunks;
+    const float of_row = RowLargest(chunks, judge, num_chunks);
     int token = 0;
-    if (CanDraw(row_largest)) {
-      // Scores of a chunk that knew its own largest logit alone are above those of the row.
-      const auto lift = [&](int c) {
-        return kAlone && j.inverse_temperature > 0
-                   ? LogWeight(__ldcg(chunks.largest + of + c), row_largest, j.inverse_temperature)
-                   : 0;
-      };
-      const double log_normalizer = residual ? RowLogNormalizer(chunks.sums + of, num_chunks) : 0;
-      token = RowBest(Scores(j, row_largest, log_normalizer, residual), j.logits, chunks.scores + of,
-                      chunks.winners + of, num_chunks, lift);
+    if (CanDraw(of_row)) {
+      const double log_normalizer =
+          residual ? RowLogNormalizer(chunks, judge, num_chunks, of_row, j.inverse_temperature) : 0;
+      const bool lift = kAlone && j.inverse_temperature > 0;
+      token = RowToken(Scores(j, of_row, log_normalizer, residual), j, of_row, of_chunks, largest_of_chunks,
+                       num_chunks, lift);
       if (token == INT_MAX) {  // nothing is left of p - q
-        token = RowBest(Scores(j, row_largest, 0, false), j.logits, chunks.scores + fallback + of,
-                        chunks.winners + fallback + of, num_chunks, lift);
+        token = RowToken(Scores(j, of_row, 0, false), j, of_row, of_chunks + fallback, largest_of_chunks,
+                         num_chunks, lift);
       }
       if (!by_rejection && k < sequence.num_drafts && token == j.draft) continue;
     }
     if (lane == 0) {
-      accepted[row.sequence] = CanDraw(row_largest) ? k : kSampleError;
+      accepted[row.sequence] = CanDraw(of_row) ? k : kSampleError;
       tokens[row.sequence] = token;
     }
     return;
@@ -470,24 +394,25 @@ __global__ void __launch_bounds__(kThreads)
 
 void Sample(const KernelContext& ctx, const SampleArgs& args) {
   CHECK(args.statistics == nullptr || args.normalize);
-  CHECK(args.num_sequences <= CudaDevice::kZeros);
+  CHECK(args.num_sequences <= CudaDevice::kZeros / 2);
   ArenaScope scope(*ctx.scratch);
   const unsigned num_chunks = CeilDiv(args.vocab_size, kChunk);
   const int64_t places = int64_t{args.num_rows} * num_chunks;
   const ChunkResults chunks = {.largest = ctx.scratch->Allocate<float>(places),
                                .sums = ctx.scratch->Allocate<double>(places),
-                               .scores = ctx.scratch->Allocate<double>(2 * places),
-                               .winners = ctx.scratch->Allocate<int>(2 * places),
+                               .best = ctx.scratch->Allocate<Best>(2 * places),
+                               .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
                                .arrivals = DeviceOf(ctx).zeros()};
   const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
-  // Rejection must know all probabilities before it draws, a cut the largest one.
-  const bool alone = !args.has_min_p && (!args.normalize || args.num_rows == args.num_sequences);
-  if (!alone) {
-    Launch(ctx, LargestKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
-    if (args.normalize) Launch(ctx, SumKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+  // Rejection must know all probabilities before it draws, a cut the largest logit.
+  const bool judges = args.normalize && args.num_rows > args.num_sequences;
+  if (args.has_min_p) Launch(ctx, LargestKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+  if (args.normalize && (judges || args.has_min_p)) {
+    Launch(ctx, args.has_min_p ? SumKernel<true> : SumKernel<false>, grid, kThreads, 0, args.rows,
+           args.sequences, args.vocab_size, chunks);
   }
-  Launch(ctx, alone ? DrawKernel<true> : DrawKernel<false>, grid, kThreads, 0, args.rows, args.sequences,
-         args.vocab_size, args.normalize, chunks, args.accepted, args.tokens, args.statistics);
+  Launch(ctx, judges || args.has_min_p ? DrawKernel<false> : DrawKernel<true>, grid, kThreads, 0, args.rows,
+         args.sequences, args.vocab_size, chunks, args.accepted, args.tokens, args.statistics);
 }
 
 }  // namespace foresight::cuda
