@@ -23,7 +23,7 @@ class TokenDrawsTest : public testing::Test {
     Result<Placement> placed = PlaceModel(made_.weights, device_, options);
     CHECK(placed.ok(), "{}", placed.status().message());
     placement_ = std::move(*placed);
-    model_.emplace(placement_.weights.weights, RefKernels(), pool_, options);
+    model_.emplace(placement_.weights->weights, RefKernels(), pool_, options);
   }
   static ModelConfig Config() {
     ModelConfig config = TinyAConfig();
