@@ -6,8 +6,8 @@
 #include <random>
 
 #include "device/device_apart.h"
+#include "model/draft_fixture.h"
 #include "model/placement.h"
-#include "weights/synthetic.h"
 
 namespace foresight {
 namespace {
@@ -18,27 +18,17 @@ constexpr int kSequences = 12;
 // A model that nobody runs, on a device whose memory is the machine's.
 class TokenDrawsTest : public testing::Test {
  protected:
-  TokenDrawsTest() : made_(MakeSyntheticModel(Config(), {.num_threads = 1})) {
+  TokenDrawsTest() {
     ModelOptions options{.max_step_rows = 64};
-    Result<Placement> placed = PlaceModel(made_.weights, device_, options);
+    Result<Placement> placed = PlaceModel(SmallDSparkModel().weights, device_, options);
     CHECK(placed.ok(), "{}", placed.status().message());
     placement_ = std::move(*placed);
     model_.emplace(placement_.weights->weights, RefKernels(), pool_, options);
-  }
-  static ModelConfig Config() {
-    ModelConfig config = TinyAConfig();
-    config.num_hidden_layers = 1;
-    config.layers = {LayerKind::kSwa};
-    config.vocab_size = kVocab;
-    config.num_draft_layers = 0;
-    config.num_nextn_predict_layers = 0;
-    return config;
   }
   std::span<const float> Row(int row) const { return std::span(logits_).subspan(row * kVocab, kVocab); }
 
   static constexpr int kVocab = 256;
   DeviceApart device_;
-  LoadedModel made_;
   Placement placement_;
   ThreadPool pool_{2};
   std::optional<Model> model_;
