@@ -319,6 +319,7 @@ void KernelBench::Attention(const std::string& what, int heads, int sequences, i
             backend_.kernels->attention(context(),
                                         {.sequences = {lists[i % sets], static_cast<size_t>(sequences)},
                                          .rows = rows,
+                                         .entries_max = entries,
                                          .heads = heads,
                                          .window = 128,
                                          .layout = entry,

@@ -391,6 +391,9 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
   table_.attention(ctx_, {.sequences = sequences,
                           .rows = step.rows,
+                          .entries_max = w.kind == LayerKind::kHca
+                                             ? step.entries_max * kCsaRatio / static_cast<int64_t>(w.kind)
+                                             : step.entries_max,
                           .heads = c.num_attention_heads,
                           .window = c.sliding_window,
                           .layout = layout,

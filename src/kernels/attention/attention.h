@@ -39,6 +39,8 @@ enum class CompressedKeys : uint8_t {
 struct AttentionArgs {
   std::span<const SequenceRows> sequences;
   int rows = 0;  // T, of all sequences
+  // No row sees more compressed entries than this; zero where it isn't known. Kernels are chosen by it.
+  int64_t entries_max = 0;
   int heads = 0;
   int window = 0;
   EntryLayout layout;

@@ -73,16 +73,18 @@ struct Decoding {
 
 using Rows = std::vector<const Decoding*>;
 
-// One step of all rows; each row's output.
+// One step of all rows; each row's output. `known`: the kernels are told how long lists may be.
 std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelContext& ctx, const Shape& shape,
-                                       const Rows& rows) {
+                                       const Rows& rows, bool known = true) {
   std::vector<float> sinks = RandomFloats(5).Vector(shape.heads);
   for (float& s : sinks) s += shape.sink;
   std::vector<SequenceRows> sequences;
   std::vector<float> q, cos, sin;
   std::vector<std::byte> entries;
   std::vector<int32_t> picks;
+  int64_t entries_max = 0;
   for (const Decoding* d : rows) {
+    entries_max = std::max(entries_max, (d->position + 1) / shape.ratio());
     sequences.push_back({static_cast<int>(sequences.size()), 1, d->position, d->cache.view()});
     q.insert(q.end(), d->q.begin(), d->q.end());
     cos.insert(cos.end(), d->cos.begin(), d->cos.end());
@@ -93,6 +95,7 @@ std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelCon
   std::vector<float> out(q.size(), NAN);
   table.attention(ctx, {.sequences = sequences,
                         .rows = static_cast<int>(rows.size()),
+                        .entries_max = known ? entries_max : 0,
                         .heads = shape.heads,
                         .window = kWindow,
                         .layout = shape.layout(),
@@ -155,7 +158,7 @@ TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
                 2 * (shape.numerics == faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
           << "heads " << shape.heads << " position " << d->position;
     }
-    for (int count : {2, 7, 64, 128}) {
+    for (int count : {2, 7, 13, 33, 64, 128}) {
       Rows rows;
       for (int i = 0; i < count; ++i) rows.push_back(decodings[(3 * i + count) % decodings.size()].get());
       const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
@@ -183,7 +186,11 @@ TEST_F(AttentionRowsCuda, OfLongListsFollowTheDefinitionAndAreTheSameInAnyCompan
           2 * (numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
           << "position " << d->position;
     }
-    for (int count : {3, 40, 70}) {
+    for (size_t i = 0; i < decodings.size(); ++i) {
+      const Rows row = {decodings[i].get()};
+      EXPECT_EQ(Attend(CudaKernelsForHostArguments(), ctx, shape, row, /*known=*/false)[0], alone[i]);
+    }
+    for (int count : {3, 12, 20, 40, 70}) {
       Rows rows;
       for (int i = 0; i < count; ++i) rows.push_back(decodings[(i + count) % decodings.size()].get());
       const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);

@@ -6,6 +6,6 @@
 namespace foresight::cuda {
 
 // Packed entries of 512 values, 64 of them rotary.
-void LaunchWideAttention(const KernelContext& ctx, int rows, const Attending& attending);
+void LaunchWideAttention(const KernelContext& ctx, const Attending& attending);
 
 }  // namespace foresight::cuda

@@ -10,6 +10,8 @@ namespace foresight::cuda {
 struct Attending {
   const SequenceRows* sequences;
   int num_sequences;
+  int rows;
+  int64_t entries_max;
   int heads;
   int window;
   EntryLayout layout;
@@ -66,9 +68,13 @@ __device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int 
   return args.sequences[count - 1];
 }
 
-// Compressed keys of a chunk. Chunks are softmaxes of their own, merged in order, so that long lists can be
-// worked on in parallel; the raw keys belong to the first one.
-constexpr int kChunkEntries = 1024;
+// Chunks are softmaxes of their own, merged in order, so that long lists can be worked on in parallel; the
+// raw keys belong to the first one. This is how many compressed keys a chunk has; very long lists have larger
+// chunks, not more of them.
+__host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
+  return compressed == CompressedKeys::kAll ? 512 : 1024;
+}
+constexpr int kMaxChunks = 16;
 
 // The keys of one row in their one order, in blocks of kBlock: raw ones by position, padded to whole blocks
 // with absent ones, then compressed ones by index.
@@ -81,6 +87,7 @@ struct KeyList {
   int num_raw;
   int num_compressed;
   int raw_blocks;
+  int chunk_blocks;  // of compressed keys
 
   __device__ KeyList(const Attending& args, const SequenceRows& sequence, int row)
       : args(args), sequence(sequence), picks(args.picks + static_cast<int64_t>(row) * args.topk) {
@@ -96,12 +103,15 @@ struct KeyList {
       num_compressed = static_cast<int>((position + 1) / args.ratio);
       if (args.compressed == CompressedKeys::kPicked) num_compressed = min(num_compressed, args.topk);
     }
+    const int compressed_blocks = (num_compressed + kBlock - 1) / kBlock;
+    chunk_blocks =
+        max(ChunkEntries(args.compressed) / kBlock, (compressed_blocks + kMaxChunks - 1) / kMaxChunks);
   }
   __device__ int blocks() const { return raw_blocks + (num_compressed + kBlock - 1) / kBlock; }
-  __device__ int chunks() const { return max(1, (num_compressed + kChunkEntries - 1) / kChunkEntries); }
+  __device__ int chunks() const { return max(1, (blocks() - raw_blocks + chunk_blocks - 1) / chunk_blocks); }
   // Chunk c has blocks [ChunkBegin(c), ChunkBegin(c + 1)).
   __device__ int ChunkBegin(int chunk) const {
-    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * (kChunkEntries / kBlock));
+    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * chunk_blocks);
   }
 
   // The compressed entry that a key of the padded list is; -1 for raw and absent keys.
