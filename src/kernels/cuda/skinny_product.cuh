@@ -132,6 +132,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
   WarpColumns<Format, kSplit, kStaged> columns(
       shared + kSkinnyWarps * sizeof(Ring) + sizeof(Sums) + warp * staged_bytes, cols);
   const int rounds = (cols + kRoundK - 1) / kRoundK;
+  const int part_blocks = PartBlocks((cols + kBlockK - 1) / kBlockK, PartsOf<Tasks>());
 
   __shared__ ProductTile tiles[2][kSkinnyWarps];
   TileRun<kRows, kColumns, Tasks> run(tasks, row_tiles, column_tiles, &tiles[0][warp]);
@@ -175,6 +176,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
       }
     }
     float sums[kSums] = {};
+    float totals[kSums] = {};
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
       __pipeline_wait_prior(Ring::kSlots - 1);
@@ -238,7 +240,17 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
         if (out[s] == nullptr) continue;
         const int o = s * kProductThreads + threadIdx.x;
         const float* of = sums_of.of[buffer] + o / kRows * Sums::kColumnStride + o % kRows;
-        if (count >= kSkinnyWarps) {
+        if constexpr (PartsOf<Tasks>() > 1) {
+          int in_part = round * kSkinnyWarps % part_blocks;
+          for (int i = 0; i < min(count, kSkinnyWarps); ++i) {
+            sums[s] += of[i * Sums::kWarpStride];
+            if (++in_part == part_blocks) {
+              in_part = 0;
+              totals[s] += sums[s];
+              sums[s] = 0;
+            }
+          }
+        } else if (count >= kSkinnyWarps) {
 #pragma unroll
           for (int i = 0; i < kSkinnyWarps; ++i) sums[s] += of[i * Sums::kWarpStride];
         } else {
@@ -250,6 +262,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
       const int row = (s * kProductThreads + threadIdx.x) % kRows;
+      if constexpr (PartsOf<Tasks>() > 1) sums[s] += totals[s];
       if (out[s] != nullptr && run.row + row < run.row_end) out[s][run.row] = tile.Rounded(sums[s]);
     }
     other = run.Next();
