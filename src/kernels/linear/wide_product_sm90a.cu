@@ -353,7 +353,8 @@ bool Run(const KernelContext& ctx, WideArgs& args) {
   const int parts = blocks / PartBlocks(blocks, kLinearParts);
   for (int wide = 32; wide <= (of.rows > 64 ? 128 : of.rows > 32 ? 64 : 32); wide *= 2) {
     for (int split = 1; split <= (wide == 128 ? 1 : kMaxSplit); split *= 2) {
-      if (wide == 64 && split == 2) continue;  // what a cluster sends must fit
+      if (wide == 64 && split == 2) continue;                          // what a cluster sends must fit
+      if (Format::kHasScales && of.cols / split > 32 * 256) continue;  // a lane keeps the scales of a round
       if (of.cols % (split * 256) != 0 || blocks % (split * PartBlocks(blocks, kLinearParts)) != 0) break;
       const int items = of.groups * group_tiles * static_cast<int>(CeilDiv(of.rows, wide));
       // Larger clusters don't fill every multiprocessor.
@@ -369,7 +370,6 @@ bool Run(const KernelContext& ctx, WideArgs& args) {
     }
   }
   if (columns == 0) return false;
-  if (Format::kHasScales && of.cols / args.split / 256 > 32) return false;
   const int per_tile =
       std::max(sms / args.split / of.groups / static_cast<int>(CeilDiv(of.rows, columns)), 1);
   args.clusters = static_cast<int>(CeilDiv(group_tiles, CeilDiv(group_tiles, per_tile)));
