@@ -377,8 +377,10 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
 
 bool StreamProducts(const KernelContext& ctx, StreamedProducts products) {
   if (DeviceOf(ctx).capability() < 90 || products.rows > 16) return false;
-  if (products.rows > 8 && products.cols > 1024) return false;
   if (!PlaceTiles(products, 1)) return false;
+  // Columns that take long to prepare pay where every thread block has many tiles for them.
+  const bool many_tiles = products.tiles * products.groups >= 8 * DeviceOf(ctx).num_sms();
+  if (products.rows > 8 && (products.cols > 1024 || !many_tiles)) return false;
   StreamArgs args;
   args.of = products;
   return products.products[0].w.dtype == DType::kBF16 ? Stream<Bf16Weights>(ctx, args)

@@ -390,6 +390,7 @@ bool Run(const KernelContext& ctx, WideArgs& args) {
 
 bool WideProducts(const KernelContext& ctx, StreamedProducts products) {
   if (DeviceOf(ctx).capability() != 90) return false;
+  if (products.rows <= 16 && products.cols >= 8192) return false;  // others are faster
   if (!PlaceTiles(products, kGroupTiles)) return false;
   WideArgs args;
   args.of = products;
