@@ -160,6 +160,7 @@ TEST_F(LinearCudaTest, StreamedProductsEqualTheReferenceAndArePure) {
                                {3000, 256},
                                {2500, 1024},
                                {5000, 512},
+                               {17000, 256},
                                {24, 7168}}) {
       const RandomMatrix w(dtype, n, k, rng), v(dtype, 35, k, rng);
       for (int rows : {1, 2, 5, 8, 9, 16, 30, 64, 70}) {
