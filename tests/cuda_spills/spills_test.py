@@ -12,6 +12,7 @@ import sys
 HOT_ARCHITECTURES = {"sm_90", "sm_90a"}
 # Kernels of what serving doesn't run, by their demangled names, and why they may spill.
 MAY_SPILL = [
+    (r"TiledProductKernel<foresight::cuda::Bf16Weights, true,", "clean numerics"),
 ]
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")

@@ -63,30 +63,36 @@ struct LaneValues {
       x[i] = from < k ? source(row, from) : 0.0f;
     }
   }
+  // In the format's type; with kHalf as what is to be multiplied by `factor`, and so are the values from then
+  // on.
+  template <typename Format>
+  __device__ uint2 Pack(bool quantize, float& factor) {
+    if constexpr (Format::kHalf) {
+      // Bits of magnitudes are in their order.
+      const float mine = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
+      const float amax = __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(mine)));
+      if (quantize) {  // exact in one term
+        const uint8_t scale = ActQuantScale(amax);
+        const float inverse = E8M0(static_cast<uint8_t>(254 - scale));
+        factor = E8M0(scale);
+        return {E4M3Halves(x[0] * inverse, x[1] * inverse), E4M3Halves(x[2] * inverse, x[3] * inverse)};
+      }
+      const uint32_t exponent = max(__float_as_uint(amax) >> 23, 32);
+      const float inverse = __uint_as_float((254 + 14 - exponent) << 23);
+      for (float& v : x) v *= inverse;  // below 2^15
+      factor = __uint_as_float((exponent - 14) << 23);
+    }
+    return Pack<Format>();
+  }
   // To the block's 256 bytes at `to`; with kHalf its factor, and unless null what one term misses at
   // `to_low`.
   template <typename Format>
   __device__ void Store(bool quantize, uint16_t* to, uint16_t* to_low, float* factor) {
     const int at = static_cast<int>(threadIdx.x % 32) * 4;
-    if constexpr (Format::kHalf) {
-      // Bits of magnitudes are in their order.
-      const float mine = fmaxf(fmaxf(fabsf(x[0]), fabsf(x[1])), fmaxf(fabsf(x[2]), fabsf(x[3])));
-      const float amax = __uint_as_float(__reduce_max_sync(0xffffffff, __float_as_uint(mine)));
-      if (quantize) {
-        const uint8_t scale = ActQuantScale(amax);
-        const float inverse = E8M0(static_cast<uint8_t>(254 - scale));
-        *factor = E8M0(scale);
-        *reinterpret_cast<uint2*>(to + at) = {E4M3Halves(x[0] * inverse, x[1] * inverse),
-                                              E4M3Halves(x[2] * inverse, x[3] * inverse)};
-        return;  // exact in one term
-      }
-      const uint32_t exponent = max(__float_as_uint(amax) >> 23, 32);
-      const float inverse = __uint_as_float((254 + 14 - exponent) << 23);
-      for (float& v : x) v *= inverse;  // below 2^15
-      *factor = __uint_as_float((exponent - 14) << 23);
-    }
-    *reinterpret_cast<uint2*>(to + at) = Pack<Format>();
-    if (to_low == nullptr) return;
+    float multiplier = 1;
+    *reinterpret_cast<uint2*>(to + at) = Pack<Format>(quantize, multiplier);
+    if constexpr (Format::kHalf) *factor = multiplier;
+    if (to_low == nullptr || quantize) return;
     for (float& v : x) v -= Format::kHalf ? __half2float(__float2half_rn(v)) : RoundBf16(v);
     *reinterpret_cast<uint2*>(to_low + at) = Pack<Format>();
   }

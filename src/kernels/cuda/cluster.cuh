@@ -53,6 +53,17 @@ __device__ inline uint4 LoadOfBlock(const uint4* own, int rank) {
   return value;
 }
 
+// Writes to block `rank`'s shared memory where `own` is in this block's.
+__device__ inline void StoreToBlock(float* own, int rank, float value) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{ .reg .b32 to; mapa.shared::cluster.u32 to, %0, %1; st.shared::cluster.f32 [to], %2; }" ::"r"(
+          static_cast<uint32_t>(__cvta_generic_to_shared(own))),
+      "r"(rank), "f"(value)
+      : "memory");
+#endif
+}
+
 // What the thread wrote to its block's shared memory may be read by transfers; before the barrier behind
 // which one is begun.
 __device__ inline void FenceForTransfers() {
@@ -92,6 +103,16 @@ struct alignas(8) TransferBarrier {
           : "r"(Address(this)), "r"(parity)
           : "memory");
     }
+#endif
+  }
+  // Copies from global memory to this block's `to`; both begin at multiples of 16 bytes, and `bytes` is one.
+  __device__ void Fetch(void* to, const void* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+            Address(to)),
+        "l"(from), "r"(bytes), "r"(Address(this))
+        : "memory");
 #endif
   }
   // Sends what lies at `from`, `bytes` (a multiple of 16), to the same place in block `rank`.

@@ -12,6 +12,20 @@ constexpr int kProductThreads = 256;
 // Bytes of one column's block in shared memory: eight lanes' 16 bytes never meet in a bank.
 constexpr int kStagedColumnBytes = 2 * kBlockK + 64;
 
+// Sums over long K may be made of parts: tasks with `kParts` have the sums of up to so many parts, of equally
+// many blocks but for the last and of four at least, added in order. Blocks of a part:
+__host__ __device__ constexpr int PartBlocks(int blocks, int parts) {
+  const int least = 4;
+  if (parts == 1 || blocks <= least) return blocks;
+  const int each = (blocks + parts - 1) / parts;
+  return each < least ? least : each;
+}
+template <typename Tasks>
+__host__ __device__ constexpr int PartsOf() {
+  if constexpr (requires { Tasks::kParts; }) return Tasks::kParts;
+  return 1;
+}
+
 // What one thread block multiplies. "Rows" are the weight's, "columns" are rows of x.
 struct ProductTile {
   const uint8_t* weights;

@@ -12,9 +12,12 @@
 
 namespace foresight::cuda {
 
-// Thread blocks of a multiprocessor; wide ones need the registers.
-constexpr int SkinnyBlocksPerSm(int tiles) {
-  return tiles <= 2 ? 2 : 1;
+// Thread blocks of a multiprocessor; wide ones need the registers. Tall tiles in a chain of launches leave
+// room for the next one's first weights.
+template <bool kSplit, int kM, int kTiles, typename Tasks>
+constexpr int SkinnyBlocksPerSm() {
+  const bool is_large = kTiles > 2 || (PartsOf<Tasks>() > 1 && kSplit && kTiles == 2);
+  return is_large || (Tasks::kKnownBeforehand && kM == 2) ? 1 : 2;
 }
 
 // Where a warp finds its blocks' columns of x: in the prepared rows or, staged, in shared memory, where it
@@ -112,7 +115,7 @@ constexpr int64_t StagedBytes(int64_t cols, int columns, bool split) {
 
 // Tiles of kM times 16 weight rows and kTiles times eight columns. staged_bytes: of one warp.
 template <typename Format, bool kSplit, int kM, int kTiles, bool kStaged, typename Tasks>
-__global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
+__global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM, kTiles, Tasks>()))
     SkinnyProductKernel(const __grid_constant__ Tasks tasks, int cols, int row_tiles, int column_tiles,
                         int staged_bytes) {
   if constexpr (!Tasks::kKnownBeforehand) AwaitInputs();
@@ -132,6 +135,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
   WarpColumns<Format, kSplit, kStaged> columns(
       shared + kSkinnyWarps * sizeof(Ring) + sizeof(Sums) + warp * staged_bytes, cols);
   const int rounds = (cols + kRoundK - 1) / kRoundK;
+  const int part_blocks = PartBlocks((cols + kBlockK - 1) / kBlockK, PartsOf<Tasks>());
 
   __shared__ ProductTile tiles[2][kSkinnyWarps];
   TileRun<kRows, kColumns, Tasks> run(tasks, row_tiles, column_tiles, &tiles[0][warp]);
@@ -175,6 +179,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
       }
     }
     float sums[kSums] = {};
+    float totals[kSums] = {};
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
       __pipeline_wait_prior(Ring::kSlots - 1);
@@ -238,7 +243,17 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
         if (out[s] == nullptr) continue;
         const int o = s * kProductThreads + threadIdx.x;
         const float* of = sums_of.of[buffer] + o / kRows * Sums::kColumnStride + o % kRows;
-        if (count >= kSkinnyWarps) {
+        if constexpr (PartsOf<Tasks>() > 1) {
+          int in_part = round * kSkinnyWarps % part_blocks;
+          for (int i = 0; i < min(count, kSkinnyWarps); ++i) {
+            sums[s] += of[i * Sums::kWarpStride];
+            if (++in_part == part_blocks) {
+              in_part = 0;
+              totals[s] += sums[s];
+              sums[s] = 0;
+            }
+          }
+        } else if (count >= kSkinnyWarps) {
 #pragma unroll
           for (int i = 0; i < kSkinnyWarps; ++i) sums[s] += of[i * Sums::kWarpStride];
         } else {
@@ -250,6 +265,7 @@ __global__ void __launch_bounds__(kProductThreads, SkinnyBlocksPerSm(kTiles))
 #pragma unroll
     for (int s = 0; s < kSums; ++s) {
       const int row = (s * kProductThreads + threadIdx.x) % kRows;
+      if constexpr (PartsOf<Tasks>() > 1) sums[s] += totals[s];
       if (out[s] != nullptr && run.row + row < run.row_end) out[s][run.row] = tile.Rounded(sums[s]);
     }
     other = run.Next();
@@ -261,8 +277,7 @@ template <typename Format, bool kSplit, int kM, int kTiles, typename Tasks>
 void LaunchSkinnyProduct(const KernelContext& ctx, const Tasks& tasks, int64_t cols, int row_tiles,
                          int column_tiles, int staged_columns) {
   const int64_t staged = StagedBytes(cols, staged_columns, kSplit);
-  // Tall tiles in a chain of launches leave room for the next one's first weights.
-  const int per_sm = Tasks::kKnownBeforehand && kM == 2 ? 1 : SkinnyBlocksPerSm(kTiles);
+  const int per_sm = SkinnyBlocksPerSm<kSplit, kM, kTiles, Tasks>();
   const auto launch = [&](auto* kernel) {
     Launch(ctx, kernel, std::min(row_tiles * column_tiles, per_sm * DeviceOf(ctx).num_sms()), kProductThreads,
            kSkinnyWarps * (sizeof(WeightRing<Format, kM>) + staged) + sizeof(SkinnySums<kM, kTiles>), tasks,

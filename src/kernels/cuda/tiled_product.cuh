@@ -95,6 +95,9 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
   load(0, next);
   uint8_t next_scales[2][2];
   load_scales(0, next_scales);
+  const int part_blocks = PartBlocks(static_cast<int>(blocks), PartsOf<Tasks>());
+  int part_left = part_blocks;
+  float totals[2][4][4] = {};
   float sums[2][4][4] = {};
   for (int64_t block = 0; block < blocks; ++block) {
     __pipeline_wait_prior(0);
@@ -144,6 +147,20 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
         for (int i = 0; i < 4; ++i) sums[m][n][i] = __fadd_rn(sums[m][n][i], acc[m][n][i]);
       }
     }
+    if (PartsOf<Tasks>() > 1 && --part_left == 0) {
+      part_left = part_blocks;
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            totals[m][n][i] = __fadd_rn(totals[m][n][i], sums[m][n][i]);
+            sums[m][n][i] = 0;
+          }
+        }
+      }
+    }
   }
 #pragma unroll
   for (int m = 0; m < 2; ++m) {
@@ -152,6 +169,7 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float* to = tile.Output(row + 16 * m + i / 2 * 8, first_column + n * 8 + 2 * t + i % 2);
+        if constexpr (PartsOf<Tasks>() > 1) sums[m][n][i] = __fadd_rn(totals[m][n][i], sums[m][n][i]);
         if (to != nullptr) *to = tile.Rounded(sums[m][n][i]);
       }
     }

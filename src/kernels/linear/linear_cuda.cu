@@ -2,25 +2,15 @@
 
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/product.cuh"
+#include "kernels/linear/stream_product.h"
+#include "kernels/linear/wide_product.h"
 
 namespace foresight::cuda {
 namespace {
 
-// One weight, or the rows of one group of it. Column c of the product is prepared row c * rows_per_column +
-// prepared_row.
-struct Product {
-  MatrixView w;
-  int64_t row_begin = 0;
-  int64_t row_end = 0;
-  int64_t prepared_row = 0;
-  float* out = nullptr;  // [rows, w.rows]
-  bool round_output = false;
-};
-
-constexpr int kMaxProducts = 24;  // of one launch
-
 struct LinearTasks {
   static constexpr bool kKnownBeforehand = true;
+  static constexpr int kParts = kLinearParts;
 
   Product products[kMaxProducts];
   int first_tile[kMaxProducts];  // row tiles before this product's
@@ -104,8 +94,24 @@ void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x
                         CeilDiv(tasks.rows, shape.tile_columns), staged ? tasks.rows : 0);
 }
 
+StreamedProducts Streamed(const LinearTasks& tasks, const float* x, InputNumerics numerics) {
+  StreamedProducts streamed;
+  streamed.count = tasks.count;
+  streamed.groups = static_cast<int>(tasks.rows_per_column);
+  streamed.rows = tasks.rows;
+  streamed.cols = static_cast<int>(tasks.products[0].w.cols);
+  streamed.x = x;
+  streamed.quantize = numerics.quantize;
+  std::copy_n(tasks.products, tasks.count, streamed.products);
+  return streamed;
+}
+
 void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
          InputNumerics numerics) {
+  if (!numerics.split) {
+    const StreamedProducts streamed = Streamed(tasks, x, numerics);
+    if (StreamProducts(ctx, streamed) || WideProducts(ctx, streamed)) return;
+  }
   switch (tasks.products[0].w.dtype) {
     case DType::kBF16:
       return Run<Bf16Weights>(ctx, tasks, x, x_rows, numerics);
@@ -206,29 +212,45 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
   if (args.rows == 0) return;
   const size_t count = args.targets.size();
   CHECK(count <= kMaxProducts);
-  bool done[kMaxProducts] = {};
-  for (size_t i = 0; i < count; ++i) {
-    if (done[i]) continue;
-    const LinearTarget& first = args.targets[i];
-    const InputNumerics numerics = NumericsOf(ctx, first.w.dtype, first.numerics);
+  // Targets that are multiplied together.
+  struct Group {
+    InputNumerics numerics;
     LinearTasks tasks;
-    tasks.rows = args.rows;
-    for (size_t j = i; j < count; ++j) {
-      const LinearTarget& target = args.targets[j];
-      const Product product = {.w = target.w,
-                               .row_end = target.w.rows,
-                               .out = target.out,
-                               .round_output = RoundsOutput(ctx, target.numerics)};
-      if (NeedsPlainProduct(target.w)) {
-        if (j != i) continue;
-        RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
-      } else if (!done[j] && target.w.dtype == first.w.dtype && !NeedsPlainProduct(first.w) &&
-                 NumericsOf(ctx, target.w.dtype, target.numerics) == numerics) {
-        tasks.products[tasks.count++] = product;
-        done[j] = true;
-      }
+  };
+  Group groups[6];  // of three dtypes, with quantised and plain inputs
+  Group* end = groups;
+  for (const LinearTarget& target : args.targets) {
+    const InputNumerics numerics = NumericsOf(ctx, target.w.dtype, target.numerics);
+    const Product product = {.w = target.w,
+                             .row_end = target.w.rows,
+                             .out = target.out,
+                             .round_output = RoundsOutput(ctx, target.numerics)};
+    if (NeedsPlainProduct(target.w)) {
+      RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
+      continue;
     }
-    if (tasks.count > 0) Run(ctx, tasks, args.x, args.rows, numerics);
+    Group* group = std::find_if(groups, end, [&](const Group& g) {
+      return g.tasks.products[0].w.dtype == target.w.dtype && g.numerics == numerics;
+    });
+    if (group == end) {
+      ++end;
+      group->numerics = numerics;
+      group->tasks.rows = args.rows;
+    }
+    group->tasks.products[group->tasks.count++] = product;
+  }
+  if (end - groups == 2 && !groups[0].numerics.split) {
+    const bool fp8_first = groups[0].tasks.products[0].w.dtype == DType::kF8E4M3;
+    const Group& fp8 = groups[fp8_first ? 0 : 1];
+    const Group& bf16 = groups[fp8_first ? 1 : 0];
+    if (fp8.tasks.products[0].w.dtype == DType::kF8E4M3 && bf16.tasks.products[0].w.dtype == DType::kBF16 &&
+        StreamProducts(ctx, Streamed(fp8.tasks, args.x, fp8.numerics),
+                       Streamed(bf16.tasks, args.x, bf16.numerics))) {
+      return;
+    }
+  }
+  for (Group* group = groups; group != end; ++group) {
+    Run(ctx, group->tasks, args.x, args.rows, group->numerics);
   }
 }
 

@@ -147,6 +147,65 @@ TEST_F(LinearCudaTest, ManyTilesEqualTheReferenceAndArePure) {
   }
 }
 
+// K of whole rounds, in one piece or cut among the blocks of a cluster: few tiles and many, tiles and weights
+// that end early, and rows on both sides of where other kernels take over.
+TEST_F(LinearCudaTest, StreamedProductsEqualTheReferenceAndArePure) {
+  std::mt19937 rng(9);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const auto& [n, k] : {std::pair{16, 1024},
+                               {9, 2048},
+                               {264, 4096},
+                               {72, 8192},
+                               {600, 1536},
+                               {3000, 256},
+                               {2500, 1024},
+                               {5000, 512},
+                               {17000, 256},
+                               {24, 7168}}) {
+      const RandomMatrix w(dtype, n, k, rng), v(dtype, 35, k, rng);
+      for (int rows : {1, 2, 5, 8, 9, 16, 30, 64, 70}) {
+        Check(Numerics::kFaithful,
+              {{w.view, device_->Upload(w.view), LinearNumerics::kProjection},
+               {v.view, device_->Upload(v.view), LinearNumerics::kProjection}},
+              rows, rng);
+        Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kFloat32}}, rows, rng);
+        device_->Clear();
+      }
+    }
+  }
+}
+
+// FP8 and BF16 weights of one input.
+TEST_F(LinearCudaTest, StreamedPairsEqualTheReferenceAndArePure) {
+  std::mt19937 rng(11);
+  for (const auto& [n, k] : {std::pair{16, 256}, {40, 1024}, {700, 4096}, {3000, 512}, {100, 8192}}) {
+    const RandomMatrix a(DType::kF8E4M3, n, k, rng), b(DType::kBF16, n + 24, k, rng),
+        c(DType::kBF16, 9, k, rng);
+    for (int rows : {1, 3, 8, 9, 40}) {
+      Check(Numerics::kFaithful,
+            {{b.view, device_->Upload(b.view), LinearNumerics::kFloat32},
+             {a.view, device_->Upload(a.view), LinearNumerics::kProjection},
+             {c.view, device_->Upload(c.view), LinearNumerics::kFloat32}},
+            rows, rng);
+      device_->Clear();
+    }
+  }
+}
+
+// Several tiles of columns, with rows of the weight for one thread block or many.
+TEST_F(LinearCudaTest, ManyRowsEqualTheReferenceAndArePure) {
+  std::mt19937 rng(10);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const auto& [n, k] : {std::pair{200, 4096}, {1500, 1024}, {9000, 256}}) {
+      const RandomMatrix w(dtype, n, k, rng);
+      for (int rows : {65, 200, 300}) {
+        Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kFloat32}}, rows, rng);
+        device_->Clear();
+      }
+    }
+  }
+}
+
 // Enough of both to be cut into large tiles, whose bits are those of a row alone.
 TEST_F(LinearCudaTest, LargeTilesEqualTheReferenceAndArePure) {
   std::mt19937 rng(6);
@@ -181,8 +240,8 @@ TEST_F(LinearCudaTest, TargetsOfOneCallAreIndependent) {
 TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
   std::mt19937 rng(4);
   for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
-    for (const int n : {128, 40}) {
-      const int groups = 4, k = 256, rows = 70;
+    for (const auto& [n, k] : {std::pair{128, 256}, {40, 256}, {48, 1024}, {400, 512}}) {
+      const int groups = 4, rows = 70;
       const RandomMatrix w(dtype, groups * n, k, rng);
       const MatrixView on_device = device_->Upload(w.view);
       for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
@@ -202,10 +261,14 @@ TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
         EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kBf16 : kFloat32)
             << DTypeName(dtype);
         for (int r = 0; r < rows; r += 23) {
-          const std::vector<float> alone = run(1, x.data() + int64_t{r} * groups * k);
-          EXPECT_EQ(
-              std::memcmp(alone.data(), got.data() + int64_t{r} * groups * n, alone.size() * sizeof(float)),
-              0);
+          for (int count : {1, 7, 20, 40}) {
+            const std::vector<float> fewer =
+                run(std::min(count, rows - r), x.data() + int64_t{r} * groups * k);
+            EXPECT_EQ(
+                std::memcmp(fewer.data(), got.data() + int64_t{r} * groups * n, fewer.size() * sizeof(float)),
+                0)
+                << count << " rows of " << n << "x" << k;
+          }
         }
       }
       device_->Clear();

@@ -1,0 +1,427 @@
+#include <algorithm>
+
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/linear/stream_product.h"
+#include "kernels/linear/stream_tiles.cuh"
+
+namespace foresight::cuda {
+
+namespace {
+
+constexpr int kThreads = 32 * kTileWarps;
+constexpr int kMaxSplit = kLinearParts;                  // blocks of a cluster
+constexpr size_t kSharedBytesOfTwo = size_t{113} << 10;  // so that two thread blocks share a multiprocessor
+constexpr size_t kMostShared = size_t{200} << 10;
+
+struct StreamArgs {
+  StreamedProducts of;
+  int split = 1;       // K, among the thread blocks of a cluster
+  int clusters = 1;    // of a group
+  int warps = 1;       // that share a tile, each with a part of the thread block's K
+  int ring_bytes = 0;  // of a warp
+};
+
+// Warps have tiles of 16 weight rows of their own, one after another, and the part of K of their thread
+// block. The blocks of a cluster bring the parts' sums of each tile together in one of them.
+template <typename Format, int kTiles, int kSlots>
+__device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_index) {
+  constexpr int kRoundBlocks = kRoundBytes / static_cast<int>(Format::Bytes(kBlockK));
+  constexpr int kColumns = 8 * kTiles;
+  static_assert(kRoundBlocks == 1 || kRoundBlocks == 2);
+  extern __shared__ __align__(128) uint8_t shared[];
+  const StreamedProducts& of = args.of;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+
+  const int rank = block_index % args.split;
+  const int cluster = block_index / args.split;
+  const int group = cluster / args.clusters;
+  const int within = cluster % args.clusters;
+  const bool idle = group >= of.groups;
+  const int first = idle ? 0 : group * of.tiles + of.tiles * within / args.clusters;
+  const int end = idle ? 0 : group * of.tiles + of.tiles * (within + 1) / args.clusters;
+  const int slice = of.cols / args.split;
+  const int k0 = rank * slice;
+  const int blocks = slice / kBlockK;
+  const int rounds = blocks / kRoundBlocks / args.warps;
+  const int share = warp % args.warps;
+  const int warp_first = first + warp / args.warps;
+  const int step = kTileWarps / args.warps;
+  constexpr int kSlotsBefore = kSlots < 2 ? kSlots : 2;  // with more of them x would arrive late
+  const bool sends = args.split * args.warps > 1;
+  const int part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
+  const int parts = of.cols / kBlockK / part_blocks;  // of all of K
+  const int columns = of.rows;
+
+  // The warps' rings, the columns, their factors, and what the cluster sends.
+  uint8_t* ring = shared + warp * args.ring_bytes;
+  uint8_t* x = shared + kTileWarps * args.ring_bytes;
+  float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
+  float* received = factors + blocks * kColumns;
+
+  const int warp_k0 = k0 + share * (slice / args.warps);
+  TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
+#pragma unroll 1
+  for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
+  // A lane keeps the scales of one round of the tile.
+  int tile_index = warp_first;
+  uint32_t scales = 0;
+  const auto load_scales = [&](const StreamTile& tile) {
+    if constexpr (Format::kHasScales) {
+      if (lane < rounds) scales = reinterpret_cast<const uint16_t*>(tile.scales)[lane];
+    }
+  };
+  StreamTile tile = {};
+  if (tile_index < end) {
+    tile = StreamTile::Of<Format>(of, tile_index, warp_k0);
+    load_scales(tile);
+  }
+  if (args.split > 1) ClusterArrive();
+
+  AwaitInputs();
+  const int count = idle ? 0 : blocks * of.rows;
+  const auto fill = [&] {
+#pragma unroll
+    for (int slot = kSlotsBefore; slot < kSlots; ++slot) stream.Copy(ring + slot * kSlotBytes);
+  };
+  const auto prepare = [&]<int kBatch>() {  // as many loads at once
+    const int64_t stride = int64_t{of.groups} * of.cols;
+    const float* from = of.x + int64_t{group} * of.cols + k0;
+#pragma unroll 1
+    for (int begin = warp; begin < count; begin += kTileWarps * kBatch) {
+      LaneValues values[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = min(begin + i * kTileWarps, count - 1);
+        LoadColumn<Format>(values[i], from + at % of.rows * stride + at / of.rows * kBlockK);
+      }
+      if (begin == warp) fill();
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int at = min(begin + i * kTileWarps, count - 1);  // the last one's more than once
+        const int block = at / of.rows;
+        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16, at % of.rows,
+                            columns, factors + block * kColumns);
+      }
+    }
+  };
+  if (count <= kTileWarps) {
+    prepare.template operator()<1>();
+  } else if (count <= 4 * kTileWarps) {
+    prepare.template operator()<4>();
+  } else {
+    prepare.template operator()<8>();
+  }
+  if (warp >= count) fill();
+  __syncthreads();
+  if (args.split > 1) ClusterWait();
+
+  const int unit_bytes = columns * 16;
+  const uint8_t* lane_x = x + (share * (blocks / args.warps) * kBlockUnits + lane / 8) * unit_bytes +
+                          min(lane % 8, columns - 1) * 16;
+  const float* lane_factors = factors + share * (blocks / args.warps) * kColumns + 2 * t;
+  const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
+  const uint8_t* lane_weights_other = ring + g * 128 + ((4 + t) ^ (g % 2 * 4)) * 16;
+  const int ring_end = kSlots * kSlotBytes;
+  int slot = 0;
+#pragma unroll 1
+  for (; tile_index < end; tile_index += step) {
+    const uint32_t tile_scales = scales;
+    StreamTile next = {};
+    const uint8_t* block_x = lane_x;
+    const float* block_factors = lane_factors;
+    float total[kTiles][4] = {};
+    float sums[kTiles][4] = {};
+    int part_left = part_blocks;
+    int part = rank * (parts / args.split) + share * (parts / args.split / args.warps);
+#pragma unroll 1
+    for (int round = 0; round < rounds; ++round) {
+      AwaitCopies<kSlots - 1>();
+      __syncwarp();
+      // Chunk c: bytes 64 c + 16 t of the rows g and g + 8.
+      uint4 weights[4][2];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const uint8_t* from = (c % 2 == 0 ? lane_weights : lane_weights_other) + slot + c / 2 * 2048;
+        weights[c][0] = *reinterpret_cast<const uint4*>(from);
+        weights[c][1] = *reinterpret_cast<const uint4*>(from + 1024);
+      }
+      __syncwarp();
+      stream.Copy(ring + slot);
+      slot = slot + kSlotBytes < ring_end ? slot + kSlotBytes : 0;
+      const uint32_t round_scales = __shfl_sync(0xffffffff, tile_scales, round);
+
+      constexpr int kChunkSteps = Format::kValues / 4;
+      constexpr int kBlockChunks = kBlockSteps / kChunkSteps;
+      constexpr int kTogether = kTiles <= 2 ? kRoundBlocks : 1;  // blocks whose chains run side by side
+#pragma unroll
+      for (int b0 = 0; b0 < kRoundBlocks; b0 += kTogether) {
+        float acc[kTogether][kTiles][4] = {};
+#pragma unroll
+        for (int pair = 0; pair < kBlockSteps / 2; ++pair) {
+#pragma unroll
+          for (int b = 0; b < kTogether; ++b) {
+            uint32_t values[kTiles][4];
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) {
+              LoadMatrices(values[n], block_x + ((b0 + b) * kBlockUnits + 4 * pair) * unit_bytes + n * 128);
+            }
+#pragma unroll
+            for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
+              const uint4(&chunk)[2] = weights[(b0 + b) * kBlockChunks + step / kChunkSteps];
+              uint32_t a[4];
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                const uint32_t words[4] = {chunk[half].x, chunk[half].y, chunk[half].z, chunk[half].w};
+                Format::Decode(words, step % kChunkSteps, 0, a[half], a[half + 2]);
+              }
+#pragma unroll
+              for (int n = 0; n < kTiles; ++n) {
+                Multiply<Format>(acc[b][n], a, values[n][step % 2 * 2], values[n][step % 2 * 2 + 1]);
+              }
+            }
+          }
+        }
+#pragma unroll
+        for (int b = 0; b < kTogether; ++b) {
+          const RowScale scale = Format::Scale(static_cast<uint8_t>(round_scales >> (8 * (b0 + b))));
+          const RowScale row_scales[2] = {scale, scale};
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            const float2 f =
+                Format::kHalf ? *reinterpret_cast<const float2*>(block_factors + (b0 + b) * kColumns + n * 8)
+                              : float2{1, 1};
+            ScaleSums<Format>(acc[b][n], row_scales, f);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
+          }
+          if (--part_left == 0) {
+            part_left = part_blocks;
+            if (!sends) {
+#pragma unroll
+              for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                  total[n][i] = __fadd_rn(total[n][i], sums[n][i]);
+                  sums[n][i] = 0;
+                }
+              }
+            } else {
+              const int local = tile_index - first;
+              float* to = received + ((local / args.split * parts + part) * columns + 2 * t) * kTileRows + g;
+#pragma unroll
+              for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                  if (n * 8 + 2 * t + i % 2 < of.rows) {
+                    float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
+                    if (args.split > 1) {
+                      StoreToBlock(own, local % args.split, sums[n][i]);
+                    } else {
+                      *own = sums[n][i];
+                    }
+                  }
+                  sums[n][i] = 0;
+                }
+              }
+              ++part;
+            }
+          }
+        }
+      }
+      if (round == 0 && tile_index + step < end) {
+        next = StreamTile::Of<Format>(of, tile_index + step, warp_k0);
+        load_scales(next);
+      }
+      block_x += kRoundBlocks * kBlockUnits * unit_bytes;
+      block_factors += kRoundBlocks * kColumns;
+    }
+    if (!sends) {
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = n * 8 + 2 * t + i % 2;
+          const int row = g + i / 2 * 8;
+          if (column < of.rows && row < tile.rows) {
+            const float y = total[n][i];
+            tile.out[column * tile.out_stride + row] = tile.round_output ? RoundBf16(y) : y;
+          }
+        }
+      }
+    }
+    tile = next;
+  }
+  if (!sends) return;
+  if (args.split > 1) {
+    ClusterArrive();
+    ClusterWait();
+  } else {
+    __syncthreads();
+  }
+  const int mine = (end - first - rank + args.split - 1) / args.split;
+  for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
+    const int row = e % kTileRows;
+    const int column = e / kTileRows % of.rows;
+    const int local = e / kTileRows / of.rows;
+    const StreamTile to = StreamTile::Of<Format>(of, first + local * args.split + rank, k0);
+    const float* from = received + (local * parts * columns + column) * kTileRows + row;
+    float sum = 0;
+#pragma unroll 8
+    for (int p = 0; p < parts; ++p) sum = __fadd_rn(sum, from[p * columns * kTileRows]);
+    if (row < to.rows) to.out[column * to.out_stride + row] = to.round_output ? RoundBf16(sum) : sum;
+  }
+}
+
+template <typename Format, int kTiles, int kSlots>
+__global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1)
+    StreamProductKernel(const __grid_constant__ StreamArgs args) {
+  StreamBlock<Format, kTiles, kSlots>(args, static_cast<int>(blockIdx.x));
+}
+
+// Products of both kinds at once: the first thread blocks have FP8 weights, the others BF16.
+template <int kSlots>
+__global__ void __launch_bounds__(kThreads, 2)
+    StreamPairKernel(const __grid_constant__ StreamArgs fp8, const __grid_constant__ StreamArgs bf16,
+                     int fp8_blocks) {
+  if (static_cast<int>(blockIdx.x) < fp8_blocks) {
+    StreamBlock<Fp8Weights, 1, kSlots>(fp8, static_cast<int>(blockIdx.x));
+  } else {
+    StreamBlock<Bf16Weights, 1, kSlots>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
+  }
+}
+
+template <typename Format, int kTiles, int kSlots>
+void LaunchStream(const KernelContext& ctx, const StreamArgs& args, int clusters, size_t shared_bytes) {
+  LaunchClusters(ctx, StreamProductKernel<Format, kTiles, kSlots>, static_cast<unsigned>(args.split),
+                 dim3(static_cast<unsigned>(clusters * args.split)), kThreads, shared_bytes, args);
+}
+
+// How K may be cut: into rounds and parts.
+bool IsCut(int cols, int pieces) {
+  const int blocks = cols / kBlockK;
+  return cols % (pieces * 256) == 0 && blocks % (pieces * PartBlocks(blocks, kLinearParts)) == 0;
+}
+
+// Bytes of the values of K.
+int64_t RowBytes(const StreamedProducts& of) {
+  return of.products[0].w.dtype == DType::kBF16 ? 2 * of.cols : of.cols;
+}
+
+// Tiles of the cluster that has the most.
+int TilesOf(const StreamArgs& args) {
+  return static_cast<int>(CeilDiv(args.of.tiles, args.clusters));
+}
+
+void ChooseWarps(StreamArgs& args) {
+  args.warps = 1;
+  while (args.warps * TilesOf(args) < 6 && IsCut(args.of.cols, 2 * args.warps * args.split)) args.warps *= 2;
+}
+
+// What a warp reads of one tile.
+int Rounds(const StreamArgs& args) {
+  return static_cast<int>(RowBytes(args.of) / args.split / args.warps / kRoundBytes);
+}
+int Slots(const StreamArgs& args) {
+  return std::min<int>(3, Rounds(args) * static_cast<int>(CeilDiv(TilesOf(args), kTileWarps / args.warps)));
+}
+size_t SharedBytes(const StreamArgs& args, int slots) {
+  const StreamedProducts& of = args.of;
+  const int slice = of.cols / args.split;
+  const size_t received =
+      args.split * args.warps == 1
+          ? 0
+          : size_t{CeilDiv(TilesOf(args), args.split)} * kLinearParts * of.rows * kTileRows * sizeof(float);
+  return size_t{kTileWarps} * kSlotBytes * slots + size_t{2} * slice * of.rows +
+         slice / kBlockK * (of.rows <= 8 ? 8 : 16) * sizeof(float) + received;
+}
+// A lane keeps the scales of one round.
+bool HasLaneForScales(const StreamArgs& args) {
+  return args.of.products[0].w.dtype == DType::kBF16 || Rounds(args) <= 32;
+}
+
+// Thread blocks that share a tile: with long K and few tiles; many of them where the columns are many too,
+// whose preparation takes its time.
+int Split(const StreamedProducts& of, int sms) {
+  const int tiles = of.tiles * of.groups;
+  if (of.cols <= 2048 || tiles >= 8 * sms) return 1;
+  int split = of.rows > 4 && tiles < 2 * sms ? kMaxSplit : 2;
+  while (!IsCut(of.cols, split)) split /= 2;
+  return split;
+}
+
+template <typename Format>
+bool Stream(const KernelContext& ctx, StreamArgs& args) {
+  StreamedProducts& of = args.of;
+  const int sms = DeviceOf(ctx).num_sms();
+  args.split = Split(of, sms);
+  args.clusters = std::min(std::max(sms / args.split / of.groups, 1), of.tiles);
+  ChooseWarps(args);
+  if (!HasLaneForScales(args)) return false;
+  int slots = Slots(args);
+  if (slots == 3 && SharedBytes(args, 3) > kSharedBytesOfTwo && of.rows <= 8) slots = 2;
+  args.ring_bytes = slots * kSlotBytes;
+  if (SharedBytes(args, slots) > kMostShared) return false;
+  auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;
+  if (slots == 2) launch = of.rows <= 8 ? LaunchStream<Format, 1, 2> : LaunchStream<Format, 2, 2>;
+  if (slots == 1) launch = of.rows <= 8 ? LaunchStream<Format, 1, 1> : LaunchStream<Format, 2, 1>;
+  // One on every multiprocessor, even with nothing to do: else some get two of the next launch, which are
+  // late.
+  launch(ctx, args, std::max(of.groups * args.clusters, sms / args.split), SharedBytes(args, slots));
+  return true;
+}
+
+}  // namespace
+
+bool StreamProducts(const KernelContext& ctx, StreamedProducts products) {
+  if (DeviceOf(ctx).capability() < 90 || products.rows > 16) return false;
+  if (!PlaceTiles(products, 1)) return false;
+  // Columns that take long to prepare pay where every thread block has many tiles for them.
+  const bool many_tiles = products.tiles * products.groups >= 8 * DeviceOf(ctx).num_sms();
+  if (products.rows > 8 && (products.cols > 1024 || !many_tiles)) return false;
+  StreamArgs args;
+  args.of = products;
+  return products.products[0].w.dtype == DType::kBF16 ? Stream<Bf16Weights>(ctx, args)
+                                                      : Stream<Fp8Weights>(ctx, args);
+}
+
+bool StreamProducts(const KernelContext& ctx, StreamedProducts fp8, StreamedProducts bf16) {
+  if (DeviceOf(ctx).capability() < 90 || fp8.rows > 8) return false;
+  if (!PlaceTiles(fp8, 1) || !PlaceTiles(bf16, 1)) return false;
+  const int sms = DeviceOf(ctx).num_sms();
+  StreamArgs args[2];
+  int split = kMaxSplit;
+  while (!IsCut(fp8.cols, split)) split /= 2;
+  // As many clusters for either that none has much more to read than the others.
+  const int clusters = sms / split;
+  int64_t least = 0;
+  for (int i = 1; i < clusters; ++i) {
+    const int64_t most =
+        std::max(CeilDiv(fp8.tiles, i) * RowBytes(fp8), CeilDiv(bf16.tiles, clusters - i) * RowBytes(bf16));
+    if (i > 1 && most >= least) continue;
+    least = most;
+    args[0].clusters = i;
+    args[1].clusters = clusters - i;
+  }
+  args[0].of = fp8;
+  args[1].of = bf16;
+  constexpr int kSlots = 2;
+  size_t shared_bytes = 0;
+  for (StreamArgs& a : args) {
+    a.split = split;
+    a.clusters = std::min(a.clusters, a.of.tiles);
+    a.ring_bytes = kSlots * kSlotBytes;
+    ChooseWarps(a);
+    if (!HasLaneForScales(a)) return false;
+    shared_bytes = std::max(shared_bytes, SharedBytes(a, kSlots));
+  }
+  if (shared_bytes > kMostShared) return false;
+  LaunchClusters(ctx, StreamPairKernel<kSlots>, static_cast<unsigned>(split),
+                 dim3(static_cast<unsigned>(clusters * split)), kThreads, shared_bytes, args[0], args[1],
+                 args[0].clusters * split);
+  return true;
+}
+
+}  // namespace foresight::cuda

@@ -1,0 +1,151 @@
+// What the linear entries' kernels that stream weights share: tiles of 16 weight rows, of which every warp
+// has its own, and columns of x in the order in which tensor cores take them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/async_copy.cuh"
+#include "kernels/cuda/product_tile.cuh"
+#include "kernels/linear/stream_product.h"
+
+namespace foresight::cuda {
+
+constexpr int kTileWarps = 8;  // that multiply
+constexpr int kTileRows = 16;
+constexpr int kRoundBytes = 256;                     // of every row of a tile
+constexpr int kSlotBytes = kTileRows * kRoundBytes;  // what a warp reads at a time
+
+inline bool IsAligned(const void* p, uintptr_t to) {
+  return reinterpret_cast<uintptr_t>(p) % to == 0;
+}
+
+// Numbers the products' tiles, each product's and each group's from a multiple of `multiple` on. False: they
+// can't be streamed.
+inline bool PlaceTiles(StreamedProducts& of, int multiple) {
+  const DType dtype = of.products[0].w.dtype;
+  const int blocks = of.cols / kBlockK;
+  if ((dtype != DType::kF8E4M3 && dtype != DType::kBF16) || of.cols % (2 * kBlockK) != 0 ||
+      blocks % PartBlocks(blocks, kLinearParts) != 0 || !IsAligned(of.x, 16)) {
+    return false;
+  }
+  int tiles = 0;
+  for (int i = 0; i < of.count; ++i) {
+    const Product& p = of.products[i];
+    if (p.row_begin % kTileRows != 0 || !IsAligned(p.w.data, 16) || !IsAligned(p.w.scales, 2)) return false;
+    of.first_tile[i] = tiles;
+    tiles += static_cast<int>(CeilDiv(p.row_end - p.row_begin, kTileRows * multiple)) * multiple;
+  }
+  of.tiles = tiles / of.groups;
+  return true;
+}
+
+// A block of columns of x lies in units of eight values, each unit for all columns one after another: lane
+// t's value i of step s in unit 2 s + i / 2, at place 2 t + i % 2.
+constexpr int kBlockUnits = kBlockK / 8;
+
+// A block's values of one column, by a warp.
+template <typename Format>
+__device__ inline void StoreColumn(LaneValues& values, bool quantize, uint8_t* block_units, int column,
+                                   int columns, float* factors) {
+  const int lane = threadIdx.x % 32;
+  const Slot slot = SlotOf(4 * lane);
+  float factor = 1;
+  const uint2 packed = values.Pack<Format>(quantize, factor);
+  uint8_t* to = block_units + (2 * slot.step * columns + column) * 16 + slot.lane * 4;
+  *reinterpret_cast<uint32_t*>(to) = packed.x;
+  *reinterpret_cast<uint32_t*>(to + columns * 16) = packed.y;
+  if (lane == 0) factors[column] = factor;
+}
+
+template <typename Format>
+__device__ inline void LoadColumn(LaneValues& values, const float* block) {
+  const float4 x = *reinterpret_cast<const float4*>(
+      block + Format::Source(SlotOf(4 * (static_cast<int>(threadIdx.x) % 32))));
+  values.x[0] = x.x;
+  values.x[1] = x.y;
+  values.x[2] = x.z;
+  values.x[3] = x.w;
+}
+
+// A tile of 16 weight rows, of which the first `rows` are there, none if it is not positive.
+struct StreamTile {
+  const uint8_t* weights;
+  const uint8_t* scales;
+  float* out;
+  int64_t out_stride;
+  int rows;
+  bool round_output;
+
+  template <typename Format>
+  __device__ static StreamTile Of(const StreamedProducts& of, int index, int k0) {
+    int i = of.count - 1;
+    while (of.first_tile[i] > index) --i;
+    const Product& p = of.products[i];
+    const int64_t row = p.row_begin + int64_t{index - of.first_tile[i]} * kTileRows;
+    StreamTile tile;
+    tile.weights = reinterpret_cast<const uint8_t*>(p.w.data) + Format::Bytes(row * of.cols + k0);
+    tile.scales = Format::kHasScales ? p.w.scales + min(row, p.row_end - 1) / 128 * (of.cols / 128) + k0 / 128
+                                     : nullptr;
+    tile.out = p.out + row;
+    tile.out_stride = p.w.rows;
+    tile.rows = static_cast<int>(min(p.row_end - row, int64_t{kTileRows}));
+    tile.round_output = p.round_output;
+    return tile;
+  }
+};
+
+// What a warp sends for: every `step`th tile from `first` on, `rounds` rounds from column k0 on, into slots
+// of 4 KB. Lane l copies 16 bytes of the rows l / 8, l / 8 + 4, ..., once in each half of a round.
+template <typename Format>
+class TileStream {
+ public:
+  __device__ TileStream(const StreamedProducts& of, int first, int step, int end, int k0, int rounds)
+      : of_(of), tile_(first), step_(step), end_(end), k0_(k0), rounds_(rounds) {
+    const int lane = threadIdx.x % 32;
+    to_ = lane / 8 * 128 + (lane % 8 ^ (lane / 8 % 2 * 4)) * 16;
+    if (tile_ < end_) Open();
+  }
+  // Ends a group of copies, of none behind the end.
+  __device__ void Copy(uint8_t* slot) {
+    if (left_ > 0) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          StreamAsync(slot + to_ + half * 2048 + i * 512, rows_[i] + half * 128);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows_[i] += kRoundBytes;
+      if (--left_ == 0) {
+        tile_ += step_;
+        if (tile_ < end_) Open();
+      }
+    }
+    EndCopies();
+  }
+
+ private:
+  __device__ void Open() {
+    const StreamTile tile = StreamTile::Of<Format>(of_, tile_, k0_);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int row = min(lane / 8 + 4 * i, tile.rows - 1);
+      rows_[i] = tile.weights + row * Format::Bytes(of_.cols) + lane % 8 * 16;
+    }
+    left_ = rounds_;
+  }
+
+  const StreamedProducts& of_;
+  const uint8_t* rows_[4];
+  int tile_;
+  const int step_;
+  const int end_;
+  const int k0_;
+  const int rounds_;
+  int left_ = 0;
+  int to_;
+};
+
+}  // namespace foresight::cuda
