@@ -16,6 +16,11 @@ __device__ inline void CopyAsync(void* to, const void* from, bool present) {
                : "memory");
 }
 
+// Brings what lies there to the second-level cache.
+__device__ inline void PrefetchL2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // Ends a group of copies.
 __device__ inline void EndCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
