@@ -65,7 +65,7 @@ class KernelBench {
   void Linear(const std::string& what, int rows, const std::vector<std::pair<DType, int64_t>>& weights,
               int64_t cols, LinearNumerics numerics);
   void GroupedLinear(int rows);
-  void Moe(int rows);
+  void Moe(int rows, bool with_shared);
   void Attention(const std::string& what, int heads, int sequences, int rows_each, int topk, int entries,
                  CompressedKeys compressed);
   void Indexer(int sequences, int rows_each, int keys);
@@ -183,8 +183,8 @@ void KernelBench::GroupedLinear(int rows) {
           });
 }
 
-void KernelBench::Moe(int rows) {
-  const std::string name = fmt::format("moe routed and shared, {} rows", rows);
+void KernelBench::Moe(int rows, bool with_shared) {
+  const std::string name = fmt::format("moe routed{}, {} rows", with_shared ? " and shared" : "", rows);
   if (!Wants(name)) return;
   ArenaScope scope(data_.arena());
   const auto expert = [&](DType dtype) {
@@ -197,7 +197,7 @@ void KernelBench::Moe(int rows) {
   constexpr int kCalls = 24;
   constexpr int kShared = 12;
   std::vector<ExpertWeights> shared;
-  for (int e = 0; e < kShared; ++e) shared.push_back(expert(DType::kF8E4M3));
+  for (int e = 0; e < kShared; ++e) shared.push_back(with_shared ? expert(DType::kF8E4M3) : ExpertWeights{});
   std::mt19937 rng(rows);
   std::vector<const int32_t*> ids;
   double distinct = 0;
@@ -221,7 +221,8 @@ void KernelBench::Moe(int rows) {
   const ExpertWeights* on_device = data_.Upload(experts);
   float* out = data_.Allocate<float>(rows * kFlash.dim);
   Measure(name, distinct * bytes_of(experts[0]) + bytes_of(shared[0]),
-          6.0 * rows * (kFlash.per_token + 1) * kFlash.dim * kFlash.intermediate, kCalls, [&](int i) {
+          6.0 * rows * (kFlash.per_token + with_shared) * kFlash.dim * kFlash.intermediate, kCalls,
+          [&](int i) {
             backend_.kernels->moe(context(), {.rows = rows,
                                               .dim = kFlash.dim,
                                               .intermediate = kFlash.intermediate,
@@ -530,7 +531,8 @@ void KernelBench::RunAll() {
     Linear("router 256 x 4096", rows, {{kBF16, 256}}, 4096, LinearNumerics::kFloat32);
     Linear("head 129280 x 4096", rows, {{kBF16, 129280}}, 4096, LinearNumerics::kFloat32);
   }
-  for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) Moe(rows);
+  for (int rows : {1, 8, 64}) Moe(rows, /*with_shared=*/false);
+  for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) Moe(rows, /*with_shared=*/true);
   for (int sequences : {1, 8, 32, 128}) {
     Attention("Flash 128 + 512 keys", 64, sequences, 1, 512, 16384, CompressedKeys::kPicked);
   }

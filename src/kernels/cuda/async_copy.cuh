@@ -23,6 +23,11 @@ __device__ inline void StreamAsync(void* to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
+// Brings what lies there to the second-level cache.
+__device__ inline void PrefetchL2(const void* from) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+
 // Ends a group of copies.
 __device__ inline void EndCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -16,6 +16,10 @@ struct alignas(8) SharedBarrier {
   __device__ void Arrive() {
     asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(Address()) : "memory");
   }
+  // Arrives when all copies that the thread has begun (cp.async) are there.
+  __device__ void ArriveWithCopies() {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(Address()) : "memory");
+  }
   // Until the phase of this parity has ended; the one before the first has odd parity. No phase after the
   // next one may end before.
   __device__ void Wait(uint32_t parity) {
@@ -50,8 +54,45 @@ __device__ inline int LoadAcquire(const int* from) {
   return value;
 }
 
+// The value alone.
+__device__ inline int LoadRelaxed(const int* from) {
+  int value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+  return value;
+}
+
+// For one writer and the readers of its thread block: who reads the value finds what the writer saw before.
+__device__ inline void StoreRelease(int* to, int value) {
+  asm volatile(
+      "st.release.cta.shared.s32 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
+      "r"(value)
+      : "memory");
+}
+__device__ inline int LoadAcquireShared(const int* from) {
+  int value;
+  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];"
+               : "=r"(value)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from)))
+               : "memory");
+  return value;
+}
+
+// Orders the thread's memory operations for the whole device.
+__device__ inline void Fence() {
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// A warp adds one to two counters: whoever learns of it (LoadAcquire) finds all that its lanes wrote.
+__device__ inline void WarpTell(int* first, int* second) {
+  __syncwarp();
+  if (threadIdx.x % 32 != 0) return;
+  Fence();
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(first) : "memory");
+  asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(second) : "memory");
+}
+
 // A warp counts what it has done: whoever learns of it finds all that its lanes wrote. Returns the counter
-// before; who goes on to read what others wrote says __threadfence() first, and reads past the first-level
+// before; who goes on to read what others wrote says Fence() first, and reads past the first-level
 // cache.
 __device__ inline int WarpCount(int* counter) {
   __syncwarp();

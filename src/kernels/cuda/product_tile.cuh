@@ -103,14 +103,19 @@ __device__ inline float2 ColumnFactors(float of_g) {
   return {__shfl_sync(0xffffffff, of_g, from), __shfl_sync(0xffffffff, of_g, from + 4)};
 }
 
-// A lane's sums of one block, (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1), times what the block's scales are.
+// A sum of one block times what the block's scales are: the column's and the row's factor.
+__device__ inline float ScaleSum(float sum, float of_column, float of_row) {
+  return __fmul_rn(__fmul_rn(sum, of_column), of_row);
+}
+
+// The same of a lane's sums, (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1).
 template <typename Format>
 __device__ inline void ScaleSums(float (&acc)[4], const RowScale (&scales)[2], float2 factors) {
   if constexpr (!Format::kHalf) return;
-  acc[0] = __fmul_rn(__fmul_rn(acc[0], factors.x), scales[0].block);
-  acc[1] = __fmul_rn(__fmul_rn(acc[1], factors.y), scales[0].block);
-  acc[2] = __fmul_rn(__fmul_rn(acc[2], factors.x), scales[1].block);
-  acc[3] = __fmul_rn(__fmul_rn(acc[3], factors.y), scales[1].block);
+  acc[0] = ScaleSum(acc[0], factors.x, scales[0].block);
+  acc[1] = ScaleSum(acc[1], factors.y, scales[0].block);
+  acc[2] = ScaleSum(acc[2], factors.x, scales[1].block);
+  acc[3] = ScaleSum(acc[3], factors.y, scales[1].block);
 }
 
 }  // namespace foresight::cuda

@@ -155,13 +155,20 @@ struct Mxfp4Weights {
     return row * scale_cols + k / 32;
   }
   // E2M1 moved to E4M3's place is the value times 2^-6. Decoding multiplies by 2^14 and the scale over the
-  // largest of the row's four: an exact f16 for scales down to 2^-31 of the largest.
+  // largest of the row's four: an exact f16 for scales down to 2^-28 of the largest, and zero below.
   __device__ static RowScale Scale(uint8_t scale) {
     int largest = scale;
     largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 1));
     largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-    const float factor = __uint_as_float(static_cast<uint32_t>(max(127 + 14 + scale - largest, 0)) << 23);
-    return {PackHalves(factor, factor), E8M0(static_cast<uint8_t>(largest)) * 0x1p-8f};
+    return {Factor(static_cast<uint32_t>(largest - scale)), BlockFactor(static_cast<uint8_t>(largest))};
+  }
+  // What decoding multiplies by, for a scale of 2^-below of the largest: 2^(14 - below), twice.
+  __device__ static uint32_t Factor(uint32_t below) { return 0x74007400u - min(below, 29u) * 0x04000400u; }
+  __device__ static float BlockFactor(uint8_t largest) { return E8M0(largest) * 0x1p-8f; }
+  // The largest of four scales, in both halves of the result.
+  __device__ static uint32_t LargestScale(uint32_t word) {
+    const uint32_t of_two = __vmaxu2(word & 0x00ff00ff, word >> 8 & 0x00ff00ff);
+    return __vmaxu2(of_two, __byte_perm(of_two, 0, 0x1032));
   }
   __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t factor, uint32_t& left,
                                 uint32_t& right) {

@@ -3,15 +3,18 @@
 // Thread blocks stay, one per multiprocessor, and take items in turn: a few groups of 32 weight rows of one
 // expert, for all its rows of the step. First come those of w1 and w3 (sixteen rows of each, so that both
 // values of sixteen activations meet), the shared expert's before the routed ones', then those of w2 in the
-// same order. Sixteen warps multiply: each copies its own blocks of 128 columns to its own ring in shared
-// memory, items ahead. Other warps add up the blocks' products in order and finish the group; one finishes
-// while the next ones sum. Who finishes the last of the groups that make up 128 values of the activation
-// prepares these for w2, and an item of w2 waits for its activations. Items depend on earlier ones alone, so
-// that all the launch takes to end is that its thread blocks run at the same time.
+// same order. Sixteen warps multiply, each its own blocks of 128 columns. Four copy slabs of weights, a block
+// for each of these, to a ring in shared memory, items ahead. Three add up the blocks' products in order and
+// finish groups in turn. Who finishes the last of the groups that make up 128 values of the activation
+// prepares these for w2; one warp waits for activations and tells its thread block.
+//
+// Nobody waits for ever: items depend on earlier ones alone, every thread block takes its own in order, and
+// all thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
 
 #include <cuda_pipeline.h>
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/product_tile.cuh"
 #include "kernels/moe/expert_plan.cuh"
@@ -20,16 +23,30 @@
 namespace foresight::cuda {
 
 constexpr int kStreamWarps = 16;  // that multiply
-constexpr int kStreamSlots = 3;   // of a warp's ring
+constexpr int kCopyWarps = 4;
+constexpr int kSumWarps = 3;  // each every third group
+constexpr int kStreamThreads = (kStreamWarps + kSumWarps + kCopyWarps + 1) * 32;
+constexpr int kStreamColumns = 8;  // rows of the step that share an item's weights, at most
 constexpr int kGroupRows = 32;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
-constexpr int kSumStride = 36;  // of 32 rows' sums; four lanes' columns in other banks
+constexpr int kSumStride = 36;  // of a column's sums; four lanes' columns in other banks
 
-// Two kilobytes of a group: 16 bytes of each lane's rows g, g + 8, g + 16 and g + 24. A block of 128 columns
-// is one of them in FP4, two in FP8.
-struct WeightPiece {
-  uint4 weights[2][2][32];
-  uint32_t scales[32];  // of row g + 8 t of lane 4 g + t: the aligned word with the block's scales
+// The weights of sixteen blocks: all rows of the group in FP4, half of them (one operand A) in FP8. Rows lie
+// so that eight lanes that read 16 bytes each, four of a row, never meet in a bank.
+template <typename Format>
+struct SlabShape {
+  static constexpr int kBlockBytes = static_cast<int>(Format::Bytes(kBlockK));
+  static constexpr int kRowBytes = kStreamWarps * kBlockBytes;
+  static constexpr int kPitch = kRowBytes + 64;
+  static constexpr int kRows = kBlockBytes == 64 ? kGroupRows : kGroupRows / 2;
 };
+constexpr int kScalePitch = kStreamWarps + 4;
+
+struct WeightSlab {
+  alignas(16) uint8_t weights[SlabShape<Mxfp4Weights>::kRows * SlabShape<Mxfp4Weights>::kPitch];
+  // The aligned words that hold a block's scales: of every row in FP4, of w1 and w3 (or w2, twice) in FP8.
+  uint32_t scales[kGroupRows][kScalePitch];
+};
+static_assert(SlabShape<Fp8Weights>::kRows * SlabShape<Fp8Weights>::kPitch <= sizeof(WeightSlab::weights));
 
 // The weights of one expert, and its pairs.
 struct StreamTile {
@@ -54,11 +71,13 @@ struct StreamArgs {
   const ExpertWeights* experts;
   ExpertWeights shared;
   ExpertPlan plan;
+  int num_experts;
   int rows;
   int slots;
   int dim;
   int intermediate;
   int shared_tiles;
+  int max_tiles;       // of the routed experts
   int span;            // groups of an item
   int groups[2];       // of a tile: of w1 and w3, and of w2
   int item_groups[2];  // as many as its items could have
@@ -109,130 +128,190 @@ struct StreamCursor {
   __device__ int End(const StreamArgs& args) const { return min(group + args.span, args.groups[is_down]); }
 };
 
-// Sends for a warp's pieces of its thread block's items, in their order.
-template <typename Format>
-class PieceStream {
- public:
-  __device__ PieceStream(const StreamArgs& args, const StreamTile* tiles)
-      : args_(args), tiles_(tiles), next_(StreamCursor::First(args)) {}
+template <int kSlabs>
+struct SlabRing {
+  WeightSlab slabs[kSlabs];
+  SharedBarrier full[kSlabs];
+  SharedBarrier empty[kSlabs];
 
-  // The next piece, if there is one among the first `tiles`. Ends a group of copies if there is.
-  __device__ bool Copy(WeightPiece& piece, int tiles, bool with_down) {
-    if (left_ == 0 && !Open(tiles, with_down)) return false;
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        __pipeline_memcpy_async(&piece.weights[m][half][lane], data_[half] + m * other_rows_, 16);
+  __device__ void Init() {
+    for (int i = 0; i < kSlabs; ++i) {
+      full[i].Init(kCopyWarps * 32);
+      empty[i].Init(kStreamWarps);
+    }
+  }
+};
+
+// Where in a ring somebody is; in one register.
+template <int kSlots>
+struct RingPlace {
+  uint32_t place = 0;
+
+  __device__ int slot() const { return static_cast<int>(place & 0xff); }
+  __device__ uint32_t phase() const { return place >> 8; }
+  __device__ void Advance() {
+    if ((++place & 0xff) == kSlots) place = (place & 0x100) ^ 0x100;
+  }
+};
+
+// A warp that copies its part of the slabs of its thread block's items, in their order.
+template <typename Format, int kSlabs>
+class SlabStream {
+ public:
+  __device__ SlabStream(const StreamArgs& args, const StreamTile* tiles, SlabRing<kSlabs>& ring, int warp)
+      : args_(args), tiles_(tiles), ring_(ring), warp_(warp), next_(StreamCursor::First(args)) {}
+
+  // Copies of the next slab, if there is one among the first `tiles`, as soon as there is room. It has fewer
+  // blocks at the end of a weight's rows.
+  __device__ bool Send(int tiles, bool with_down) {
+    if (block_ >= blocks_) {
+      if (group_ + 1 < end_) {
+        ++group_;
+      } else {
+        if (!next_.Settle(args_, tiles, with_down)) return false;
+        tile_ = next_.tile;
+        is_down_ = next_.is_down;
+        is_fp8_ = Format::kDType == DType::kF8E4M3 || tile_ < args_.shared_tiles;
+        blocks_ = args_.Cols(is_down_) / kBlockK;
+        group_ = next_.group;
+        end_ = next_.End(args_);
+        next_.Advance(args_);
       }
+      block_ = 0;
     }
-    __pipeline_memcpy_async(
-        &piece.scales[lane],
-        reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(scale_) & ~uintptr_t{3}), 4);
-    __pipeline_commit();
-    --left_;
-    int step = kStreamWarps * kBlockK / 2;
-    int scale_step = kStreamWarps * 4;
-    if (is_fp8_) {  // a block's second half is 64 bytes on
-      step = left_ % 2 != 0 ? 64 : (kStreamWarps - 1) * kBlockK + 64;
-      scale_step = left_ % 2 != 0 ? 0 : kStreamWarps;
+    ring_.empty[place_.slot()].Wait(place_.phase() ^ 1);
+    if (is_fp8_) {
+      Copy<Fp8Weights>();
+    } else {
+      Copy<Format>();
     }
-    data_[0] += step;
-    data_[1] += step;
-    scale_ += scale_step;
+    ring_.full[place_.slot()].ArriveWithCopies();
+    if (is_fp8_) part_ ^= 1;
+    if (part_ == 0) block_ += kStreamWarps;
+    place_.Advance();
     return true;
   }
 
  private:
-  // The next group with pieces of the warp.
-  __device__ bool Open(int tiles, bool with_down) {
-    do {
-      if (++group_ < end_) {
-        Seek();
-        continue;
-      }
-      if (!next_.Settle(args_, tiles, with_down)) {
-        end_ = 0;
-        return false;
-      }
-      tile_ = next_.tile;
-      is_down_ = next_.is_down;
-      is_fp8_ = Format::kDType == DType::kF8E4M3 || tile_ < args_.shared_tiles;
-      group_ = next_.group;
-      end_ = next_.End(args_);
-      next_.Advance(args_);
-      Seek();
-    } while (left_ == 0);
-    return true;
-  }
-  __device__ void Seek() {
+  template <typename F>
+  __device__ void Copy() {
+    using Shape = SlabShape<F>;
+    constexpr int kRows = Shape::kRows / kCopyWarps;  // of the warp
+    constexpr int kRun = kRows < 8 ? kRows : 8;       // neighbours in a weight
+    constexpr int kRowCopies = Shape::kRowBytes / (32 * 16);
     const StreamTile& tile = tiles_[tile_];
-    const int warp = threadIdx.x / 32;
-    const int g = threadIdx.x % 32 / 4;
-    const int t = threadIdx.x % 4;
-    const int cols = args_.Cols(is_down_);
-    const int row_bytes = is_fp8_ ? cols : cols / 2;
-    const int first = group_ * (is_down_ ? kGroupRows : kGroupRows / 2) + g;
-    const int64_t skip = int64_t{first} * row_bytes + warp * (is_fp8_ ? kBlockK : kBlockK / 2) + t * 16;
-    data_[0] = tile.data[is_down_ ? 2 : 0] + skip;
-    data_[1] = is_down_ ? data_[0] + 8 * row_bytes : tile.data[1] + skip;
-    other_rows_ = (is_down_ ? 16 : 8) * row_bytes;
-    const int row = first + (is_down_ ? 8 * t : t / 2 * 8);
-    scale_ = tile.scales[is_down_ ? 2 : t % 2] +
-             (is_fp8_ ? Fp8Weights::ScaleIndex(row, warp * kBlockK, cols / kBlockK)
-                      : Mxfp4Weights::ScaleIndex(row, warp * kBlockK, cols / 32));
-    left_ = max(cols / kBlockK - warp + kStreamWarps - 1, 0) / kStreamWarps * (is_fp8_ ? 2 : 1);
+    WeightSlab& slab = ring_.slabs[place_.slot()];
+    const int lane = threadIdx.x % 32;
+    const int row_bytes = blocks_ * Shape::kBlockBytes;
+    const int bytes = (blocks_ - block_) * Shape::kBlockBytes - lane * 16;  // there are for the lane
+#pragma unroll
+    for (int run = 0; run < kRows; run += kRun) {
+      const int first = warp_ * kRows + run;  // of the slab's rows
+      int matrix;
+      const int64_t row = WeightRow(part_ * Shape::kRows + first, matrix);
+      const uint8_t* from = tile.data[matrix] + row * row_bytes + block_ * Shape::kBlockBytes + lane * 16;
+      uint8_t* to = slab.weights + first * Shape::kPitch + lane * 16;
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) {
+#pragma unroll
+        for (int part = 0; part < kRowCopies; ++part) {
+          if (part * 512 < bytes) {
+            __pipeline_memcpy_async(to + i * Shape::kPitch + part * 512, from + part * 512, 16);
+          }
+        }
+        from += row_bytes;
+      }
+    }
+    if constexpr (F::kDType == DType::kF8E4M3) {
+      const int block = lane % kStreamWarps;
+      const int half = lane / kStreamWarps;
+      if (warp_ != 0 || block_ + block >= blocks_) return;
+      const int first = group_ * (is_down_ ? kGroupRows : kGroupRows / 2) / 128 * blocks_;
+      const auto from =
+          reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : half] + first + block_ + block) &
+          ~uintptr_t{3};
+      __pipeline_memcpy_async(&slab.scales[half][block], reinterpret_cast<const void*>(from), 4);
+    } else if (blocks_ % 4 == 0 && reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : 0]) % 16 == 0 &&
+               reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : 1]) % 16 ==
+                   0) {  // four blocks' words at once
+      static_assert(Format::kDType == DType::kF8E4M3 || kRun == 8);
+#pragma unroll
+      for (int run = 0; run < kRows; run += kRun) {
+        const int first = warp_ * kRows + run;
+        int matrix;
+        const int64_t row = WeightRow(first, matrix) + lane / 4;
+        const int block = lane % 4 * 4;
+        if (block_ + block < blocks_) {
+          __pipeline_memcpy_async(&slab.scales[first + lane / 4][block],
+                                  tile.scales[matrix] + (row * blocks_ + block_ + block) * 4, 16);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kRows; i += 2) {
+        const int first = warp_ * kRows + i;
+        const int block = lane % kStreamWarps;
+        int matrix;
+        const int64_t row = WeightRow(first, matrix) + lane / kStreamWarps;
+        if (block_ + block < blocks_) {
+          __pipeline_memcpy_async(&slab.scales[first + lane / kStreamWarps][block],
+                                  tile.scales[matrix] + (row * blocks_ + block_ + block) * 4, 4);
+        }
+      }
+    }
+  }
+
+  // Where row `of_group` of the group is: in w1, w3 or w2.
+  __device__ int64_t WeightRow(int of_group, int& matrix) const {
+    matrix = is_down_ ? 2 : of_group / 8 % 2;
+    if (is_down_) return int64_t{group_} * kGroupRows + of_group;
+    return int64_t{group_} * (kGroupRows / 2) + of_group / 16 * 8 + of_group % 8;
   }
 
   const StreamArgs& args_;
   const StreamTile* tiles_;
+  SlabRing<kSlabs>& ring_;
+  const int warp_;
   StreamCursor next_;  // item
-  int left_ = 0;       // pieces of the group
+  RingPlace<kSlabs> place_;
   int group_ = 0;
-  int end_ = 0;  // of the item
+  int end_ = 0;     // of the item
+  int block_ = 0;   // the slab's first
+  int blocks_ = 0;  // of a weight row
+  int part_ = 0;    // of a group's rows
   int tile_ = 0;
   bool is_down_ = false;
   bool is_fp8_ = false;
-  int other_rows_ = 0;      // bytes from the first sixteen rows to the others
-  const uint8_t* data_[2];  // the lane's of the next piece: of the rows g and g + 8
-  const uint8_t* scale_;    // of row g + 8 t
 };
 
-// kTiles: of eight columns, in an item at most.
-template <int kTiles>
 struct StreamShared {
-  static constexpr int kSumWarps = 4 / kTiles;
-  static constexpr int kThreads = (kStreamWarps + kSumWarps) * 32;
+  static constexpr int kSlabs = 4;
+  static constexpr int kBuffers = 2;
+  static constexpr int kRowFactors = kStreamColumns * kSumStride;
+  static constexpr int kBlockSums = kRowFactors + kGroupRows;
 
-  WeightPiece ring[kStreamWarps][kStreamSlots];
-  float sums[kSumWarps][kStreamWarps][kTiles * 8 * kSumStride];  // of a round's blocks
-  SharedBarrier full[kSumWarps];
-  SharedBarrier empty[kSumWarps];
+  SlabRing<kSlabs> ring;
+  // A round's blocks: of each column, the products with 32 rows and the column's factor; then the rows'
+  // factors.
+  float sums[kBuffers][kStreamWarps][kBlockSums];
+  // A round of the warp's groups; nobody is more rounds ahead of another than there are buffers.
+  SharedBarrier full[kSumWarps][kBuffers];
+  SharedBarrier empty[kBuffers];
+  int num_tiles;
+  int ready_tiles;  // so many first tiles' activations are there
 };
 
 // What a multiplying warp does.
-template <typename Format, bool kSplit, int kTiles>
+template <typename Format, bool kSplit>
 class StreamMultiplier {
  public:
-  __device__ StreamMultiplier(const StreamArgs& args, StreamShared<kTiles>& shared, const StreamTile* tiles)
-      : args_(args), shared_(shared), tiles_(tiles), stream_(args, tiles) {}
+  __device__ StreamMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles)
+      : args_(args), shared_(shared), ring_(shared.ring), tiles_(tiles) {}
 
-  // Fills the ring with what there is of the first `tiles`.
-  __device__ void Fill(int tiles, bool with_down) {
-    while (filled_ < kStreamSlots &&
-           stream_.Copy(shared_.ring[threadIdx.x / 32][filled_], tiles, with_down)) {
-      ++filled_;
-    }
-  }
-
-  __device__ void Run(int tiles) {
-    num_tiles_ = tiles;
-    Fill(tiles, true);
-    for (; filled_ < kStreamSlots; ++filled_) __pipeline_commit();
-    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, tiles, true); at.Advance(args_)) {
-      int x[kTiles];
-      FindColumns(at, x);
+  __device__ void Run() {
+    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, shared_.num_tiles, true);
+         at.Advance(args_)) {
+      const int x = FindColumn(at);
       if (at.is_down) AwaitActivation(at.tile);
       if (Format::kDType == DType::kF8E4M3 || at.tile < args_.shared_tiles) {
         Item<Fp8Weights>(at, x);
@@ -243,268 +322,318 @@ class StreamMultiplier {
   }
 
  private:
+  static constexpr int kSlabs = StreamShared::kSlabs;
+
   __device__ const PreparedRows& Source(const StreamCursor& at) const {
     return at.is_down ? args_.activation : at.tile < args_.shared_tiles ? args_.x_shared : args_.x_routed;
   }
 
-  // Where the lane's columns begin in the item's source. Behind the last one it is another, whose products
+  // Where the lane's column begins in the item's source. Behind the last one it is another, whose products
   // nobody asks for.
-  __device__ void FindColumns(const StreamCursor& at, int (&x)[kTiles]) const {
+  __device__ int FindColumn(const StreamCursor& at) const {
     const StreamTile& tile = tiles_[at.tile];
     const int32_t* rows = (at.is_down ? args_.plan.list : args_.plan.rows) + tile.begin;
-    const int stride = static_cast<int>(Source(at).stride());
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      x[n] = rows[min(n * 8 + static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1)] * stride;
-    }
+    const int column = min(static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1);
+    return rows[column] * static_cast<int>(Source(at).stride());
   }
 
   template <typename F>
-  __device__ void Item(const StreamCursor& at, const int (&x)[kTiles]) {
+  __device__ void Item(const StreamCursor& at, int x) {
     const int end = at.End(args_);
-    const bool is_narrow = kTiles == 1 || tiles_[at.tile].count <= 8;
-    if (is_narrow) {
-      for (int group = at.group; group < end; ++group) Multiply<F, 1>(at, group, x);
-    } else {
-      for (int group = at.group; group < end; ++group) Multiply<F, kTiles>(at, group, x);
-    }
+    for (int group = at.group; group < end; ++group) Multiply<F>(at, group, x);
   }
 
-  template <typename F, int kN>
-  __device__ void Multiply(const StreamCursor& at, int group, const int (&x)[kTiles]) {
+  // The lane's values of a block's column: of eight steps, two in each.
+  struct Column {
+    uint4 high[kBlockSteps / 2];
+    uint4 low[kBlockSteps / 2];
+
+    __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
+      high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
+      if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
+    }
+  };
+
+  template <typename F>
+  __device__ void Multiply(const StreamCursor& at, int group, int x) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
-    constexpr int kChunks = kFp8 ? 2 : 1;
-    constexpr int kPairs = kBlockSteps / 2;
-    // Of one column tile, a block's columns are sent for before its weights are in.
-    constexpr bool kAhead = kN == 1 && !kSplit;
-    const int lane = threadIdx.x % 32;
+    // A block's column is sent for before its weights are in, where registers allow.
+    constexpr bool kAhead = !kSplit;
     const int warp = threadIdx.x / 32;
     const PreparedRows& source = Source(at);
     const int blocks = args_.Cols(at.is_down) / kBlockK;
-    uint32_t scale_offset[2] = {};  // of block 0's, in FP8
+    const int half = static_cast<int>(threadIdx.x) % 2;  // of row lane % 4 * 8 + lane / 4
+    uint32_t scale_offset = 0;                           // of block 0's, in FP8
     if constexpr (kFp8) {
-      const StreamTile& tile = tiles_[at.tile];
       const int first = group * (at.is_down ? kGroupRows : kGroupRows / 2) / 128 * blocks;
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        scale_offset[half] =
-            static_cast<uint32_t>(reinterpret_cast<uintptr_t>(tile.scales[at.is_down ? 2 : half]) + first);
-      }
+      scale_offset = static_cast<uint32_t>(
+          reinterpret_cast<uintptr_t>(tiles_[at.tile].scales[at.is_down ? 2 : half]) + first);
     }
 
+    // A warp without a block goes with the others.
     for (int block = warp; block - warp < blocks; block += kStreamWarps) {
-      float acc[2][kN][4] = {};
-      if (block < blocks) {
-        uint4 high[kPairs][kN], low[kPairs][kN];
-        float column_factors[kN];
-        const auto load = [&](int pair) {
+      float acc[2][4] = {};
+      const int there = min(block, blocks - 1);
+      const uint16_t* from = source.data + (x + there * kBlockK + static_cast<int>(threadIdx.x) % 4 * 8);
+      Column column;
+      if constexpr (kAhead) {
 #pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            const uint16_t* from = source.data + (x[n] + block * kBlockK + lane % 4 * 8 + pair * 32);
-            high[pair][n] = *reinterpret_cast<const uint4*>(from);
-            if constexpr (kSplit) low[pair][n] = *reinterpret_cast<const uint4*>(from + source.padded);
-          }
-        };
-        if constexpr (kAhead) {
+        for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(source, from, pair);
+      }
+      const auto load = [&](int step) {
+        if (!kAhead && step % 2 == 0) column.Load(source, from, step / 2);
+      };
+      const auto column_factor = [&] {
+        const int terms = static_cast<int>(kSplit ? 2 * source.padded : source.padded);
+        return *reinterpret_cast<const float*>(source.data + (x + terms + 2 * there));
+      };
+      float of_column;
+      if constexpr (kAhead) of_column = column_factor();
+      RowScale scales[2][2] = {};
+      float row_factor;
+      if constexpr (kFp8) {
 #pragma unroll
-          for (int pair = 0; pair < kPairs; ++pair) load(pair);
-        }
-        {
-          const int terms = static_cast<int>(kSplit ? 2 * source.padded : source.padded);
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            column_factors[n] = *reinterpret_cast<const float*>(source.data + (x[n] + terms + 2 * block));
-          }
-        }
-        RowScale scales[2][2];
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-          __pipeline_wait_prior(kStreamSlots - 1);
-          __syncwarp();
-          WeightPiece& piece = shared_.ring[warp][slot_];
+        for (int m = 0; m < 2; ++m) {
           RowPair weights[2];
+          TakeSlab<F>([&](const WeightSlab& slab) {
 #pragma unroll
-          for (int m = 0; m < 2; ++m) {
+            for (int c = 0; c < 2; ++c) weights[c] = Rows<F>(slab, 0, c * 64);
+            // One for all rows of a weight's in the group.
+            if (m == 0) {
+              row_factor =
+                  F::Scale(static_cast<uint8_t>(slab.scales[half][warp] >> (scale_offset + block) % 4 * 8))
+                      .block;
+            }
+          });
 #pragma unroll
-            for (int half = 0; half < 2; ++half) weights[m].words[half] = piece.weights[m][half][lane];
+          for (int step = 0; step < kBlockSteps; ++step) {
+            load(step);
+            Step<F>(weights[step / 4], step % 4, scales[m], column, step / 2, acc[m]);
           }
-          if (c == 0) FindScales<F>(piece, scale_offset, block, scales);
-          __syncwarp();
-          if (!stream_.Copy(piece, num_tiles_, true)) __pipeline_commit();
-          slot_ = slot_ + 1 < kStreamSlots ? slot_ + 1 : 0;
-
-          constexpr int kChunkSteps = kBlockSteps / kChunks;
+        }
+      } else {
+        RowPair weights[2];
+        TakeSlab<F>([&](const WeightSlab& slab) {
+          row_factor = FindScales<F>(slab, scales);
+          if constexpr (kAhead) {
 #pragma unroll
-          for (int step = 0; step < kChunkSteps; ++step) {
-            const int pair = (c * kChunkSteps + step) / 2;
-            if (!kAhead && step % 2 == 0) load(pair);
+            for (int m = 0; m < 2; ++m) weights[m] = Rows<F>(slab, m * 16, 0);
+          } else {  // with fewer registers
 #pragma unroll
             for (int m = 0; m < 2; ++m) {
-              uint32_t a[4];
-              DecodePair<F>(weights[m], step, scales[m], a);
+              const RowPair rows = Rows<F>(slab, m * 16, 0);
 #pragma unroll
-              for (int n = 0; n < kN; ++n) {
-                MultiplyStep<F, kSplit>(acc[m][n], a, step, high[pair][n], low[pair][n]);
+              for (int step = 0; step < kBlockSteps; ++step) {
+                load(step);
+                Step<F>(rows, step, scales[m], column, step / 2, acc[m]);
               }
             }
           }
-        }
+        });
+        if constexpr (kAhead) {
 #pragma unroll
-        for (int n = 0; n < kN; ++n) {
-          const float2 factors = ColumnFactors<F>(column_factors[n]);
+          for (int step = 0; step < kBlockSteps; ++step) {
 #pragma unroll
-          for (int m = 0; m < 2; ++m) ScaleSums<F>(acc[m][n], scales[m], factors);
-        }
-      }
-      shared_.empty[buffer_].Wait(~phases_ >> buffer_ & 1);
-      if (block < blocks) {
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-#pragma unroll
-          for (int n = 0; n < kN; ++n) {
-            float* to = shared_.sums[buffer_][warp] + (n * 8 + lane % 4 * 2) * kSumStride + m * 16 + lane / 4;
-            to[0] = acc[m][n][0];
-            to[kSumStride] = acc[m][n][1];
-            to[8] = acc[m][n][2];
-            to[kSumStride + 8] = acc[m][n][3];
+            for (int m = 0; m < 2; ++m) Step<F>(weights[m], step, scales[m], column, step / 2, acc[m]);
           }
         }
       }
-      __syncwarp();
-      if (lane == 0) shared_.full[buffer_].Arrive();
-      phases_ ^= 1u << buffer_;
+      if constexpr (!kAhead) of_column = column_factor();
+      PutSums(acc, of_column, row_factor, block < blocks);
     }
-    buffer_ = (buffer_ + 1) % StreamShared<kTiles>::kSumWarps;
+    finisher_ = finisher_ + 1 < kSumWarps ? finisher_ + 1 : 0;
   }
 
-  // What F::Scale() says of the lane's four rows. Every lane finds the largest of one row's four MXFP4
-  // scales.
   template <typename F>
-  __device__ static void FindScales(const WeightPiece& piece, const uint32_t (&fp8_offset)[2], int block,
-                                    RowScale (&scales)[2][2]) {
-    const int first = threadIdx.x % 32 / 4 * 4;
-    const uint4 rows = *reinterpret_cast<const uint4*>(&piece.scales[first]);
-    const uint32_t words[4] = {rows.x, rows.y, rows.z, rows.w};
-    if constexpr (F::kDType == DType::kF8E4M3) {
+  __device__ static void Step(const RowPair& weights, int step, const RowScale (&scales)[2],
+                              const Column& column, int pair, float (&acc)[4]) {
+    uint32_t a[4];
+    DecodePair<F>(weights, step, scales, a);
+    MultiplyStep<F, kSplit>(acc, a, step, column.high[pair], column.low[pair]);
+  }
+
+  // Waits for the next slab, lets `read` take what it needs, and gives the room back.
+  template <typename F, typename Read>
+  __device__ void TakeSlab(const Read& read) {
+    ring_.full[place_.slot()].Wait(place_.phase());
+    read(ring_.slabs[place_.slot()]);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) ring_.empty[place_.slot()].Arrive();
+    place_.Advance();
+  }
+
+  // Sixteen bytes of the slab's rows `first` + g and + g + 8, of the warp's block.
+  template <typename F>
+  __device__ static RowPair Rows(const WeightSlab& slab, int first, int at) {
+    using Shape = SlabShape<F>;
+    const int lane = threadIdx.x % 32;
+    const uint8_t* from = slab.weights + (first + lane / 4) * Shape::kPitch +
+                          threadIdx.x / 32 * Shape::kBlockBytes + at + lane % 4 * 16;
+    return {*reinterpret_cast<const uint4*>(from), *reinterpret_cast<const uint4*>(from + 8 * Shape::kPitch)};
+  }
+
+  // What the lane's four rows are decoded with. Returns the factor of the sums of row lane % 4 * 8 + lane
+  // / 4.
+  template <typename F>
+  __device__ static float FindScales(const WeightSlab& slab, RowScale (&scales)[2][2]) {
+    const int lane = threadIdx.x % 32;
+    uint32_t words[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        scales[i / 2][i % 2] =
-            F::Scale(static_cast<uint8_t>(words[i] >> (fp8_offset[i % 2] + block) % 4 * 8));
-      }
-    } else {
-      const uint32_t own = piece.scales[threadIdx.x % 32];
-      uint32_t largest = __vmaxu2(own & 0x00ff00ff, own >> 8 & 0x00ff00ff);
-      largest = max(largest >> 16, largest & 0xffff);
-      const float of_block = E8M0(static_cast<uint8_t>(largest)) * 0x1p-8f;
+    for (int i = 0; i < 4; ++i) words[i] = slab.scales[i * 8 + lane / 4][threadIdx.x / 32];
+    const uint32_t of_own = F::LargestScale(OfOwnRow(words));
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int scale = static_cast<int>(words[i] >> threadIdx.x % 4 * 8 & 0xff);
-        const int of_row = static_cast<int>(__shfl_sync(0xffffffff, largest, first + i));
-        const float factor = __uint_as_float(static_cast<uint32_t>(max(127 + 14 + scale - of_row, 0)) << 23);
-        scales[i / 2][i % 2] = {PackHalves(factor, factor), __shfl_sync(0xffffffff, of_block, first + i)};
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t largest = __shfl_sync(0xffffffff, of_own, lane / 4 * 4 + i);
+      const uint32_t below = largest * 0x0101u - words[i];  // no byte borrows from another
+      scales[i / 2][i % 2].decode = F::Factor(__byte_perm(below, 0, 0x4440 | lane % 4));
+    }
+    return F::BlockFactor(static_cast<uint8_t>(of_own));
+  }
+
+  // Of four rows' values, that of row lane % 4.
+  template <typename T>
+  __device__ static T OfOwnRow(const T (&values)[4]) {
+    const T low = threadIdx.x % 2 == 0 ? values[0] : values[1];
+    const T high = threadIdx.x % 2 == 0 ? values[2] : values[3];
+    return threadIdx.x % 4 < 2 ? low : high;
+  }
+
+  // Hands the block's products to the warp that adds them up; without a block it only takes part.
+  __device__ void PutSums(const float (&acc)[2][4], float of_column, float of_row, bool has_block) {
+    const int lane = threadIdx.x % 32;
+    shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
+    if (has_block) {
+      float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
+      to[StreamShared::kRowFactors + lane % 4 * 8 + lane / 4] = of_row;
+      if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
+      to += lane % 4 * 2 * kSumStride + lane / 4;
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        to[m * 16] = acc[m][0];
+        to[m * 16 + kSumStride] = acc[m][1];
+        to[m * 16 + 8] = acc[m][2];
+        to[m * 16 + kSumStride + 8] = acc[m][3];
       }
     }
+    __syncwarp();
+    if (lane == 0) shared_.full[finisher_][buffer_.slot()].Arrive();
+    buffer_.Advance();
   }
 
   __device__ void AwaitActivation(int tile) {
-    if (all_ready_) return;
-    const int blocks = args_.intermediate / kBlockK;
-    int all = 0;
     if (threadIdx.x % 32 == 0) {
-      all = LoadAcquire(args_.ready) == num_tiles_ * blocks;
-      while (!all && LoadAcquire(args_.ready_blocks + tile) < blocks) {
+      while (LoadAcquireShared(&shared_.ready_tiles) <= tile) {
       }
     }
-    all_ready_ = __shfl_sync(0xffffffff, all, 0) != 0;
+    __syncwarp();
   }
 
   const StreamArgs& args_;
-  StreamShared<kTiles>& shared_;
+  StreamShared& shared_;
+  SlabRing<kSlabs>& ring_;
   const StreamTile* tiles_;
-  PieceStream<Format> stream_;
-  int num_tiles_ = 0;
-  int filled_ = 0;
-  int slot_ = 0;
-  int buffer_ = 0;       // of sums
-  uint32_t phases_ = 0;  // a bit per buffer: the parity of its next round
-  bool all_ready_ = false;
+  RingPlace<kSlabs> place_;
+  RingPlace<StreamShared::kBuffers> buffer_;
+  int finisher_ = 0;
 };
 
 // What a warp does that adds up every kSumWarps-th group.
-template <typename Format, int kTiles>
+template <typename Format>
 class StreamFinisher {
  public:
-  __device__ StreamFinisher(const StreamArgs& args, StreamShared<kTiles>& shared, const StreamTile* tiles)
-      : args_(args), shared_(shared), tiles_(tiles), buffer_(threadIdx.x / 32 - kStreamWarps) {}
+  __device__ StreamFinisher(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles)
+      : args_(args), shared_(shared), tiles_(tiles), warp_(threadIdx.x / 32 - kStreamWarps) {}
 
   __device__ void Run(int tiles) {
-    int skip = buffer_;  // groups of others
+    int skip = warp_;  // groups of others
     for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, tiles, true); at.Advance(args_)) {
       const int count = at.End(args_) - at.group;
-      for (; skip < count; skip += StreamShared<kTiles>::kSumWarps) {
-        float sums[kColumns] = {};
-        Sum(at, sums);
-        if (at.is_down) {
-          Down(at, at.group + skip, sums, tiles);
+      const int rounds = (args_.Cols(at.is_down) / kBlockK + kStreamWarps - 1) / kStreamWarps;
+      for (int i = 0; i < count; ++i) {
+        if (skip == 0) {
+          Group(at, at.group + i, tiles);
+          skip = kSumWarps;
         } else {
-          Up(at, at.group + skip, sums);
+          buffer_ = (buffer_ + rounds) % kBuffers;
         }
+        --skip;
       }
-      skip -= count;
     }
   }
 
  private:
-  static constexpr int kColumns = kTiles * 8;  // a lane has one row of each
+  static constexpr int kColumns = kStreamColumns;  // a lane has one row of each
+  static constexpr int kBuffers = StreamShared::kBuffers;
 
-  __device__ void Sum(const StreamCursor& at, float (&sums)[kColumns]) {
-    const int count = tiles_[at.tile].count;
+  __device__ void Group(const StreamCursor& at, int group, int tiles) {
+    const StreamTile& tile = tiles_[at.tile];
     const int lane = threadIdx.x % 32;
-    const int blocks = args_.Cols(at.is_down) / kBlockK;
-    constexpr int kBlockStride = kColumns * kSumStride;
-    for (int round = 0; round < blocks; round += kStreamWarps) {
-      shared_.full[buffer_].Wait(phase_);
-      const int n = min(kStreamWarps, blocks - round);
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-        if (column >= count) break;
-        const float* from = shared_.sums[buffer_][0] + column * kSumStride + lane;
-#pragma unroll 8
-        for (int b = 0; b < n; ++b) sums[column] = __fadd_rn(sums[column], from[b * kBlockStride]);
-      }
-      __syncwarp();
-      if (lane == 0) shared_.empty[buffer_].Arrive();
-      phase_ ^= 1;
+    // Of column `lane`; they come while the sums are awaited.
+    int pair = 0;
+    float weight = 1;
+    if (lane < tile.count) {
+      pair = args_.plan.list[tile.begin + lane];
+      if (!at.is_down && at.tile >= args_.shared_tiles) weight = args_.weights[pair];
+    }
+    float sums[kColumns] = {};
+    Sum(at, tile.count, sums);
+    if (at.is_down) {
+      Down(tile, group, sums, pair, tiles);
+    } else {
+      Up(at.tile, group, sums, pair, weight);
     }
   }
 
-  __device__ void Up(const StreamCursor& at, int group, const float (&sums)[kColumns]) {
-    const StreamTile& tile = tiles_[at.tile];
+  __device__ void Sum(const StreamCursor& at, int count, float (&sums)[kColumns]) {
     const int lane = threadIdx.x % 32;
-    const bool is_shared = at.tile < args_.shared_tiles;
+    const int blocks = args_.Cols(at.is_down) / kBlockK;
+    for (int round = 0; round < blocks; round += kStreamWarps) {
+      shared_.full[warp_][buffer_].Wait(phases_ >> buffer_ & 1);
+      phases_ ^= 1u << buffer_;
+      const int n = min(kStreamWarps, blocks - round);
+      const float* row_factors = shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane;
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+        if (column >= count) break;
+        const float* from = shared_.sums[buffer_][0] + column * kSumStride;
+#pragma unroll 8
+        for (int b = 0; b < n; ++b) {
+          const int at = b * StreamShared::kBlockSums;
+          sums[column] =
+              __fadd_rn(sums[column], ScaleSum(from[at + lane], from[at + kGroupRows], row_factors[at]));
+        }
+      }
+      __syncwarp();
+      if (lane == 0) shared_.empty[buffer_].Arrive();
+      buffer_ = buffer_ + 1 < kBuffers ? buffer_ + 1 : 0;
+    }
+  }
+
+  __device__ void Up(int at_tile, int group, const float (&sums)[kColumns], int own_pair, float own_weight) {
+    const StreamTile& tile = tiles_[at_tile];
+    const int lane = threadIdx.x % 32;
     const int output = group * (kGroupRows / 2) + lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       if (column >= tile.count) break;
       const float y = args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
       const float up = __shfl_xor_sync(0xffffffff, y, 8);
+      const int pair = __shfl_sync(0xffffffff, own_pair, column);
+      const float weight = __shfl_sync(0xffffffff, own_weight, column);
       if (lane % 16 >= 8) continue;
-      const int pair = args_.plan.list[tile.begin + column];
-      const float weight = is_shared ? 1.0f : args_.weights[pair];
       args_.hidden[int64_t{pair} * args_.intermediate + output] = args_.swiglu(y, up, weight);
     }
     const int blocks = args_.intermediate / kBlockK;
     const int block = group * (kGroupRows / 2) / kBlockK;
-    const int before = WarpCount(args_.groups_of_block + at.tile * blocks + block);
+    const int before = WarpCount(args_.groups_of_block + at_tile * blocks + block);
     if (before != kBlockK / (kGroupRows / 2) - 1) return;
-    __threadfence();
-    if (is_shared) {
+    Fence();
+    if (at_tile < args_.shared_tiles) {
       Prepare<Fp8Weights>(tile, block);
     } else {
       Prepare<Format>(tile, block);
     }
-    WarpCount(args_.ready_blocks + at.tile);
-    WarpCount(args_.ready);
+    WarpTell(args_.ready_blocks + at_tile, args_.ready);
   }
 
   template <typename F>
@@ -529,21 +658,24 @@ class StreamFinisher {
     }
   }
 
-  __device__ void Down(const StreamCursor& at, int group, const float (&sums)[kColumns], int tiles) {
-    const StreamTile& tile = tiles_[at.tile];
+  __device__ void Down(const StreamTile& tile, int group, const float (&sums)[kColumns], int own_pair,
+                       int tiles) {
     const int output = group * kGroupRows + threadIdx.x % 32;
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       if (column >= tile.count) break;
-      const int pair = args_.plan.list[tile.begin + column];
+      const int pair = __shfl_sync(0xffffffff, own_pair, column);
       args_.y[int64_t{pair} * args_.dim + output] =
           args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
     }
     if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
-    __threadfence();
+    Fence();
     for (int row = 0; row < args_.rows; ++row) {
       const float* from = args_.y + int64_t{row} * args_.slots * args_.dim + output;
-      const float last = __ldcg(args_.y + (int64_t{args_.rows} * args_.slots + row) * args_.dim + output);
+      const float last =
+          args_.shared_tiles == 0
+              ? 0.0f
+              : __ldcg(args_.y + (int64_t{args_.rows} * args_.slots + row) * args_.dim + output);
       float sum = 0;
 #pragma unroll 8
       for (int k = 0; k < args_.slots; ++k) sum += __ldcg(from + int64_t{k} * args_.dim);
@@ -553,44 +685,79 @@ class StreamFinisher {
   }
 
   const StreamArgs& args_;
-  StreamShared<kTiles>& shared_;
+  StreamShared& shared_;
   const StreamTile* tiles_;
-  const int buffer_;
-  uint32_t phase_ = 0;
+  const int warp_;
+  int buffer_ = 0;
+  uint32_t phases_ = 0;  // a bit per buffer: the parity of the warp's next round there
 };
 
-template <typename Format, bool kSplit, int kTiles>
-__global__ void __launch_bounds__(StreamShared<kTiles>::kThreads, 1)
+// What the warp does that waits for activations, tile after tile, and tells its thread block of them.
+__device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_tiles) {
+  if (threadIdx.x % 32 != 0) return;
+  const int blocks = args.intermediate / kBlockK;
+  for (int tile = 0; tile < tiles; ++tile) {
+    // Not LoadAcquire: it would empty the first-level cache again and again.
+    while (LoadRelaxed(args.ready_blocks + tile) < blocks) __nanosleep(100);
+    const bool all = LoadRelaxed(args.ready) == tiles * blocks;
+    Fence();
+    if (all) tile = tiles - 1;
+    StoreRelease(ready_tiles, tile + 1);
+  }
+}
+
+template <typename Format, bool kSplit>
+__global__ void __launch_bounds__(kStreamThreads, 1)
     ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
-  using Shared = StreamShared<kTiles>;
   extern __shared__ __align__(16) uint8_t memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(memory);
-  StreamTile* tiles = reinterpret_cast<StreamTile*>(memory + sizeof(Shared));
+  StreamShared& shared = *reinterpret_cast<StreamShared*>(memory);
+  StreamTile* tiles = reinterpret_cast<StreamTile*>(memory + sizeof(StreamShared));
   const int pairs = args.rows * args.slots;
-  const bool multiplies = threadIdx.x < kStreamWarps * 32;
-  for (int i = threadIdx.x; i < args.shared_tiles; i += Shared::kThreads) {
-    tiles[i].Set(args.shared, pairs + i * kTiles * 8, min(kTiles * 8, args.rows - i * kTiles * 8));
+  const int warp = threadIdx.x / 32;
+  for (int i = threadIdx.x; i < args.shared_tiles; i += kStreamThreads) {
+    tiles[i].Set(args.shared, pairs + i * kStreamColumns,
+                 min(kStreamColumns, args.rows - i * kStreamColumns));
   }
   if (threadIdx.x == 0) {
-    for (int i = 0; i < Shared::kSumWarps; ++i) {
-      shared.full[i].Init(kStreamWarps);
-      shared.empty[i].Init(1);
+    shared.ring.Init();
+    for (auto& of_warp : shared.full) {
+      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps);
+    }
+    for (SharedBarrier& barrier : shared.empty) barrier.Init(1);
+    shared.ready_tiles = 0;
+  }
+  // Where the experts' weights are is known a little sooner.
+  constexpr int kLine = 128;
+  const int line = blockIdx.x + gridDim.x * threadIdx.x;
+  if (line * kLine < args.num_experts * static_cast<int>(sizeof(ExpertWeights))) {
+    PrefetchL2(reinterpret_cast<const uint8_t*>(args.experts) + line * kLine);
+  }
+  __syncthreads();
+  const int copier = warp - kStreamWarps - kSumWarps;
+  const bool copies = copier >= 0 && copier < kCopyWarps;
+  SlabStream<Format, StreamShared::kSlabs> stream(args, tiles, shared.ring, copier);
+  if (copies) {
+    for (int i = 0; i < StreamShared::kSlabs && stream.Send(args.shared_tiles, false); ++i) {
     }
   }
-  __syncthreads();
-  StreamMultiplier<Format, kSplit, kTiles> multiplier(args, shared, tiles);
-  if (multiplies) multiplier.Fill(args.shared_tiles, false);
   AwaitInputs();
   const int num_tiles = args.shared_tiles + *args.plan.num_tiles;
-  for (int i = args.shared_tiles + threadIdx.x; i < num_tiles; i += Shared::kThreads) {
-    const ExpertTile tile = args.plan.tiles[i - args.shared_tiles];
-    tiles[i].Set(args.experts[tile.expert], tile.begin, tile.count);
+  if (threadIdx.x == 0) shared.num_tiles = num_tiles;
+  for (int i = threadIdx.x; i < args.max_tiles; i += kStreamThreads) {
+    const ExpertTile tile = args.plan.tiles[i];  // garbage behind the end; read beside the number
+    if (args.shared_tiles + i >= num_tiles) break;
+    tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
   }
   __syncthreads();
-  if (multiplies) {
-    multiplier.Run(num_tiles);
+  if (copies) {
+    while (stream.Send(num_tiles, true)) {
+    }
+  } else if (copier == kCopyWarps) {
+    WatchTiles(args, num_tiles, &shared.ready_tiles);
+  } else if (warp >= kStreamWarps) {
+    StreamFinisher<Format>(args, shared, tiles).Run(num_tiles);
   } else {
-    StreamFinisher<Format, kTiles>(args, shared, tiles).Run(num_tiles);
+    StreamMultiplier<Format, kSplit>(args, shared, tiles).Run();
   }
 }
 

@@ -39,7 +39,7 @@ struct ExpertWeights {
 
 // out[t] = shared(x[t]) + sum_k expert_{ids[t,k]}(x[t]), with
 // expert(x) = w2 (weight_k * silu(min(w1 x, limit)) * clamp(w3 x, -limit, limit)); the shared expert has
-// weight 1. limit 0 means no clamp.
+// weight 1. limit 0 means no clamp; a shared expert without data is none.
 //
 // Shapes   x [T, D] f32 · ids, weights [T, K] · out [T, D] f32
 // Order    the experts' outputs are added in the order of the slots k, the shared expert's last (row purity).
@@ -58,6 +58,8 @@ struct MoeArgs {
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
   float* out = nullptr;
+
+  bool HasShared() const { return shared.w1.data != nullptr; }
 };
 
 void RouterRef(const KernelContext& ctx, const RouterArgs& args);

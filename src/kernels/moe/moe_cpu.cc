@@ -34,11 +34,11 @@ void TakeTop(double* biased, int num_experts, int k, int32_t* ids) {
   }
 }
 
-// (row, slot) pairs sorted by expert; the shared expert is expert E and has every row once.
+// (row, slot) pairs sorted by expert; the shared expert, if there is one, is expert E and has every row once.
 struct Grouping {
   int32_t* begin;  // [E + 2]: pairs of expert e are [begin[e], begin[e+1])
   int32_t* row;    // [pairs]: the pair's row
-  int32_t* pair;   // [T, K + 1]: where (row, slot) went, the shared expert's slot last
+  int32_t* pair;   // [T, slots]: where (row, slot) went, the shared expert's slot last
   float* weight;   // [pairs]
   int64_t pairs;
 };
@@ -46,8 +46,9 @@ struct Grouping {
 Grouping Group(const KernelContext& ctx, const MoeArgs& args) {
   const int k = args.experts_per_token;
   const int num_experts = static_cast<int>(args.experts.size());
+  const int slots = k + args.HasShared();
   Grouping g;
-  g.pairs = int64_t{args.rows} * (k + 1);
+  g.pairs = int64_t{args.rows} * slots;
   g.begin = ctx.scratch->Allocate<int32_t>(num_experts + 2);
   g.row = ctx.scratch->Allocate<int32_t>(g.pairs);
   g.pair = ctx.scratch->Allocate<int32_t>(g.pairs);
@@ -58,7 +59,7 @@ Grouping Group(const KernelContext& ctx, const MoeArgs& args) {
     DCHECK(args.ids[i] >= 0 && args.ids[i] < num_experts);
     ++next[args.ids[i]];
   }
-  next[num_experts] = args.rows;
+  next[num_experts] = args.HasShared() ? args.rows : 0;
   int32_t at = 0;
   for (int e = 0; e <= num_experts; ++e) {
     g.begin[e] = at;
@@ -67,11 +68,11 @@ Grouping Group(const KernelContext& ctx, const MoeArgs& args) {
   }
   g.begin[num_experts + 1] = at;
   for (int32_t t = 0; t < args.rows; ++t) {
-    for (int s = 0; s <= k; ++s) {
+    for (int s = 0; s < slots; ++s) {
       const int e = s < k ? args.ids[int64_t{t} * k + s] : num_experts;
       const int32_t p = next[e]++;
       g.row[p] = t;
-      g.pair[int64_t{t} * (k + 1) + s] = p;
+      g.pair[int64_t{t} * slots + s] = p;
       g.weight[p] = s < k ? args.weights[int64_t{t} * k + s] : 1.0f;
     }
   }
@@ -144,12 +145,11 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
   if (args.rows == 0) return;
   ArenaScope scope(*ctx.scratch);
   const int num_experts = static_cast<int>(args.experts.size());
-  const int slots = args.experts_per_token + 1;
+  const int slots = args.experts_per_token + args.HasShared();
   const int threads = ctx.pool->num_threads();
   const Grouping g = Group(ctx, args);
-  auto expert = [&](int e) -> const ExpertWeights& {
-    return e < num_experts ? args.experts[e] : args.shared;
-  };
+  const ExpertWeights& shared = args.HasShared() ? args.shared : args.experts[0];
+  auto expert = [&](int e) -> const ExpertWeights& { return e < num_experts ? args.experts[e] : shared; };
 
   // Routed experts share one dtype; the shared expert may have another.
   auto form_of = [&](const MatrixView& w) {
@@ -160,13 +160,13 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
     form.x = Pack(ctx, args.x, args.dim, args.rows, args.dim, form.order, form.quantized);
     return form;
   };
-  const Form shared_form = pack(form_of(args.shared.w1));
+  const Form shared_form = pack(form_of(shared.w1));
   const Form routed_form =
       same(form_of(args.experts[0].w1), shared_form) ? shared_form : pack(form_of(args.experts[0].w1));
 
   // The activation of every pair, packed for w2: pair p at h + p * h_stride.
   const int64_t h_stride = Max(PackedStride(OrderOf(args.experts[0].w2.dtype), args.intermediate),
-                               PackedStride(OrderOf(args.shared.w2.dtype), args.intermediate));
+                               PackedStride(OrderOf(shared.w2.dtype), args.intermediate));
   std::byte* h = ctx.scratch->Allocate<std::byte>(g.pairs * h_stride);
 
   // The jobs of the first part: active experts (the shared one, which has the most rows, first) x row blocks
@@ -196,7 +196,7 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
 
   // Per thread: a product's scratch, and the gate and up tiles [rows, kBlock].
   int64_t product_bytes = 0;
-  for (const ExpertWeights* w : {&args.experts[0], &args.shared}) {
+  for (const ExpertWeights* w : {&args.experts[0], &shared}) {
     product_bytes =
         Max(product_bytes, Max(ProductScratchBytes(w->w1, job_rows), ProductScratchBytes(w->w2, job_rows)));
   }

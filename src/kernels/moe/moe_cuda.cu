@@ -142,7 +142,8 @@ __global__ void SwigluKernel(SwigluRows rows, float* out) {
   if (i < rows.width) out[blockIdx.x * rows.width + i] = rows(blockIdx.x, i);
 }
 
-// out = the slots' outputs in their order, then the shared expert's [rows, dim], which may be out itself.
+// out = the slots' outputs in their order, then the shared expert's [rows, dim], which may be out itself, or
+// null.
 __global__ void CombineKernel(const float* routed, int slots, const float* shared, int64_t dim, bool faithful,
                               float* out) {
   AwaitInputs();
@@ -151,7 +152,7 @@ __global__ void CombineKernel(const float* routed, int slots, const float* share
   float sum = 0;
   for (int k = 0; k < slots; ++k) sum += routed[(int64_t{blockIdx.x} * slots + k) * dim + i];
   const int64_t at = blockIdx.x * dim + i;
-  sum += shared[at];
+  sum += shared != nullptr ? shared[at] : 0.0f;
   out[at] = faithful ? RoundBf16(sum) : sum;
 }
 
@@ -235,41 +236,40 @@ void SharedExpert(const KernelContext& ctx, const MoeArgs& args) {
 // One launch per product: for experts with many rows each, and for GPUs before sm_90.
 template <typename Format>
 void ByProduct(const KernelContext& ctx, const MoeArgs& args) {
-  SharedExpert(ctx, args);
+  if (args.HasShared()) SharedExpert(ctx, args);
   float* routed = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.experts_per_token * args.dim);
   RoutedExperts<Format>(ctx, args, routed);
-  Combine(ctx, args, routed, args.out);
+  Combine(ctx, args, routed, args.HasShared() ? args.out : nullptr);
 }
 
 constexpr int kCombinedRows = 8;  // of a step that the streaming kernel adds up by itself
 
-template <int kTiles>
 int SharedTiles(const MoeArgs& args) {
-  return static_cast<int>(CeilDiv(args.rows, kTiles * 8));
+  return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-template <int kTiles>
 size_t StreamSharedBytes(const MoeArgs& args) {
-  return sizeof(StreamShared<kTiles>) +
-         (SharedTiles<kTiles>(args) + MaxTiles(args, kTiles * 8)) * sizeof(StreamTile);
+  return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
 }
 
-// One launch for all products. kTiles: of eight rows, of one expert at once.
-template <typename Format, int kTiles>
+// One launch for all products.
+template <typename Format>
 void Stream(const KernelContext& ctx, const MoeArgs& args) {
   constexpr bool kOneFormat = std::is_same_v<Format, Fp8Weights>;
   const int pairs = args.rows * args.experts_per_token;
   const bool faithful = ctx.faithful();
-  const int shared_tiles = SharedTiles<kTiles>(args);
-  const int max_tiles = MaxTiles(args, kTiles * 8);
+  const int shared_tiles = SharedTiles(args);
+  const int max_tiles = MaxTiles(args, kStreamColumns);
   StreamArgs stream = {};
   stream.experts = args.experts.data();
   stream.shared = args.shared;
+  stream.num_experts = static_cast<int>(args.experts.size());
   stream.rows = args.rows;
   stream.slots = args.experts_per_token;
   stream.dim = args.dim;
   stream.intermediate = args.intermediate;
   stream.shared_tiles = shared_tiles;
+  stream.max_tiles = max_tiles;
   // Longer items cost less each, but may leave thread blocks without work at the end.
   stream.span = args.rows == 1 ? 1 : args.rows <= 4 ? 2 : 4;
   stream.groups[0] = 2 * args.intermediate / kGroupRows;
@@ -287,40 +287,41 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.ready = stream.ready_blocks + tiles;
   stream.outputs = stream.ready + 1;
   stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
-  stream.x_shared =
-      kOneFormat ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
-  LaunchPlan<Format>(ctx, args, kTiles * 8, stream.plan, faithful, stream.x_routed,
-                     kOneFormat ? PreparedRows{} : stream.x_shared);
+  stream.x_shared = kOneFormat || !args.HasShared()
+                        ? stream.x_routed
+                        : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
+  LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, faithful, stream.x_routed,
+                     kOneFormat || !args.HasShared() ? PreparedRows{} : stream.x_shared);
 
   const int64_t all = pairs + args.rows;
   stream.hidden = ctx.scratch->Allocate<float>(all * args.intermediate);
   stream.activation = AllocateRows<Format>(ctx, all, args.intermediate, !faithful);
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
-  auto* kernel =
-      faithful ? ExpertStreamKernel<Format, false, kTiles> : ExpertStreamKernel<Format, true, kTiles>;
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), StreamShared<kTiles>::kThreads,
-         StreamSharedBytes<kTiles>(args), stream);
-  if (stream.out == nullptr) Combine(ctx, args, stream.y, stream.y + int64_t{pairs} * args.dim);
+  auto* kernel = faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, StreamSharedBytes(args), stream);
+  if (stream.out != nullptr) return;
+  Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
 }
+
+// Of an expert, up to which most have no more rows than an item of the streaming kernel.
+constexpr int64_t kStreamPairs = 4;
 
 // Whether the streaming kernel takes so many rows, and such ones.
 bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
   constexpr size_t kSharedBytes = size_t{227} << 10;  // of a thread block of sm_90
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
-         pairs <= kTiledPairs * static_cast<int64_t>(args.experts.size()) &&
-         StreamSharedBytes<2>(args) <= kSharedBytes;
+         pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
+         StreamSharedBytes(args) <= kSharedBytes;
 }
 
 template <typename Format>
 void Experts(const KernelContext& ctx, const MoeArgs& args) {
-  if (!CanStream(ctx, args)) {
-    ByProduct<Format>(ctx, args);
-  } else if (args.rows <= 8) {
-    Stream<Format, 1>(ctx, args);
+  if (CanStream(ctx, args)) {
+    Stream<Format>(ctx, args);
   } else {
-    Stream<Format, 2>(ctx, args);
+    ByProduct<Format>(ctx, args);
   }
 }
 
@@ -345,7 +346,7 @@ void Router(const KernelContext& ctx, const RouterArgs& args) {
 
 void Moe(const KernelContext& ctx, const MoeArgs& args) {
   CHECK(args.expert_dtype == DType::kI8 || args.expert_dtype == DType::kF8E4M3);
-  CHECK(args.shared.w1.dtype == DType::kF8E4M3);
+  CHECK(!args.HasShared() || args.shared.w1.dtype == DType::kF8E4M3);
   CHECK(args.dim % 32 == 0 && args.intermediate % 32 == 0);  // rows for 16-byte loads
   for (int begin = 0; begin < args.rows; begin += kPieceRows) {
     MoeArgs piece = args;

@@ -120,15 +120,22 @@ class MoeCudaTest : public OnDevice<> {
     MoeArgs device_args;
   };
 
+  // What is unusual about a layer.
+  enum class Kind { kUsual, kNoShared, kWideScales };
+
   void Make(DType dtype, int num_experts, int slots, int dim, int intermediate, float limit,
-            std::mt19937& rng, Layer& layer) {
+            std::mt19937& rng, Layer& layer, Kind kind = Kind::kUsual) {
     layer.weights.reserve(3 * (num_experts + 1));
     auto expert = [&](DType type) {
       ExpertWeights w;
       for (MatrixView* view : {&w.w1, &w.w3, &w.w2}) {
         const bool down = view == &w.w2;
-        *view =
-            layer.weights.emplace_back(type, down ? dim : intermediate, down ? intermediate : dim, rng).view;
+        RandomMatrix& matrix =
+            layer.weights.emplace_back(type, down ? dim : intermediate, down ? intermediate : dim, rng);
+        if (kind == Kind::kWideScales) {  // neighbours of one sum far apart, some beyond f16's range
+          for (uint8_t& s : matrix.scales) s = static_cast<uint8_t>(122 - rng() % (rng() % 4 == 0 ? 45 : 8));
+        }
+        *view = matrix.view;
       }
       return w;
     };
@@ -139,10 +146,10 @@ class MoeCudaTest : public OnDevice<> {
                   .swiglu_limit = limit,
                   .experts = layer.experts,
                   .expert_dtype = dtype,
-                  .shared = expert(DType::kF8E4M3)};
+                  .shared = kind == Kind::kNoShared ? ExpertWeights{} : expert(DType::kF8E4M3)};
     for (const ExpertWeights& w : layer.experts) layer.on_device.push_back(Upload(w));
     layer.device_args = layer.args;
-    layer.device_args.shared = Upload(layer.args.shared);
+    if (layer.args.HasShared()) layer.device_args.shared = Upload(layer.args.shared);
     layer.device_args.experts = {device_->Upload(layer.on_device), layer.on_device.size()};
   }
   ExpertWeights Upload(const ExpertWeights& w) {
@@ -172,6 +179,7 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
     float limit;
     float scale;  // of x, for gates of about 1: where the activation bends, and some beyond the limit
     std::vector<int> rows;
+    Kind kind = Kind::kUsual;
   };
   // Few and many rows per expert, so that every shape of tile gets its turn; short and long sums; blocks and
   // scales that end anywhere.
@@ -182,11 +190,14 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
                         {DType::kF8E4M3, 3, 2, 416, 288, 1, 0x1p-8f, {1, 6, 17, 65}},
                         {DType::kI8, 300, 1, 512, 512, 0, 0.25f, {1, 8, 150}},
                         {DType::kI8, 9, 2, 4608, 1024, 10, 0.06f, {1, 3, 12}},
+                        {DType::kI8, 12, 4, 512, 512, 10, 0.25f, {1, 5, 17, 40}, Kind::kWideScales},
+                        {DType::kI8, 12, 4, 1152, 384, 10, 0.25f, {1, 5, 17}, Kind::kNoShared},
+                        {DType::kI8, 6, 2, 160, 96, 10, 0.25f, {1, 20}, Kind::kNoShared},
                         {DType::kI8, 9, 2, 512, 2560, 10, 0.25f, {1, 8, 20}},
                         {DType::kF8E4M3, 9, 2, 2560, 1536, 10, 0x1p-10f, {1, 8, 20}}};
   for (const Case& c : cases) {
     Layer layer;
-    Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer);
+    Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer, c.kind);
     for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
       for (int rows : c.rows) {
         std::vector<float> x = RandomRows(rows, c.dim, numerics == Numerics::kFaithful, rng);
@@ -229,8 +240,8 @@ TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
   std::mt19937 rng(5);
   for (DType dtype : {DType::kI8, DType::kF8E4M3}) {
     Layer layer;
-    const int dim = 512, slots = 3;
-    Make(dtype, 16, slots, dim, 1024, 10, rng, layer);
+    const int dim = 2304, slots = 3;  // sums of more blocks than warps multiply at once
+    Make(dtype, 16, slots, dim, 1152, 10, rng, layer);
     const std::vector<float> x = RandomRows(1, dim, true, rng);
     const std::vector<float> alone =
         RunCuda(Numerics::kFaithful, layer, 1, x.data(), std::vector<int32_t>{11, 2, 7}.data(),
@@ -259,9 +270,9 @@ TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
 TEST_F(MoeCudaTest, RepeatsItself) {
   std::mt19937 rng(6);
   Layer layer;
-  const int dim = 2048, slots = 6;
-  Make(DType::kI8, 24, slots, dim, 1024, 10, rng, layer);
-  for (int rows : {1, 8, 24}) {
+  const int dim = 2304, slots = 6;
+  Make(DType::kI8, 24, slots, dim, 1152, 10, rng, layer);
+  for (int rows : {1, 8, 24, 72}) {
     const std::vector<float> x = RandomRows(rows, dim, true, rng);
     std::vector<int32_t> ids;
     for (int t = 0; t < rows; ++t) {

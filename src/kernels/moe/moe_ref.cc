@@ -80,7 +80,7 @@ void MoeRef(const KernelContext& ctx, const MoeArgs& args) {
       const int64_t slot = t * args.experts_per_token + k;
       AddExpert(ctx, args, args.experts[args.ids[slot]], x, args.weights[slot], sum);
     }
-    AddExpert(ctx, args, args.shared, x, 1.0, sum);
+    if (args.HasShared()) AddExpert(ctx, args, args.shared, x, 1.0, sum);
     for (int i = 0; i < args.dim; ++i) {
       const float y = static_cast<float>(sum[i]);
       args.out[t * args.dim + i] = ctx.faithful() ? RoundBf16(y) : y;
