@@ -147,7 +147,8 @@ def main():
     parser.add_argument("--model", default="", help="checkpoint directory (default: the embedded model)")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
     parser.add_argument("--synthetic", default="flash:4")
-    parser.add_argument("--replay", default="flash:43", help="the shape for replayed drafts")
+    parser.add_argument("--repeats", type=int, default=10000, help="of one step, in each case of the purity test")
+    parser.add_argument("--replay", default="flash:43", help="the shape for replayed drafts; empty: none")
     parser.add_argument("--replay-experts", default="24", help="routed experts of its layers, so that they fit")
     parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
     parser.add_argument("--sanitize", action="store_true")
@@ -162,7 +163,7 @@ def main():
     tests = report["tests"]
     tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
-    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12", "--repeats=10000"))
+    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12", f"--repeats={args.repeats}"))
     if args.sanitize:
         for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
             under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
@@ -175,9 +176,11 @@ def main():
     report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
                                       "--batches", "1,2,4,8,16,32,64,128", "--repeat", "3"))
     report["speculation"] = [
-        spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains"),
-        spec(args.build, args.out, "--synthetic", args.replay, "--experts", args.replay_experts, "--replay",
-             "bench/traces/foresight-mini.json", "-n", "48", "--concurrency", "1,2,4,8,16,32,64", "--no-domains")]
+        spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains")]
+    if args.replay:
+        report["speculation"].append(
+            spec(args.build, args.out, "--synthetic", args.replay, "--experts", args.replay_experts, "--replay",
+                 "bench/traces/foresight-mini.json", "-n", "48", "--concurrency", "1,2,4,8,16,32,64", "--no-domains"))
     stem = args.out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(report))

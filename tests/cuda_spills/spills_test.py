@@ -10,9 +10,15 @@ import subprocess
 import sys
 
 HOT_ARCHITECTURES = {"sm_90", "sm_90a"}
-# Kernels of what serving doesn't run, by their demangled names, and why they may spill.
+# (demangled name, bytes at most, why): everything else must not spill.
 MAY_SPILL = [
-    (r"TiledProductKernel<foresight::cuda::Bf16Weights, true,", "clean numerics"),
+    (r"TiledProductKernel<[\w:]+, true,", 248, "clean numerics"),
+    (r"SkinnyProductKernel<[\w:]+, true,", 496, "clean numerics"),
+    (r"ExpertStreamKernel<[\w:]+, true>", 112, "clean numerics"),
+    (r"SkinnyProductKernel<[\w:]+, false, .*ExpertTasks", 392, "experts of more than 4 pairs each, which have no kernel of their own yet"),
+    (r"ExpertStreamKernel<[\w:]+Fp8Weights, false>", 8, "to be mended"),
+    (r"PackedScoresKernel<\d, false>", 40, "to be mended"),
+    (r"WideAttention<false>", 48, "to be mended"),
 ]
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
@@ -52,7 +58,7 @@ def main():
     spilling = [k for k in hot if k[2] > 0]
     bad = 0
     for name, (_, architecture, spilled, registers) in zip(demangled([k[0] for k in spilling]), spilling):
-        allowed = [why for pattern, why in MAY_SPILL if re.search(pattern, name)]
+        allowed = [why for pattern, most, why in MAY_SPILL if spilled <= most and re.search(pattern, name)]
         bad += not allowed
         print(f"{'allowed: ' + allowed[0] if allowed else 'SPILLS'}: {spilled} bytes, {registers} registers, {architecture}: {name}")
     print(f"{len(hot)} kernels for Hopper, {len(spilling)} spill, {bad} of them must not; "
