@@ -15,6 +15,9 @@ void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs
 void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args);
 void Linear(const KernelContext& ctx, const LinearArgs& args);
 void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args);
+// Linear with FP8 weights whose sums go over K in one run, as those of routed experts do; Linear's are made
+// of parts.
+void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args);
 void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args);
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args);
 void Query(const KernelContext& ctx, const QueryArgs& args);

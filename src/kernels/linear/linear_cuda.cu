@@ -8,9 +8,11 @@
 namespace foresight::cuda {
 namespace {
 
-struct LinearTasks {
+// kMostParts: of the sums over K (product_tile.cuh).
+template <int kMostParts>
+struct PlainTasks {
   static constexpr bool kKnownBeforehand = true;
-  static constexpr int kParts = kLinearParts;
+  static constexpr int kParts = kMostParts;
 
   Product products[kMaxProducts];
   int first_tile[kMaxProducts];  // row tiles before this product's
@@ -47,6 +49,7 @@ struct LinearTasks {
     return true;
   }
 };
+using LinearTasks = PlainTasks<kLinearParts>;
 
 // Big enough tiles for the rows at hand; the tiled kernel once its tiles keep every multiprocessor busy.
 // Skinny tiles are tall while there are enough of them, where a tile of 16 weight rows would be short of work
@@ -68,9 +71,8 @@ constexpr int kMaxStagedColumns = 8;
 constexpr int64_t kMaxStagedBytes = StagedBytes(8192, 1, false);
 
 // Products that share prepared activations.
-template <typename Format>
-void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
-         InputNumerics numerics) {
+template <typename Format, typename Tasks>
+void RunAs(const KernelContext& ctx, Tasks& tasks, const float* x, int64_t x_rows, InputNumerics numerics) {
   ArenaScope scope(*ctx.scratch);
   const int64_t k = tasks.products[0].w.cols;
   int64_t weight_rows = 0;
@@ -114,11 +116,11 @@ void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x
   }
   switch (tasks.products[0].w.dtype) {
     case DType::kBF16:
-      return Run<Bf16Weights>(ctx, tasks, x, x_rows, numerics);
+      return RunAs<Bf16Weights>(ctx, tasks, x, x_rows, numerics);
     case DType::kF8E4M3:
-      return Run<Fp8Weights>(ctx, tasks, x, x_rows, numerics);
+      return RunAs<Fp8Weights>(ctx, tasks, x, x_rows, numerics);
     case DType::kI8:
-      return Run<Mxfp4Weights>(ctx, tasks, x, x_rows, numerics);
+      return RunAs<Mxfp4Weights>(ctx, tasks, x, x_rows, numerics);
     default:
       CHECK(false, "no product with {} weights", DTypeName(tasks.products[0].w.dtype));
   }
@@ -252,6 +254,26 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
   for (Group* group = groups; group != end; ++group) {
     Run(ctx, group->tasks, args.x, args.rows, group->numerics);
   }
+}
+
+void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args) {
+  CHECK(args.targets.size() <= kMaxProducts);
+  const InputNumerics numerics = NumericsOf(ctx, DType::kF8E4M3, LinearNumerics::kProjection);
+  PlainTasks<1> tasks;
+  tasks.rows = args.rows;
+  for (const LinearTarget& target : args.targets) {
+    CHECK(target.w.dtype == DType::kF8E4M3 && target.numerics == LinearNumerics::kProjection);
+    const Product product = {.w = target.w,
+                             .row_end = target.w.rows,
+                             .out = target.out,
+                             .round_output = RoundsOutput(ctx, target.numerics)};
+    if (NeedsPlainProduct(target.w)) {
+      RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
+    } else {
+      tasks.products[tasks.count++] = product;
+    }
+  }
+  if (tasks.count > 0) RunAs<Fp8Weights>(ctx, tasks, args.x, args.rows, numerics);
 }
 
 void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {

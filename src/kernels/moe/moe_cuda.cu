@@ -226,11 +226,11 @@ void SharedExpert(const KernelContext& ctx, const MoeArgs& args) {
   float* gate = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.intermediate);
   float* up = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.intermediate);
   const LinearTarget in[] = {{.w = args.shared.w1, .out = gate}, {.w = args.shared.w3, .out = up}};
-  Linear(ctx, {.rows = args.rows, .x = args.x, .targets = in});
+  LinearInOneSum(ctx, {.rows = args.rows, .x = args.x, .targets = in});
   const SwigluRows activation = {gate, up, nullptr, args.intermediate, {args.swiglu_limit, ctx.faithful()}};
   Launch(ctx, SwigluKernel, dim3(args.rows, CeilDiv(args.intermediate, 256)), 256, 0, activation, gate);
   const LinearTarget down[] = {{.w = args.shared.w2, .out = args.out}};
-  Linear(ctx, {.rows = args.rows, .x = gate, .targets = down});
+  LinearInOneSum(ctx, {.rows = args.rows, .x = gate, .targets = down});
 }
 
 // One launch per product: for experts with many rows each, and for GPUs before sm_90.
