@@ -47,27 +47,27 @@ def gtest(build, program, pattern, *extra, under=()):
     return result
 
 
-def bench(build, out, *flags):
-    path = out / "bench.tmp.json"
-    status, text = output_of(str(build / "foresight"), "bench", "--device", "cuda", "--json", str(path), *flags)
-    print(text[-1500:], flush=True)
+def figures_of(out, shown, *command):
+    """-> the JSON that a program writes to its --json FILE, or how it failed. `shown`: characters of its last output."""
+    path = out / "figures.tmp.json"
+    status, text = output_of(*command, "--json", str(path))
+    print(text[-shown:], flush=True)
     if status != 0:
-        return {"flags": list(flags), "status": status, "error": text[-1000:]}
+        return {"status": status, "error": text[-1000:]}
     figures = json.loads(path.read_text())
     path.unlink()
-    return {"flags": list(flags), "status": 0, **figures}
+    return {"status": 0, **figures}
+
+
+def bench(build, out, *flags):
+    return {"flags": list(flags), **figures_of(out, 1500, str(build / "foresight"), "bench", "--device", "cuda", *flags)}
 
 
 def spec(build, out, *flags):
-    """-> the speeds of drafters by load (`foresight bench spec`); its "error" when it fails."""
-    path = out / "spec.tmp.json"
-    status, text = output_of(str(build / "foresight"), "bench", "spec", "--device", "cuda", "--json", str(path), *flags)
-    print(text[-2500:], flush=True)
-    if status != 0:
-        return {"flags": list(flags), "status": status, "error": text[-1000:]}
-    figures = json.loads(path.read_text())
-    path.unlink()
-    return {"flags": list(flags), "status": 0, "model": figures["model"], "replayed": figures["replayed"], "load": figures["load"]}
+    """-> the speeds of drafters by load (`foresight bench spec`)."""
+    figures = figures_of(out, 2500, str(build / "foresight"), "bench", "spec", "--device", "cuda", *flags)
+    kept = ("status", "error", "model", "replayed", "load")
+    return {"flags": list(flags), **{key: figures[key] for key in kept if key in figures}}
 
 
 def spec_lines(run):
@@ -87,18 +87,6 @@ def spec_lines(run):
             cells.append(f"{rate:.0f}, {rate / concurrency:.0f}, {row['median_ratio']:.2f}")
         lines.append(f"| {concurrency} | " + " | ".join(cells) + " |")
     return lines
-
-
-def kernels(build, out, commit):
-    """-> what bench/kernel_bench measures; its "error" when it fails."""
-    path = out / "kernels.tmp.json"
-    status, text = output_of(str(build / "bench/kernel_bench"), "--json", str(path), "--commit", commit)
-    print(text, flush=True)
-    if status != 0:
-        return {"error": text[-1000:]}
-    figures = json.loads(path.read_text())
-    path.unlink()
-    return figures
 
 
 def kernel_lines(report):
@@ -171,7 +159,7 @@ def main():
             under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
             tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*-*Tiles*:*Large*:*Long*", under=under))
     tests.append(gtest(args.build, "src/engine/engine_test", "*OnAGpu*:*DrawnOnDevice*"))
-    report["kernels"] = kernels(args.build, args.out, commit)
+    report["kernels"] = figures_of(args.out, 20000, str(args.build / "bench/kernel_bench"), "--commit", commit)
     model = ["-m", args.model] if args.model else []
     report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
     report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",

@@ -45,24 +45,33 @@ TEST(FitScales, TiesStayAtOne) {
   }
 }
 
-// Each position's confidences are too sure by a factor of its own; the fit finds all of them although later
-// positions are judged by survivals.
-TEST(FitScales, UndoesOverconfidencePositionByPosition) {
-  const std::vector<double> truth = {std::pow(10, 0.25), 1, std::pow(10, -0.3)};
-  std::mt19937_64 random(1);
-  std::normal_distribution<double> normal(0.5, 1);
-  CalibrationRounds halves[] = {CalibrationRounds(3), CalibrationRounds(3)};
+// Calibrated on one half of 40,000 rounds and judged on the other. A draft is accepted with the probability
+// of a normal logit around `mean`, of which logit_of(k, x) is what the head says at position k.
+template <typename LogitOf>
+RegimeCalibration CalibratedOnNormals(int positions, double mean, uint64_t seed, SamplingRegime regime,
+                                      LogitOf logit_of) {
+  std::mt19937_64 random(seed);
+  std::normal_distribution<double> normal(mean, 1);
+  CalibrationRounds halves[] = {CalibrationRounds(positions), CalibrationRounds(positions)};
   for (int n = 0; n < 40'000; ++n) {
     std::vector<float> logits;
     std::vector<double> acceptance;
-    for (double temperature : truth) {
+    for (int k = 0; k < positions; ++k) {
       const double x = normal(random);
-      logits.push_back(static_cast<float>(x * temperature));
+      logits.push_back(static_cast<float>(logit_of(k, x)));
       acceptance.push_back(1 / (1 + std::exp(-x)));
     }
     halves[n % 2].Add(logits, acceptance);
   }
-  const RegimeCalibration fitted = Calibrate(SamplingRegime::kUnit, halves[0], halves[1], "normal");
+  return Calibrate(regime, halves[0], halves[1], "normal");
+}
+
+// Each position's confidences are too sure by a factor of its own; the fit finds all of them although later
+// positions are judged by survivals.
+TEST(FitScales, UndoesOverconfidencePositionByPosition) {
+  const std::vector<double> truth = {std::pow(10, 0.25), 1, std::pow(10, -0.3)};
+  const RegimeCalibration fitted = CalibratedOnNormals(3, /*mean=*/0.5, /*seed=*/1, SamplingRegime::kUnit,
+                                                       [&](int k, double x) { return x * truth[k]; });
   for (int k = 0; k < 3; ++k) {
     SCOPED_TRACE(k);
     EXPECT_NEAR(std::log10(fitted.scales[k].temperature), std::log10(truth[k]), 0.0501);
@@ -80,20 +89,8 @@ TEST(FitScales, UndoesOverconfidencePositionByPosition) {
 // Where drafts are accepted more often than the head has learnt, by a constant of its logits.
 TEST(FitScales, UndoesAShiftThatNoTemperatureMends) {
   const std::vector<double> truth = {0.8, -0.6};
-  std::mt19937_64 random(2);
-  std::normal_distribution<double> normal(0, 1);
-  CalibrationRounds halves[] = {CalibrationRounds(2), CalibrationRounds(2)};
-  for (int n = 0; n < 40'000; ++n) {
-    std::vector<float> logits;
-    std::vector<double> acceptance;
-    for (double shift : truth) {
-      const double x = normal(random);
-      logits.push_back(static_cast<float>(2 * x));
-      acceptance.push_back(1 / (1 + std::exp(-(x + shift))));
-    }
-    halves[n % 2].Add(logits, acceptance);
-  }
-  const RegimeCalibration fitted = Calibrate(SamplingRegime::kGreedy, halves[0], halves[1], "shifted");
+  const RegimeCalibration fitted = CalibratedOnNormals(2, /*mean=*/0, /*seed=*/2, SamplingRegime::kGreedy,
+                                                       [&](int k, double x) { return 2 * (x - truth[k]); });
   for (int k = 0; k < 2; ++k) {
     EXPECT_NEAR(fitted.scales[k].shift, truth[k], 0.05);
     EXPECT_NEAR(std::log10(fitted.scales[k].temperature), std::log10(2), 0.0501);

@@ -204,8 +204,11 @@ InputNumerics NumericsOf(const KernelContext& ctx, DType dtype, LinearNumerics n
           .split = !ctx.faithful()};
 }
 
-bool RoundsOutput(const KernelContext& ctx, LinearNumerics numerics) {
-  return ctx.faithful() && numerics != LinearNumerics::kFloat32;
+Product ProductOf(const KernelContext& ctx, const LinearTarget& target) {
+  return {.w = target.w,
+          .row_end = target.w.rows,
+          .out = target.out,
+          .round_output = ctx.faithful() && target.numerics != LinearNumerics::kFloat32};
 }
 
 }  // namespace
@@ -223,10 +226,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
   Group* end = groups;
   for (const LinearTarget& target : args.targets) {
     const InputNumerics numerics = NumericsOf(ctx, target.w.dtype, target.numerics);
-    const Product product = {.w = target.w,
-                             .row_end = target.w.rows,
-                             .out = target.out,
-                             .round_output = RoundsOutput(ctx, target.numerics)};
+    const Product product = ProductOf(ctx, target);
     if (NeedsPlainProduct(target.w)) {
       RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
       continue;
@@ -263,10 +263,7 @@ void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args) {
   tasks.rows = args.rows;
   for (const LinearTarget& target : args.targets) {
     CHECK(target.w.dtype == DType::kF8E4M3 && target.numerics == LinearNumerics::kProjection);
-    const Product product = {.w = target.w,
-                             .row_end = target.w.rows,
-                             .out = target.out,
-                             .round_output = RoundsOutput(ctx, target.numerics)};
+    const Product product = ProductOf(ctx, target);
     if (NeedsPlainProduct(target.w)) {
       RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
     } else {
