@@ -308,7 +308,7 @@ void KernelBench::Attention(const std::string& what, int heads, int sequences, i
     picks.push_back(data_.Upload(of_call));
   }
   const int64_t q_count = int64_t{rows} * heads * kFlash.head_dim;
-  const float* q = data_.Upload(Values(q_count));
+  float* q = data_.Upload(Values(q_count));
   float* out = data_.Allocate<float>(q_count);
   std::vector<std::byte> own(static_cast<size_t>(rows * entry.bytes()), std::byte{0x38});
   const std::byte* entries_of_step = data_.Upload(own);
@@ -328,6 +328,7 @@ void KernelBench::Attention(const std::string& what, int heads, int sequences, i
                                          .ratio = ratio,
                                          .topk = topk,
                                          .q = q,
+                                         .query_eps = 1e-6f,
                                          .entries = entries_of_step,
                                          .sink = sink,
                                          .picks = picks[i],
@@ -429,19 +430,6 @@ void KernelBench::Small(int rows) {
     });
   }
   const float* angles = data_.Upload(std::vector<float>(rows * kFlash.rope_dim / 2, 0.5f));
-  if (Wants(named("query"))) {
-    float* q = data_.Upload(Values(int64_t{rows} * kFlash.heads * kFlash.head_dim));
-    Measure(named("query"), 8.0 * rows * kFlash.heads * kFlash.head_dim, 0, kSets, [&](int) {
-      table.query(context(), {.rows = rows,
-                              .heads = kFlash.heads,
-                              .dim = kFlash.head_dim,
-                              .rope_dim = kFlash.rope_dim,
-                              .eps = 1e-6f,
-                              .cos = angles,
-                              .sin = angles,
-                              .q = q});
-    });
-  }
   if (Wants(named("key"))) {
     const EntryLayout entry{CacheFormat::kPacked, kFlash.head_dim, kFlash.rope_dim};
     const float* kv = data_.Upload(Values(rows * kFlash.head_dim));

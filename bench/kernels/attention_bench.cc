@@ -54,6 +54,7 @@ void Attention(const KernelTable& table, const KernelContext& ctx, int heads, in
                            .ratio = 4,
                            .topk = std::max(picks, 1),
                            .q = q.data(),
+                           .query_eps = 1e-6f,
                            .entries = entries.data(),
                            .sink = {DType::kF32, heads, reinterpret_cast<const std::byte*>(sink.data())},
                            .picks = ids.data(),

@@ -36,7 +36,6 @@ struct KernelTable {
   void (*grouped_linear)(const KernelContext&, const GroupedLinearArgs&) = nullptr;
   void (*rms_norm)(const KernelContext&, const RmsNormArgs&) = nullptr;
   void (*rope_table)(const KernelContext&, const RopeTableArgs&) = nullptr;
-  void (*query)(const KernelContext&, const QueryArgs&) = nullptr;
   void (*key)(const KernelContext&, const KeyArgs&) = nullptr;
   void (*store_keys)(const KernelContext&, const StoreKeysArgs&) = nullptr;
   void (*compressor)(const KernelContext&, const CompressorArgs&) = nullptr;

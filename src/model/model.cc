@@ -348,14 +348,6 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
 
   const auto& [cos, sin] = step.angles(w.kind);
-  table_.query(ctx_, {.rows = step.rows,
-                      .heads = c.num_attention_heads,
-                      .dim = c.head_dim,
-                      .rope_dim = c.qk_rope_head_dim,
-                      .eps = eps,
-                      .cos = cos,
-                      .sin = sin,
-                      .q = q});
   std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
   table_.key(ctx_, {.rows = step.rows,
                     .layout = layout,
@@ -404,6 +396,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .ratio = static_cast<int>(w.kind),
                           .topk = c.index_topk,
                           .q = q,
+                          .query_eps = eps,
                           .entries = entries,
                           .sink = attn.attn_sink,
                           .picks = picks,

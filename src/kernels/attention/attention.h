@@ -4,6 +4,7 @@
 #include <span>
 
 #include "kernels/kernel_context.h"
+#include "kernels/norm_rope/norm_rope.h"
 #include "tensor/tensor.h"
 
 namespace foresight {
@@ -23,11 +24,11 @@ enum class CompressedKeys : uint8_t {
   kAll,     // HCA: every s with (s+1)*ratio <= p+1
 };
 
-// o[t, h] = sum_s softmax_s(d^-0.5 q[t, h] . k_s, sink_h) * k_s, then the inverse RoPE of position p on the
-// last dims.
+// o[t, h] = sum_s softmax_s(d^-0.5 q'[t, h] . k_s, sink_h) * k_s, then the inverse RoPE of position p on the
+// last dims. q' is q by the head's norm and RoPE (QueryArgs).
 //
-// Shapes   q [T, H, d] f32 · entries [T, layout.bytes()]: the step's own raw keys · sink [H] f32 · picks [T,
-// topk] i32
+// Shapes   q [T, H, d] f32, the projection, which may be changed · entries [T, layout.bytes()]: the step's
+// own raw keys · sink [H] f32 · picks [T, topk] i32
 //          ascending, -1 behind the last · cos, sin [T, rope_dim/2] · out [T, H, d] f32
 // State    cache.window holds the raw keys of positions before the step; cache.compressed every visible
 // entry. Order    keys are visited in one order: raw by position, then compressed by index; what is visible
@@ -48,7 +49,8 @@ struct AttentionArgs {
   CompressedKeys compressed = CompressedKeys::kNone;
   int ratio = 0;  // of the compressed entries
   int topk = 0;   // row length of picks
-  const float* q = nullptr;
+  float* q = nullptr;
+  float query_eps = 0;  // of q's norm
   const std::byte* entries = nullptr;
   VectorView sink;
   const int32_t* picks = nullptr;
@@ -66,6 +68,18 @@ inline RawRange VisibleRaw(const AttentionArgs& args, const SequenceRows& sequen
   const bool block = args.raw == RawKeys::kBlock;
   const int64_t first = (block ? sequence.first_position : position + 1) - args.window;
   return {first > 0 ? first : 0, block ? sequence.first_position + sequence.num_rows : position + 1};
+}
+
+// The queries that the logits are made of.
+inline QueryArgs QueriesOf(const AttentionArgs& args) {
+  return {.rows = args.rows,
+          .heads = args.heads,
+          .dim = args.layout.dim,
+          .rope_dim = args.layout.rope_dim,
+          .eps = args.query_eps,
+          .cos = args.cos,
+          .sin = args.sin,
+          .q = args.q};
 }
 
 void AttentionRef(const KernelContext& ctx, const AttentionArgs& args);

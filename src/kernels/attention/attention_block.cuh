@@ -11,14 +11,13 @@
 
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/reduce.cuh"
 
 namespace foresight::cuda {
 
 constexpr int kBlockHeads = 16;
-constexpr int kBlockThreads = 256;
-constexpr int kMaxSlices = 8;  // of 64 dims: a warp has one of them of the output
+constexpr int kBlockThreads = 32 * kMaxSlices;  // a warp has a slice of the output
 
 // Shared memory, in bytes.
 template <typename Keys>
@@ -65,28 +64,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
   const SequenceRows& sequence = WarpSequenceOf(args, row);
   const KeyList<kBlock> list(args, sequence, row);
 
-#pragma unroll 4
-  for (int i = threadIdx.x; i < kHeads * slices * 8; i += kBlockThreads) {
-    const int head = i / 8 / slices;
-    const int slice = i / 8 % slices;
-    const bool present = first_head + head < args.heads;
-    const float* from = args.q + (static_cast<int64_t>(row) * args.heads + first_head + head) * dim;
-    float x[8] = {};
-#pragma unroll
-    for (int k = 0; k < 8; k += 4) {
-      const int d = kSliceDims * slice + i % 8 * 8 + k;
-      if (present && d < dim) {
-        *reinterpret_cast<float4*>(x + k) = *reinterpret_cast<const float4*>(from + d);
-      }
-    }
-    std::byte* to = ChunkOf(q_tile + slice * kHeads * kTileRowBytes, head, i % 8);
-    *reinterpret_cast<uint4*>(to) = {PackBf16(x[0], x[1]), PackBf16(x[2], x[3]), PackBf16(x[4], x[5]),
-                                     PackBf16(x[6], x[7])};
-    if constexpr (kParts == 2) {
-      *reinterpret_cast<uint4*>(to + query_part) = {
-          PackBf16(Remainder(x[0]), Remainder(x[1])), PackBf16(Remainder(x[2]), Remainder(x[3])),
-          PackBf16(Remainder(x[4]), Remainder(x[5])), PackBf16(Remainder(x[6]), Remainder(x[7]))};
-    }
+  for (int head = warp; head < kHeads; head += kBlockThreads / 32) {
+    LoadQuery<kParts>(args, row, first_head + head, {q_tile, P::kQueryBytes, query_part}, head);
   }
 
   // Every warp finds all keys of a block; eight threads take a slice of a key.

@@ -37,10 +37,7 @@ struct Block {
     for (int i = 0; i < rows; ++i) {
       EncodeEntry(layout, random.Vector(shape.dim).data(), &entries[i * layout.bytes()]);
     }
-    q = random.Vector(int64_t{rows} * shape.heads * shape.dim);
-    if (shape.numerics == Numerics::kFaithful) {
-      for (float& v : q) v = RoundBf16(v);
-    }
+    q = random.Vector(int64_t{rows} * shape.heads * shape.dim, 2);
     cos = random.Vector(rows * 32);
     sin = random.Vector(rows * 32);
   }
@@ -80,6 +77,7 @@ std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelCon
                         .layout = shape.layout(),
                         .raw = RawKeys::kBlock,
                         .q = q.data(),
+                        .query_eps = 1e-6f,
                         .entries = entries.data(),
                         .sink = {DType::kF32, shape.heads, reinterpret_cast<const std::byte*>(sinks.data())},
                         .cos = cos.data(),
@@ -107,9 +105,19 @@ std::vector<float> Direct(const Shape& shape, const Block& b) {
     keys.emplace_back(d);
     DecodeEntry(shape.layout(), &b.entries[i * shape.layout().bytes()], keys.back().data());
   }
+  KernelHost host(1);
+  std::vector<float> queries = b.q;
+  QueryRef(host.context(shape.numerics), {.rows = b.rows,
+                                          .heads = shape.heads,
+                                          .dim = d,
+                                          .rope_dim = 64,
+                                          .eps = 1e-6f,
+                                          .cos = b.cos.data(),
+                                          .sin = b.sin.data(),
+                                          .q = queries.data()});
   std::vector<float> out(b.q.size());
   for (int64_t i = 0; i < int64_t{b.rows} * shape.heads; ++i) {
-    const float* q = &b.q[i * d];
+    const float* q = &queries[i * d];
     const double sink = sinks[i % shape.heads];
     std::vector<double> weight;
     double sum = std::exp(sink);

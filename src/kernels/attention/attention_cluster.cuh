@@ -4,6 +4,7 @@
 
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/cluster.cuh"
 
 namespace foresight::cuda {
@@ -85,7 +86,6 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   const int rank = ClusterRank();
   const int row = blockIdx.y;
   const int first_head = blockIdx.x / kClusterBlocks * kHeads;
-  const int dim = args.layout.dim;
   const int eighth = threadIdx.x % 8;
 
   const SequenceRows& sequence = WarpSequenceOf(args, row);
@@ -189,27 +189,9 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       if (eighth == 0) Keys::FetchScales(entry, &space.own_scales[key]);
     }
     EndCopies();
-#pragma unroll 2
-    for (int i = threadIdx.x; i < kHeads * kClusterBlocks * 8; i += kClusterThreads) {
-      const int head = i / (8 * kClusterBlocks);
-      const bool present = first_head + head < args.heads;
-      const float* from = args.q + (static_cast<int64_t>(row) * args.heads + first_head + head) * dim;
-      float x[8] = {};
-#pragma unroll
-      for (int k = 0; k < 8; k += 4) {
-        const int d = i % (8 * kClusterBlocks) * 8 + k;
-        if (present && d < dim) {
-          *reinterpret_cast<float4*>(x + k) = *reinterpret_cast<const float4*>(from + d);
-        }
-      }
-      const int slice = i / 8 % kClusterBlocks;
-      *reinterpret_cast<uint4*>(ChunkOf(space.in.q[0][slice], head, i % 8)) = {
-          PackBf16(x[0], x[1]), PackBf16(x[2], x[3]), PackBf16(x[4], x[5]), PackBf16(x[6], x[7])};
-      if constexpr (kParts == 2) {
-        *reinterpret_cast<uint4*>(ChunkOf(space.in.q[1][slice], head, i % 8)) = {
-            PackBf16(Remainder(x[0]), Remainder(x[1])), PackBf16(Remainder(x[2]), Remainder(x[3])),
-            PackBf16(Remainder(x[4]), Remainder(x[5])), PackBf16(Remainder(x[6]), Remainder(x[7]))};
-      }
+    const QueryTiles tiles = {space.in.q[0][0], sizeof(space.in.q[0][0]), sizeof(space.in.q[0])};
+    for (int head = warp; head < kHeads; head += kWarps) {
+      LoadQuery<kParts>(args, row, first_head + head, tiles, head);
     }
     AwaitCopies<0>();
     __syncthreads();

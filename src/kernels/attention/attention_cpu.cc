@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "kernels/attention/attention.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "tensor/formats.h"
 
 // clang-format off
@@ -297,6 +298,7 @@ void Attend(const KernelContext& ctx, const AttentionArgs& args) {
 }  // namespace
 
 void Attention(const KernelContext& ctx, const AttentionArgs& args) {
+  Query(ctx, QueriesOf(args));
 #ifdef FORESIGHT_AVX512
   // Faithful queries and probabilities are bfloat16 values, and so are the values of packed entries: the
   // pairs lose nothing.

@@ -54,6 +54,7 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
       .topk = args.topk,
       .scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(args.layout.dim))),
       .q = args.q,
+      .query_eps = args.query_eps,
       .entries = args.entries,
       .sink = args.sink,
       .picks = args.picks,

@@ -54,6 +54,7 @@ int64_t MaxKeys(const AttentionArgs& args) {
 }  // namespace
 
 void AttentionRef(const KernelContext& ctx, const AttentionArgs& args) {
+  QueryRef(ctx, QueriesOf(args));
   const int dim = args.layout.dim;
   const int pairs = args.layout.rope_dim / 2;
   const double scale = 1.0 / std::sqrt(static_cast<double>(dim));

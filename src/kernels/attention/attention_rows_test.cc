@@ -49,10 +49,7 @@ struct Decoding {
     }
     own.resize(layout.bytes());
     EncodeEntry(layout, random.Vector(shape.dim).data(), own.data());
-    q = random.Vector(int64_t{shape.heads} * shape.dim);
-    if (shape.numerics == Numerics::kFaithful) {
-      for (float& v : q) v = RoundBf16(v);
-    }
+    q = random.Vector(int64_t{shape.heads} * shape.dim, 2);
     cos = random.Vector(32);
     sin = random.Vector(32);
     std::vector<int32_t> all(entries);
@@ -103,6 +100,7 @@ std::vector<std::vector<float>> Attend(const KernelTable& table, const KernelCon
                         .ratio = shape.ratio(),
                         .topk = shape.topk,
                         .q = q.data(),
+                        .query_eps = 1e-6f,
                         .entries = entries.data(),
                         .sink = {DType::kF32, shape.heads, reinterpret_cast<const std::byte*>(sinks.data())},
                         .picks = picks.data(),

@@ -26,18 +26,13 @@ struct Case {
   }
 };
 
-float MaybeRound(const Case& c, float x) {
-  return c.numerics == Numerics::kFaithful ? RoundBf16(x) : x;
-}
-
 // A sequence with everything that attention reads, and the cache as far as it was run.
 class Sequence {
  public:
   Sequence(const Case& c, int length, uint32_t seed) : case_(c), length_(length) {
     RandomFloats random(seed);
     const EntryLayout layout = c.layout();
-    q = random.Vector(int64_t{length} * c.heads * c.dim);
-    for (float& v : q) v = MaybeRound(c, v);
+    q = random.Vector(int64_t{length} * c.heads * c.dim, 2);
     cos = random.Vector(length * 32);
     sin = random.Vector(length * 32);
     entries.resize(length * layout.bytes());
@@ -141,6 +136,7 @@ std::vector<std::vector<float>> RunAll(const KernelTable& table, const KernelCon
                              .ratio = c.ratio,
                              .topk = c.topk,
                              .q = q.data(),
+                             .query_eps = 1e-6f,
                              .entries = entries.data(),
                              .sink = {DType::kF32, c.heads, reinterpret_cast<const std::byte*>(sink.data())},
                              .picks = picks.data(),
@@ -299,7 +295,7 @@ TEST(AttentionOfOneRow, IsTheSameToTheBitOnAnyThreads) {
 void ExpectSinkInMaximum(const KernelTable& table, const KernelContext& ctx) {
   const EntryLayout layout{CacheFormat::kFloat32, 128, 64};
   FakeCache cache({.entry = layout, .window_slots = 4});
-  const std::vector<float> ones(128, 1.f);
+  std::vector<float> ones(128, 1.f);
   const std::vector<float> cos(32, 1.f), sin(32, 0.f), sink = {200.f};
   const std::vector<SequenceRows> rows = {{0, 1, 0, cache.view()}};
   std::vector<float> out(128, 7.f);
@@ -309,6 +305,7 @@ void ExpectSinkInMaximum(const KernelTable& table, const KernelContext& ctx) {
                         .window = 4,
                         .layout = layout,
                         .q = ones.data(),
+                        .query_eps = 1e-6f,
                         .entries = reinterpret_cast<const std::byte*>(ones.data()),
                         .sink = {DType::kF32, 1, reinterpret_cast<const std::byte*>(sink.data())},
                         .cos = cos.data(),

@@ -5,6 +5,7 @@
 #include "kernels/attention/attention_wide.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
@@ -184,19 +185,9 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     const int row = (kDivided ? item % work.lists : item) / work.head_groups;
     const int first_head = item % work.head_groups * kWideHeads;
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kWideHeads * 64; i += 256) {
-      const int head = i / 64;
-      float4 x[2] = {};
-      if (first_head + head < args.heads) {
-        const float4* from = reinterpret_cast<const float4*>(
-            args.q + (static_cast<int64_t>(row) * args.heads + first_head + head) * 512 + i % 64 * 8);
-        x[0] = from[0];
-        x[1] = from[1];
-      }
-      *reinterpret_cast<uint4*>(ChunkOf(space.q[i / 8 % 8], head, i % 8)) = {
-          PackBf16(x[0].x, x[0].y), PackBf16(x[0].z, x[0].w), PackBf16(x[1].x, x[1].y),
-          PackBf16(x[1].z, x[1].w)};
+#pragma unroll 2
+    for (int head = threadIdx.x / 32; head < kWideHeads; head += 256 / 32) {
+      LoadQuery<1>(args, row, first_head + head, {space.q[0], sizeof(space.q[0]), 0}, head);
     }
     FenceForProducts();
     GroupBarrier<1>(256);

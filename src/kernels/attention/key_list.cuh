@@ -22,6 +22,7 @@ struct Attending {
   int topk;
   float scale;  // of logits, to base 2
   const float* q;
+  float query_eps;
   const std::byte* entries;
   VectorView sink;
   const int32_t* picks;

@@ -20,7 +20,6 @@ void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args);
 void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args);
 void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args);
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args);
-void Query(const KernelContext& ctx, const QueryArgs& args);
 void Key(const KernelContext& ctx, const KeyArgs& args);
 void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& args);
 void Compressor(const KernelContext& ctx, const CompressorArgs& args);

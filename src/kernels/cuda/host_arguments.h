@@ -107,16 +107,6 @@ inline void RopeTable(const KernelContext& ctx, const RopeTableArgs& host) {
   copies.Finish();
 }
 
-inline void Query(const KernelContext& ctx, const QueryArgs& host) {
-  DeviceCopies copies(ctx);
-  QueryArgs args = host;
-  args.cos = copies.In(args.cos, int64_t{args.rows} * args.rope_dim / 2);
-  args.sin = copies.In(args.sin, int64_t{args.rows} * args.rope_dim / 2);
-  args.q = copies.InOut(args.q, int64_t{args.rows} * args.heads * args.dim);
-  Cuda().query(ctx, args);
-  copies.Finish();
-}
-
 inline void Key(const KernelContext& ctx, const KeyArgs& host) {
   DeviceCopies copies(ctx);
   KeyArgs args = host;
@@ -170,7 +160,7 @@ inline void Attention(const KernelContext& ctx, const AttentionArgs& host) {
   AttentionArgs args = host;
   const int64_t values = int64_t{args.rows} * args.heads * args.layout.dim;
   args.sequences = copies.In(args.sequences, args.compressed == CompressedKeys::kNone ? 0 : args.ratio);
-  args.q = copies.In(args.q, values);
+  args.q = copies.InOut(args.q, values);
   args.entries = copies.In(args.entries, args.rows * args.layout.bytes());
   args.sink = copies.In(args.sink);
   if (args.compressed == CompressedKeys::kPicked) {
@@ -210,7 +200,6 @@ inline const KernelTable& CudaKernelsForHostArguments() {
       .description = "for arguments in host memory",
       .rms_norm = host_arguments::RmsNorm,
       .rope_table = host_arguments::RopeTable,
-      .query = host_arguments::Query,
       .key = host_arguments::Key,
       .store_keys = host_arguments::StoreKeys,
       .compressor = host_arguments::Compressor,

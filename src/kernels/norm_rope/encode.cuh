@@ -35,9 +35,9 @@ struct AngleOf {
   float sin;
 };
 
-// (a, b) turned by the angle with the given cos and sin.
+// (a, b) turned by the angle with the given cos and sin; the same bits wherever it is compiled.
 __device__ inline float2 Turned(float2 v, float cos, float sin) {
-  return {v.x * cos - v.y * sin, v.x * sin + v.y * cos};
+  return {__fmaf_rn(v.x, cos, -__fmul_rn(v.y, sin)), __fmaf_rn(v.x, sin, __fmul_rn(v.y, cos))};
 }
 
 // EncodeEntry of tensor/cache_view.h.

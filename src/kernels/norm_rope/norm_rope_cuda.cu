@@ -49,36 +49,6 @@ __global__ void RopeTableKernel(const int64_t* positions, const float* frequenci
   sin_out[i] = angle.sin;
 }
 
-// One warp per head; a lane owns pairs lane, lane + 32, ... of neighbouring values.
-__global__ void QueryKernel(float* q, const float* cos, const float* sin, int64_t count, int heads, int dim,
-                            int rope_dim, float eps, bool round) {
-  AwaitInputs();
-  const int64_t head = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
-  if (head >= count) return;
-  float2* values = reinterpret_cast<float2*>(q + head * dim);
-  const int lane = threadIdx.x % 32;
-  float squares = 0;
-#pragma unroll 8
-  for (int i = lane; i < dim / 2; i += 32) {
-    const float2 v = values[i];
-    squares += v.x * v.x;
-    squares += v.y * v.y;
-  }
-  const float rinv = 1.0f / sqrtf(WarpSum(squares) / static_cast<float>(dim) + eps);
-  const int pairs = rope_dim / 2;
-  const int first = dim / 2 - pairs;
-  const int64_t row = head / heads;
-#pragma unroll 8
-  for (int i = lane; i < dim / 2; i += 32) {
-    float2 v = values[i];
-    v.x *= rinv;
-    v.y *= rinv;
-    if (i >= first) v = Turned(v, cos[row * pairs + i - first], sin[row * pairs + i - first]);
-    if (round) v = {RoundBf16(v.x), RoundBf16(v.y)};
-    values[i] = v;
-  }
-}
-
 // One block per row, a thread to a pair of neighbours: the 64 values that share a scale are a warp's.
 __global__ void KeyKernel(const float* kv, VectorView norm, const float* cos, const float* sin,
                           EntryLayout layout, int64_t entry_bytes, float eps, bool round,
@@ -133,12 +103,6 @@ void RopeTable(const KernelContext& ctx, const RopeTableArgs& args) {
   const int64_t count = int64_t{args.rows} * args.pairs;
   Launch(ctx, RopeTableKernel, dim3(CeilDiv(count, 128)), 128, 0, args.positions, args.frequencies, count,
          args.pairs, args.cos, args.sin);
-}
-
-void Query(const KernelContext& ctx, const QueryArgs& args) {
-  const int64_t count = int64_t{args.rows} * args.heads;
-  Launch(ctx, QueryKernel, dim3(CeilDiv(count, 4)), 128, 0, args.q, args.cos, args.sin, count, args.heads,
-         args.dim, args.rope_dim, args.eps, ctx.faithful());
 }
 
 void Key(const KernelContext& ctx, const KeyArgs& args) {

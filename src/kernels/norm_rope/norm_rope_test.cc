@@ -66,31 +66,6 @@ void ExpectRopeTable(const KernelTable& table, const KernelContext& ctx, const K
   EXPECT_EQ(sin, want_sin) << table.name;
 }
 
-void ExpectQuery(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
-  RandomFloats random(2);
-  for (int dim : {128, 512}) {
-    for (int heads : {1, 3, 64}) {
-      const int rows = 3;
-      std::vector<float> want = random.Vector(int64_t{rows} * heads * dim, 2);
-      std::vector<float> got = want;
-      const std::vector<float> cos = random.Vector(rows * 32);
-      const std::vector<float> sin = random.Vector(rows * 32);
-      QueryArgs args{.rows = rows,
-                     .heads = heads,
-                     .dim = dim,
-                     .rope_dim = 64,
-                     .eps = 1e-6f,
-                     .cos = cos.data(),
-                     .sin = sin.data()};
-      args.q = want.data();
-      QueryRef(host, args);
-      args.q = got.data();
-      table.query(ctx, args);
-      EXPECT_LE(RelativeL2(got, want), Tolerance(ctx)) << table.name << " dim " << dim << " heads " << heads;
-    }
-  }
-}
-
 void ExpectKey(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   RandomFloats random(3);
   const CacheFormat format = ctx.faithful() ? CacheFormat::kPacked : CacheFormat::kFloat32;
@@ -199,9 +174,6 @@ TEST_P(NormRope, RmsNormFollowsTheDefinition) {
 TEST_P(NormRope, RopeTableEqualsTheDefinitionUpToAMillion) {
   Run(ExpectRopeTable);
 }
-TEST_P(NormRope, QueryFollowsTheDefinition) {
-  Run(ExpectQuery);
-}
 TEST_P(NormRope, KeyFollowsTheDefinition) {
   Run(ExpectKey);
 }
@@ -219,9 +191,6 @@ TEST_P(NormRopeCuda, RmsNormFollowsTheDefinition) {
 }
 TEST_P(NormRopeCuda, RopeTableEqualsTheDefinitionUpToAMillion) {
   Run(ExpectRopeTable);
-}
-TEST_P(NormRopeCuda, QueryFollowsTheDefinition) {
-  Run(ExpectQuery);
 }
 TEST_P(NormRopeCuda, KeyFollowsTheDefinition) {
   Run(ExpectKey);

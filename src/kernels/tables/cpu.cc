@@ -18,7 +18,6 @@ namespace {
       .grouped_linear = isa::GroupedLinear,              \
       .rms_norm = isa::RmsNorm,                          \
       .rope_table = isa::RopeTable,                      \
-      .query = isa::Query,                               \
       .key = isa::Key,                                   \
       .store_keys = isa::StoreKeys,                      \
       .compressor = isa::Compressor,                     \

@@ -14,7 +14,6 @@ const KernelTable& RefKernels() {
       .grouped_linear = GroupedLinearRef,
       .rms_norm = RmsNormRef,
       .rope_table = RopeTableRef,
-      .query = QueryRef,
       .key = KeyRef,
       .store_keys = StoreKeysRef,
       .compressor = CompressorRef,
