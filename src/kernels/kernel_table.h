@@ -10,7 +10,7 @@
 
 #include "base/status.h"
 #include "kernels/attention/attention.h"
-#include "kernels/compressor/compressor.h"
+#include "kernels/attention/attention_inputs.h"
 #include "kernels/hyper_connection/hyper_connection.h"
 #include "kernels/indexer/indexer.h"
 #include "kernels/linear/linear.h"
@@ -36,9 +36,8 @@ struct KernelTable {
   void (*grouped_linear)(const KernelContext&, const GroupedLinearArgs&) = nullptr;
   void (*rms_norm)(const KernelContext&, const RmsNormArgs&) = nullptr;
   void (*rope_table)(const KernelContext&, const RopeTableArgs&) = nullptr;
-  void (*key)(const KernelContext&, const KeyArgs&) = nullptr;
+  void (*attention_inputs)(const KernelContext&, const AttentionInputsArgs&) = nullptr;
   void (*store_keys)(const KernelContext&, const StoreKeysArgs&) = nullptr;
-  void (*compressor)(const KernelContext&, const CompressorArgs&) = nullptr;
   void (*indexer)(const KernelContext&, const IndexerArgs&) = nullptr;
   void (*attention)(const KernelContext&, const AttentionArgs&) = nullptr;
   void (*router)(const KernelContext&, const RouterArgs&) = nullptr;

@@ -70,16 +70,16 @@ int64_t StepMemoryBytes(const ModelConfig& config, const CacheLayout& layout, in
   const int64_t index_heads = int64_t{config.index_n_heads} * config.index_head_dim;
   const int64_t compressed = 4 * (int64_t{config.head_dim} + config.index_head_dim);
   const int64_t attention = 2 * heads + index_heads + compressed + config.q_lora_rank + config.head_dim +
-                            int64_t{config.o_groups} * config.o_lora_rank + config.index_topk +
-                            layout.entry.bytes() / 4;
+                            int64_t{config.o_groups} * config.o_lora_rank + config.index_topk;
   const int64_t slots = config.num_experts_per_tok + 1;
   const int64_t moe = config.n_routed_experts +
                       slots * (2 * int64_t{config.moe_intermediate_size} + 2 * int64_t{config.hidden_size});
   const int64_t block = 2 * int64_t{config.hidden_size} + std::max(attention, moe);
   const int64_t streams = int64_t{config.hc_mult} * config.hidden_size;
   const int64_t floats_per_row = streams + std::max<int64_t>(block, config.vocab_size + config.hidden_size);
+  const int64_t entries = (int64_t{config.num_hidden_layers} + 1) * layout.entry.bytes();
   // Kernels keep quantised copies of their inputs beside them: half as much again covers it.
-  return rows * floats_per_row * 6;
+  return rows * (floats_per_row * 6 + entries);
 }
 
 int64_t DraftMemoryBytes(const ModelConfig& config, int rows) {

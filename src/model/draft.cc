@@ -85,6 +85,7 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
                                         .streams = step.streams});
   }
   RunBlock(mtp.block, config().num_hidden_layers, step);
+  StoreKeys(step);
   float* logits = draft_arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(mtp.hc_head, mtp.norm, step, /*hidden=*/nullptr, logits);
   StepOutputs outputs{.device_logits = logits};
@@ -178,15 +179,15 @@ void Model::StoreContext(std::span<SequenceState* const> sequences, int rows, in
     const EntryLayout& layout = cache_layout_.entry;
     std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
     for (int64_t i = 0; i < num_stages; ++i) {
-      table_.key(ctx_, {.rows = rows,
-                        .layout = layout,
-                        .kv = keys[i].out,
-                        .norm = w.stages[i].attn.kv_norm,
-                        .eps = eps,
-                        .cos = angles.cos,
-                        .sin = angles.sin,
-                        .entries = entries});
-      table_.store_keys(ctx_, {.sequences = pending(1 + i), .entries = entries});
+      table_.attention_inputs(ctx_, {.key = KeyArgs{.rows = rows,
+                                                    .layout = layout,
+                                                    .kv = keys[i].out,
+                                                    .norm = w.stages[i].attn.kv_norm,
+                                                    .eps = eps,
+                                                    .cos = angles.cos,
+                                                    .sin = angles.sin,
+                                                    .entries = entries}});
+      table_.store_keys(ctx_, {.rows = rows, .sequences = pending(1 + i), .entries = entries});
     }
   };
   // Of few sequences in one group, all that launches are made of lies where it lay for as many rows before.

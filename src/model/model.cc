@@ -107,6 +107,8 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.inputs = &inputs;
   step.num_sequences = inputs.chunks.size();
   step.first_layer = first_layer;
+  step.num_layers = num_layers;
+  step.entries = arena_.Allocate<std::byte>(num_layers * step.rows * cache_layout_.entry.bytes());
   const auto copy = [this]<typename T>(std::span<const T> values) {
     T* staged = staging_.Allocate<T>(std::ssize(values));
     std::copy(values.begin(), values.end(), staged);
@@ -263,6 +265,7 @@ Status Model::RunLayers(StepState& step) {
       step.inputs->observer->OnBlock(layer, streams);
     }
   }
+  StoreKeys(step);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
   return Status();
 }
@@ -339,31 +342,39 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   }
   table_.linear(ctx_, {.rows = step.rows, .x = x, .targets = {targets, static_cast<size_t>(num_targets)}});
 
+  // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
+  // looking.
+  const auto& [cos, sin] = step.angles(w.kind);
+  std::byte* entries = step.Entries(layer, layout);
+  AttentionInputsArgs inputs;
+  inputs.query = {
+      .rows = step.rows, .dim = c.q_lora_rank, .x = qr, .weight = attn.q_norm, .eps = eps, .out = qr};
+  inputs.key = {.rows = step.rows,
+                .layout = layout,
+                .kv = kv,
+                .norm = attn.kv_norm,
+                .eps = eps,
+                .cos = cos,
+                .sin = sin,
+                .entries = entries};
+  if (attn.compressor) {
+    inputs.compressor =
+        Compressor(*attn.compressor, w.kind, /*for_indexer=*/false, step.rows, sequences, a, b);
+  }
+  if (attn.indexer) {
+    inputs.index_compressor = Compressor(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step.rows,
+                                         sequences, index_a, index_b);
+  }
+  table_.attention_inputs(ctx_, inputs);
+
   // The compressed query qr gives the heads' queries and the indexer's.
-  table_.rms_norm(
-      ctx_, {.rows = step.rows, .dim = c.q_lora_rank, .x = qr, .weight = attn.q_norm, .eps = eps, .out = qr});
   num_targets = 0;
   float* q = project(attn.wq_b, LinearNumerics::kProjection);
   float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
   table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
 
-  const auto& [cos, sin] = step.angles(w.kind);
-  std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
-  table_.key(ctx_, {.rows = step.rows,
-                    .layout = layout,
-                    .kv = kv,
-                    .norm = attn.kv_norm,
-                    .eps = eps,
-                    .cos = cos,
-                    .sin = sin,
-                    .entries = entries});
-
-  // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
-  // looking.
-  if (attn.compressor) Compress(*attn.compressor, w.kind, /*for_indexer=*/false, step.rows, sequences, a, b);
   int32_t* picks = nullptr;
   if (attn.indexer) {
-    Compress(attn.indexer->compressor, w.kind, /*for_indexer=*/true, step.rows, sequences, index_a, index_b);
     picks = arena_.Allocate<int32_t>(rows * c.index_topk);
     table_.indexer(ctx_, {.sequences = sequences,
                           .rows = step.rows,
@@ -403,9 +414,6 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .cos = cos,
                           .sin = sin,
                           .out = heads_out});
-  if (step.kind != StepKind::kDraftBlock) {
-    table_.store_keys(ctx_, {.sequences = sequences, .entries = entries});
-  }
 
   float* low_rank = buffer(attn.wo_a.rows);
   table_.grouped_linear(
@@ -414,23 +422,31 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   table_.linear(ctx_, {.rows = step.rows, .x = low_rank, .targets = output});
 }
 
-void Model::Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
-                     std::span<const SequenceRows> sequences, const float* a, float* b) {
+CompressorArgs Model::Compressor(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
+                                 std::span<const SequenceRows> sequences, const float* a, float* b) const {
   const ModelConfig& c = config();
-  table_.compressor(ctx_, {.sequences = sequences,
-                           .rows = rows,
-                           .ratio = static_cast<int>(kind),
-                           .for_indexer = for_indexer,
-                           .entry = cache_layout_.entry,
-                           .index_key = cache_layout_.index_key,
-                           .dim = for_indexer ? c.index_head_dim : c.head_dim,
-                           .rope_dim = c.qk_rope_head_dim,
-                           .a = a,
-                           .b = b,
-                           .ape = w.ape,
-                           .norm = w.norm,
-                           .norm_eps = static_cast<float>(c.rms_norm_eps),
-                           .frequencies = compressed_frequencies_});
+  return {.sequences = sequences,
+          .rows = rows,
+          .ratio = static_cast<int>(kind),
+          .for_indexer = for_indexer,
+          .entry = cache_layout_.entry,
+          .index_key = cache_layout_.index_key,
+          .dim = for_indexer ? c.index_head_dim : c.head_dim,
+          .rope_dim = c.qk_rope_head_dim,
+          .a = a,
+          .b = b,
+          .ape = w.ape,
+          .norm = w.norm,
+          .norm_eps = static_cast<float>(c.rms_norm_eps),
+          .frequencies = compressed_frequencies_};
+}
+
+// Once for all layers of a step: attention needs the rings as they were before it.
+void Model::StoreKeys(const StepState& step) {
+  table_.store_keys(ctx_, {.layers = step.num_layers,
+                           .rows = step.rows,
+                           .sequences = {step.sequences, step.num_layers * step.num_sequences},
+                           .entries = step.entries});
 }
 
 // Model spec 2.9.

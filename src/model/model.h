@@ -121,8 +121,9 @@ class Model {
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
-  void Compress(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
-                std::span<const SequenceRows> sequences, const float* a, float* b);
+  CompressorArgs Compressor(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
+                            std::span<const SequenceRows> sequences, const float* a, float* b) const;
+  void StoreKeys(const StepState& step);
   void ObservePicks(int layer, const StepState& step, int32_t* picks);
   // Whether the observer has replaced `ids`; then by `forced`.
   bool ObserveExperts(int layer, const StepState& step, const int32_t* ids, int32_t* forced);

@@ -32,6 +32,8 @@ struct Model::StepState {
   const SequenceRows* sequences = nullptr;
   size_t num_sequences = 0;
   int first_layer = 0;
+  int num_layers = 0;
+  std::byte* entries = nullptr;        // [num_layers, T, entry bytes]: the rows' raw keys
   std::span<const SequenceRows> taps;  // the same rows, `cache` the taps ring; with a DSpark head
   int64_t entries_max = 0;             // no row sees more CSA entries (the host's knowledge)
   float* streams = nullptr;            // [T, m, D]
@@ -43,6 +45,9 @@ struct Model::StepState {
 
   std::span<const SequenceRows> Sequences(int layer) const {
     return {sequences + static_cast<size_t>(layer - first_layer) * num_sequences, num_sequences};
+  }
+  std::byte* Entries(int layer, const EntryLayout& layout) const {
+    return entries + static_cast<int64_t>(layer - first_layer) * rows * layout.bytes();
   }
   const RopeAngles& angles(LayerKind layer_kind) const {
     return layer_kind == LayerKind::kSwa ? window : compressed;

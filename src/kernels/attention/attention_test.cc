@@ -145,7 +145,7 @@ std::vector<std::vector<float>> RunAll(const KernelTable& table, const KernelCon
                              .out = out.data()};
     table.attention(ctx, args);
     EXPECT_EQ(ctx.scratch->used(), 0u);
-    table.store_keys(ctx, {rows, entries.data()});
+    table.store_keys(ctx, {.rows = total, .sequences = rows, .entries = entries.data()});
     for (size_t k = 0; k < rows.size(); ++k) {
       Append(outs[who[k]], out, rows[k].first_row * row_values, rows[k].num_rows * row_values);
     }

@@ -68,21 +68,22 @@ void Compress(const KernelTable& table, const KernelContext& ctx, const Case& c,
     rows.push_back({total, end - begin, begin, s->cache.view()});
     total += end - begin;
   }
-  table.compressor(ctx,
-                   {.sequences = rows,
-                    .rows = total,
-                    .ratio = c.ratio,
-                    .for_indexer = c.for_indexer,
-                    .entry = c.entry(),
-                    .index_key = c.index_key(),
-                    .dim = c.dim,
-                    .rope_dim = c.rope_dim,
-                    .a = a.data(),
-                    .b = b.data(),
-                    .ape = {DType::kF32, c.ratio, c.width(), reinterpret_cast<const std::byte*>(ape.data())},
-                    .norm = {DType::kF32, c.dim, reinterpret_cast<const std::byte*>(norm.data())},
-                    .norm_eps = 1e-6f,
-                    .frequencies = frequencies.data()});
+  const CompressorArgs args = {
+      .sequences = rows,
+      .rows = total,
+      .ratio = c.ratio,
+      .for_indexer = c.for_indexer,
+      .entry = c.entry(),
+      .index_key = c.index_key(),
+      .dim = c.dim,
+      .rope_dim = c.rope_dim,
+      .a = a.data(),
+      .b = b.data(),
+      .ape = {DType::kF32, c.ratio, c.width(), reinterpret_cast<const std::byte*>(ape.data())},
+      .norm = {DType::kF32, c.dim, reinterpret_cast<const std::byte*>(norm.data())},
+      .norm_eps = 1e-6f,
+      .frequencies = frequencies.data()};
+  table.attention_inputs(ctx, {.compressor = args});
   EXPECT_EQ(ctx.scratch->used(), 0u);
 }
 

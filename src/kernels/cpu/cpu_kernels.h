@@ -16,6 +16,7 @@
   void RopeTable(const KernelContext& ctx, const RopeTableArgs& args);                     \
   void Query(const KernelContext& ctx, const QueryArgs& args);                             \
   void Key(const KernelContext& ctx, const KeyArgs& args);                                 \
+  void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs& args);         \
   void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& args);                     \
   void Compressor(const KernelContext& ctx, const CompressorArgs& args);                   \
   void Indexer(const KernelContext& ctx, const IndexerArgs& args);                         \

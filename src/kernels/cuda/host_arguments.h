@@ -107,38 +107,46 @@ inline void RopeTable(const KernelContext& ctx, const RopeTableArgs& host) {
   copies.Finish();
 }
 
-inline void Key(const KernelContext& ctx, const KeyArgs& host) {
-  DeviceCopies copies(ctx);
-  KeyArgs args = host;
-  args.kv = copies.In(args.kv, int64_t{args.rows} * args.layout.dim);
-  args.norm = copies.In(args.norm);
-  args.cos = copies.In(args.cos, int64_t{args.rows} * args.layout.rope_dim / 2);
-  args.sin = copies.In(args.sin, int64_t{args.rows} * args.layout.rope_dim / 2);
-  args.entries = copies.InOut(args.entries, args.rows * args.layout.bytes());
-  Cuda().key(ctx, args);
-  copies.Finish();
-}
-
 inline void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& host) {
   DeviceCopies copies(ctx);
   StoreKeysArgs args = host;
   args.sequences = copies.In(args.sequences);
   const int64_t item_bytes = host.sequences.empty() ? 0 : host.sequences[0].cache.window.item_bytes;
-  args.entries = copies.In(args.entries, Rows(host.sequences) * item_bytes);
+  args.entries = copies.In(args.entries, int64_t{args.layers} * args.rows * item_bytes);
   Cuda().store_keys(ctx, args);
   copies.Finish();
 }
 
-inline void Compressor(const KernelContext& ctx, const CompressorArgs& host) {
+inline void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs& host) {
   DeviceCopies copies(ctx);
-  CompressorArgs args = host;
-  args.sequences = copies.In(args.sequences, args.ratio);
-  args.a = copies.In(args.a, args.rows * args.ape.cols);
-  args.b = copies.InOut(args.b, args.rows * args.ape.cols);
-  args.ape = copies.In(args.ape);
-  args.norm = copies.In(args.norm);
-  args.frequencies = copies.In(args.frequencies, args.rope_dim / 2);
-  Cuda().compressor(ctx, args);
+  AttentionInputsArgs args = host;
+  if (args.query) {
+    const int64_t values = int64_t{args.query->rows} * args.query->dim;
+    args.query->out = copies.InOut(args.query->out, values);
+    args.query->x = host.query->x == host.query->out ? args.query->out : copies.In(args.query->x, values);
+    args.query->weight = copies.In(args.query->weight);
+  }
+  if (args.key) {
+    KeyArgs& key = *args.key;
+    key.kv = copies.In(key.kv, int64_t{key.rows} * key.layout.dim);
+    key.norm = copies.In(key.norm);
+    key.cos = copies.In(key.cos, int64_t{key.rows} * key.layout.rope_dim / 2);
+    key.sin = copies.In(key.sin, int64_t{key.rows} * key.layout.rope_dim / 2);
+    key.entries = copies.InOut(key.entries, key.rows * key.layout.bytes());
+  }
+  std::span<const SequenceRows> sequences;  // of both compressors
+  for (auto* part : {&args.compressor, &args.index_compressor}) {
+    if (!*part) continue;
+    CompressorArgs& c = **part;
+    if (sequences.empty()) sequences = copies.In(c.sequences, c.ratio);
+    c.sequences = sequences;
+    c.a = copies.In(c.a, c.rows * c.ape.cols);
+    c.b = copies.InOut(c.b, c.rows * c.ape.cols);
+    c.ape = copies.In(c.ape);
+    c.norm = copies.In(c.norm);
+    c.frequencies = copies.In(c.frequencies, c.rope_dim / 2);
+  }
+  Cuda().attention_inputs(ctx, args);
   copies.Finish();
 }
 
@@ -200,9 +208,8 @@ inline const KernelTable& CudaKernelsForHostArguments() {
       .description = "for arguments in host memory",
       .rms_norm = host_arguments::RmsNorm,
       .rope_table = host_arguments::RopeTable,
-      .key = host_arguments::Key,
+      .attention_inputs = host_arguments::AttentionInputs,
       .store_keys = host_arguments::StoreKeys,
-      .compressor = host_arguments::Compressor,
       .indexer = host_arguments::Indexer,
       .attention = host_arguments::Attention,
       .store_tap = host_arguments::StoreTap,

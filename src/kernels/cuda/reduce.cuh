@@ -29,13 +29,14 @@ __device__ inline float WarpMax(float x) {
   return x;
 }
 
-// Over a block of whole warps, the warps' sums added in order. `shared` [32] is free again after a barrier.
-__device__ inline float BlockSum(float x, float* shared) {
+// Over the first `threads` of a block, whole warps which are all that is left of it; the warps' sums are
+// added in order. `shared` [32] is free again after a barrier.
+__device__ inline float BlockSum(float x, float* shared, unsigned threads = blockDim.x) {
   x = WarpSum(x);
   if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
   __syncthreads();
   float sum = 0;
-  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += shared[w];
+  for (unsigned w = 0; w < threads / 32; ++w) sum += shared[w];
   return sum;
 }
 

@@ -43,7 +43,7 @@ __global__ void PrepareQueryKernel(Indexing args) {
   }
   __syncthreads();
   if (args.key.format == CacheFormat::kPacked) {
-    HadamardShared(x, dim);
+    HadamardShared(x, dim, 32);
     for (int i = threadIdx.x; i < dim; i += 32) {
       const float v = RoundBf16(x[i]);
       const float scale = E8M0(Fp4ScaleOfWarp(v));

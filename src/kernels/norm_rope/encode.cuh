@@ -1,6 +1,6 @@
 // Norm, rotation and cache encodings of one vector by one thread block, for the kernels that make keys. The
-// vector lies in shared memory; functions named so are called by all threads of a block of whole warps, after
-// a barrier.
+// vector lies in shared memory; functions named so are called by the first `threads` of a block, whole warps
+// which are all that is left of it, after a barrier.
 #pragma once
 
 #include "kernels/cuda/formats.cuh"
@@ -10,11 +10,11 @@ namespace foresight::cuda {
 
 // x = w * x / rms(x), rounded to bf16 when `round`. `sums` [32] is shared memory.
 __device__ inline void NormShared(float* x, int dim, const VectorView& weight, float eps, bool round,
-                                  float* sums) {
+                                  float* sums, int threads) {
   float squares = 0;
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) squares += x[i] * x[i];
-  const float rinv = 1.0f / sqrtf(BlockSum(squares, sums) / static_cast<float>(dim) + eps);
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) {
+  for (int i = threadIdx.x; i < dim; i += threads) squares += x[i] * x[i];
+  const float rinv = 1.0f / sqrtf(BlockSum(squares, sums, threads) / static_cast<float>(dim) + eps);
+  for (int i = threadIdx.x; i < dim; i += threads) {
     const float y = VectorValue(weight, i) * (x[i] * rinv);
     x[i] = round ? RoundBf16(y) : y;
   }
@@ -41,15 +41,16 @@ __device__ inline float2 Turned(float2 v, float cos, float sin) {
 }
 
 // EncodeEntry of tensor/cache_view.h.
-__device__ inline void EncodeEntryShared(const EntryLayout& layout, const float* x, std::byte* out) {
+__device__ inline void EncodeEntryShared(const EntryLayout& layout, const float* x, std::byte* out,
+                                         int threads) {
   if (layout.format == CacheFormat::kFloat32) {
     float* to = reinterpret_cast<float*>(out);
-    for (int i = threadIdx.x; i < layout.dim; i += blockDim.x) to[i] = x[i];
+    for (int i = threadIdx.x; i < layout.dim; i += threads) to[i] = x[i];
     return;
   }
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
-  const int warps = blockDim.x / 32;
+  const int warps = threads / 32;
   const int nope = layout.dim - layout.rope_dim;
   const int blocks = nope / 64;
   uint8_t* codes = reinterpret_cast<uint8_t*>(out);
@@ -63,9 +64,9 @@ __device__ inline void EncodeEntryShared(const EntryLayout& layout, const float*
     codes[64 * k + 2 * lane + 1] = ToE4M3(b / scale);
     if (lane == 0) scales[k] = scale_byte;
   }
-  for (int k = blocks + threadIdx.x; k < (blocks + 7) / 8 * 8; k += blockDim.x) scales[k] = 0;
+  for (int k = blocks + threadIdx.x; k < (blocks + 7) / 8 * 8; k += threads) scales[k] = 0;
   uint16_t* rope = reinterpret_cast<uint16_t*>(codes + nope);
-  for (int i = threadIdx.x; i < layout.rope_dim; i += blockDim.x) rope[i] = Bf16Bits(x[nope + i]);
+  for (int i = threadIdx.x; i < layout.rope_dim; i += threads) rope[i] = Bf16Bits(x[nope + i]);
 }
 
 // The same of a vector whose values 2i and 2i + 1 are `v` of the block's thread i.
@@ -93,9 +94,9 @@ __device__ inline void EncodeEntryPairs(const EntryLayout& layout, int pair, flo
 }
 
 // Hadamard of tensor/formats.h, with its roundings.
-__device__ inline void HadamardShared(float* x, int dim) {
+__device__ inline void HadamardShared(float* x, int dim, int threads) {
   for (int half = 1; half < dim; half *= 2) {
-    for (int i = threadIdx.x; i < dim / 2; i += blockDim.x) {
+    for (int i = threadIdx.x; i < dim / 2; i += threads) {
       const int at = i / half * 2 * half + i % half;
       const float a = x[at];
       const float b = x[at + half];
@@ -105,7 +106,7 @@ __device__ inline void HadamardShared(float* x, int dim) {
     __syncthreads();
   }
   const float scale = 1.0f / sqrtf(static_cast<float>(dim));
-  for (int i = threadIdx.x; i < dim; i += blockDim.x) x[i] *= scale;
+  for (int i = threadIdx.x; i < dim; i += threads) x[i] *= scale;
   __syncthreads();
 }
 
@@ -115,17 +116,18 @@ __device__ inline uint8_t Fp4ScaleOfWarp(float x) {
 }
 
 // EncodeIndexKey of tensor/cache_view.h; changes x.
-__device__ inline void EncodeIndexKeyShared(const IndexKeyLayout& layout, float* x, std::byte* out) {
+__device__ inline void EncodeIndexKeyShared(const IndexKeyLayout& layout, float* x, std::byte* out,
+                                            int threads) {
   if (layout.format == CacheFormat::kFloat32) {
     float* to = reinterpret_cast<float*>(out);
-    for (int i = threadIdx.x; i < layout.dim; i += blockDim.x) to[i] = x[i];
+    for (int i = threadIdx.x; i < layout.dim; i += threads) to[i] = x[i];
     return;
   }
-  HadamardShared(x, layout.dim);
+  HadamardShared(x, layout.dim, threads);
   const int lane = threadIdx.x % 32;
   uint8_t* codes = reinterpret_cast<uint8_t*>(out);
   uint8_t* scales = codes + layout.dim / 2;
-  for (int k = threadIdx.x / 32; k < layout.dim / 32; k += blockDim.x / 32) {
+  for (int k = threadIdx.x / 32; k < layout.dim / 32; k += threads / 32) {
     const float v = RoundBf16(x[32 * k + lane]);
     const uint8_t scale = Fp4ScaleOfWarp(v);
     const uint32_t code = ToE2M1(v / E8M0(scale));

@@ -64,14 +64,24 @@ struct KeyArgs {
   std::byte* entries = nullptr;
 };
 
-// Copies the step's entries into the window rings: of each sequence the last min(num_rows, slots) rows.
-// Called after attention, which needs the ring as it was before the step.
+// Copies the step's entries into the window rings of some layers: of each sequence the last
+// min(num_rows, slots) rows. Called after these layers' attention, which needs the ring as it was before the
+// step.
 //
-// Shapes   entries [T, item_bytes]
+// Shapes   sequences: those of the first layer, then those of the next, as many of each · entries [layers, T,
+// item_bytes]
 struct StoreKeysArgs {
+  int layers = 1;
+  int rows = 0;  // T, of all sequences
   std::span<const SequenceRows> sequences;
   const std::byte* entries = nullptr;
 };
+
+// Where the entries of args.sequences[i]'s rows begin.
+inline int64_t FirstEntryOf(const StoreKeysArgs& args, size_t i) {
+  return static_cast<int64_t>(i * static_cast<size_t>(args.layers) / args.sequences.size()) * args.rows +
+         args.sequences[i].first_row;
+}
 
 void RmsNormRef(const KernelContext& ctx, const RmsNormArgs& args);
 void RopeTableRef(const KernelContext& ctx, const RopeTableArgs& args);

@@ -72,11 +72,13 @@ void Key(const KernelContext& ctx, const KeyArgs& args) {
 }
 
 void StoreKeys(const KernelContext&, const StoreKeysArgs& args) {
-  for (const SequenceRows& s : args.sequences) {
+  for (size_t k = 0; k < args.sequences.size(); ++k) {
+    const SequenceRows& s = args.sequences[k];
     const RingView& ring = s.cache.window;
+    const std::byte* entries = args.entries + FirstEntryOf(args, k) * ring.item_bytes;
     const int64_t count = s.num_rows < ring.slots ? s.num_rows : ring.slots;
     for (int64_t i = s.num_rows - count; i < s.num_rows; ++i) {
-      std::memcpy(ring[s.first_position + i], args.entries + (s.first_row + i) * ring.item_bytes,
+      std::memcpy(ring[s.first_position + i], entries + i * ring.item_bytes,
                   static_cast<size_t>(ring.item_bytes));
     }
   }

@@ -67,12 +67,13 @@ void KeyRef(const KernelContext& ctx, const KeyArgs& args) {
 }
 
 void StoreKeysRef(const KernelContext&, const StoreKeysArgs& args) {
-  for (const SequenceRows& s : args.sequences) {
+  for (size_t k = 0; k < args.sequences.size(); ++k) {
+    const SequenceRows& s = args.sequences[k];
     const RingView& ring = s.cache.window;
+    const std::byte* entries = args.entries + FirstEntryOf(args, k) * ring.item_bytes;
     const int64_t count = std::min<int64_t>(s.num_rows, ring.slots);
     for (int64_t i = s.num_rows - count; i < s.num_rows; ++i) {
-      std::memcpy(ring[s.first_position + i], args.entries + (s.first_row + i) * ring.item_bytes,
-                  ring.item_bytes);
+      std::memcpy(ring[s.first_position + i], entries + i * ring.item_bytes, ring.item_bytes);
     }
   }
 }

@@ -87,7 +87,7 @@ void ExpectKey(const KernelTable& table, const KernelContext& ctx, const KernelC
     args.entries = want.data();
     KeyRef(host, args);
     args.entries = got.data();
-    table.key(ctx, args);
+    table.attention_inputs(ctx, {.key = args});
     std::vector<float> want_values(rows * dim), got_values(rows * dim);
     for (int t = 0; t < rows; ++t) {
       DecodeEntry(layout, want.data() + t * layout.bytes(), want_values.data() + t * dim);
@@ -126,7 +126,7 @@ void ExpectExactEncoding(const KernelTable& table, const KernelContext& ctx, con
                  .cos = cos.data(),
                  .sin = sin.data()};
     args.entries = got.data();
-    table.key(ctx, args);
+    table.attention_inputs(ctx, {.key = args});
     args.entries = want.data();
     KeyRef(host, args);
     EXPECT_EQ(got, want) << table.name << " round " << round;
@@ -135,18 +135,35 @@ void ExpectExactEncoding(const KernelTable& table, const KernelContext& ctx, con
 
 void ExpectLastRowsKept(const KernelTable& table, const KernelContext& ctx, const KernelContext&) {
   const EntryLayout layout{CacheFormat::kFloat32, 128, 64};
-  FakeCache a({.entry = layout, .window_slots = 8});
-  FakeCache b({.entry = layout, .window_slots = 8});
-  std::vector<float> entries(13 * 128);
-  for (int t = 0; t < 13; ++t) std::fill_n(entries.begin() + t * 128, 128, static_cast<float>(t));
-  const std::vector<SequenceRows> sequences = {{0, 11, 5, a.view()}, {11, 2, 7, b.view()}};
-  table.store_keys(ctx, {sequences, reinterpret_cast<const std::byte*>(entries.data())});
-  for (int p = 8; p < 16; ++p) {  // rows 3..10
-    EXPECT_EQ(*reinterpret_cast<const float*>(a.view().window[p]), static_cast<float>(p - 5)) << table.name;
+  constexpr int kRows = 13;
+  for (int layers : {1, 3}) {
+    std::vector<float> entries(int64_t{layers} * kRows * 128);
+    for (int t = 0; t < layers * kRows; ++t) {
+      std::fill_n(entries.begin() + t * 128, 128, static_cast<float>(t));
+    }
+    std::vector<FakeCache> caches;
+    std::vector<SequenceRows> sequences;
+    for (int layer = 0; layer < layers; ++layer) {
+      for (const auto& [first, rows, position] : {std::tuple(0, 11, 5), std::tuple(11, 2, 7)}) {
+        caches.push_back(FakeCache({.entry = layout, .window_slots = 8}));
+        sequences.push_back({first, rows, position, caches.back().view()});
+      }
+    }
+    table.store_keys(ctx, {.layers = layers,
+                           .rows = kRows,
+                           .sequences = sequences,
+                           .entries = reinterpret_cast<const std::byte*>(entries.data())});
+    for (int layer = 0; layer < layers; ++layer) {
+      const auto value = [&](int sequence, int position) {
+        return *reinterpret_cast<const float*>(caches[2 * layer + sequence].view().window[position]);
+      };
+      const float first = static_cast<float>(layer * kRows);
+      for (int p = 8; p < 16; ++p) EXPECT_EQ(value(0, p), first + p - 5) << table.name;  // rows 3..10
+      EXPECT_EQ(value(1, 7), first + 11) << table.name;
+      EXPECT_EQ(value(1, 8), first + 12) << table.name;
+      EXPECT_TRUE(std::isnan(value(1, 9))) << table.name;
+    }
   }
-  EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[7]), 11.f);
-  EXPECT_EQ(*reinterpret_cast<const float*>(b.view().window[8]), 12.f);
-  EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(b.view().window[9])));
 }
 
 using Check = void (*)(const KernelTable& table, const KernelContext& ctx, const KernelContext& host);

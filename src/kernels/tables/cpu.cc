@@ -18,9 +18,8 @@ namespace {
       .grouped_linear = isa::GroupedLinear,              \
       .rms_norm = isa::RmsNorm,                          \
       .rope_table = isa::RopeTable,                      \
-      .key = isa::Key,                                   \
+      .attention_inputs = isa::AttentionInputs,          \
       .store_keys = isa::StoreKeys,                      \
-      .compressor = isa::Compressor,                     \
       .indexer = isa::Indexer,                           \
       .attention = isa::Attention,                       \
       .router = isa::Router,                             \
