@@ -459,23 +459,20 @@ void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* 
   float* weights = arena_.Allocate<float>(slots);
   const LinearTarget gate[] = {{.w = w.ffn.gate, .out = logits, .numerics = LinearNumerics::kFloat32}};
   table_.linear(ctx_, {.rows = step.rows, .x = x, .targets = gate});
-  auto route = [&](const int32_t* forced_ids) {
-    table_.router(ctx_, {.rows = step.rows,
-                         .num_experts = c.n_routed_experts,
-                         .experts_per_token = c.num_experts_per_tok,
-                         .scaling = static_cast<float>(c.routed_scaling_factor),
-                         .logits = logits,
-                         .bias = w.ffn.gate_bias,
-                         .tid2eid = w.ffn.tid2eid,
-                         .tokens = step.tokens,
-                         .forced_ids = forced_ids,
-                         .ids = ids,
-                         .weights = weights});
-  };
-  route(nullptr);
+  RouterArgs router{.rows = step.rows,
+                    .num_experts = c.n_routed_experts,
+                    .experts_per_token = c.num_experts_per_tok,
+                    .scaling = static_cast<float>(c.routed_scaling_factor),
+                    .logits = logits,
+                    .bias = w.ffn.gate_bias,
+                    .tid2eid = w.ffn.tid2eid,
+                    .tokens = step.tokens,
+                    .ids = ids,
+                    .weights = weights};
   if (step.inputs->observer != nullptr) {
+    table_.router(ctx_, router);
     int32_t* forced = arena_.Allocate<int32_t>(slots);
-    if (ObserveExperts(layer, step, ids, forced)) route(forced);
+    if (ObserveExperts(layer, step, ids, forced)) router.forced_ids = forced;
   }
   table_.moe(ctx_, {.rows = step.rows,
                     .dim = c.hidden_size,
@@ -488,6 +485,7 @@ void Model::Moe(const BlockWeights& w, int layer, StepState& step, const float* 
                     .x = x,
                     .ids = ids,
                     .weights = weights,
+                    .router = &router,
                     .out = out});
 }
 

@@ -4,8 +4,11 @@
 // rows * slots + row for the shared expert's.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/activations.cuh"
 #include "kernels/moe/moe.h"
+#include "kernels/moe/route.cuh"
 
 namespace foresight::cuda {
 
@@ -27,9 +30,9 @@ struct ExpertPlan {
   int num_counters;
 };
 
-constexpr int kPlanThreads = 256;
+constexpr int kPlanThreads = kRouterThreads;
 
-// By one thread block; counts [num_experts] in shared memory.
+// By one thread block; counts [num_experts] in shared memory. Other blocks may have written ids.
 __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num_experts, int tile_columns,
                                 const ExpertPlan& plan, int* counts) {
   __shared__ int2 warp_totals[kPlanThreads / 32];
@@ -41,7 +44,7 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   }
   for (int e = threadIdx.x; e < num_experts; e += kPlanThreads) counts[e] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) atomicAdd(&counts[ids[i]], 1);
+  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) atomicAdd(&counts[__ldcg(&ids[i])], 1);
   __syncthreads();
   // A thread's experts are neighbours; what lies before them is a sum over lower lanes and warps.
   const int each = (num_experts + kPlanThreads - 1) / kPlanThreads;
@@ -82,7 +85,7 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   if (threadIdx.x == kPlanThreads - 1) *plan.num_tiles = tile;
   __syncthreads();
   for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
-    const int place = atomicAdd(&counts[ids[i]], 1);
+    const int place = atomicAdd(&counts[__ldcg(&ids[i])], 1);
     plan.list[place] = i;
     plan.rows[place] = i / slots;
   }
@@ -95,21 +98,48 @@ __device__ inline void StoreBlock(LaneValues& values, bool quantize, const Prepa
   values.Store<Format>(quantize, at, to.split ? at + to.padded : nullptr, to.Factors(row) + block);
 }
 
-// Thread block 0 makes the plan; a warp of the others prepares a block of 128 of one row, in the order of
-// the routed experts' format and, where shared.data isn't null, in FP8's too.
+// Which rows' experts are still to be found: by a thread block each, and the last one to finish makes the
+// plan. `done` is zero before and after.
+struct Routing {
+  RouterArgs router;
+  int* done;
+  int blocks;  // of the launch; one that makes the plan alone where there is nothing to route
+  bool routes;
+
+  // By thread block `block`: whether it is the one that makes the plan.
+  __device__ bool Run(int block) const {
+    __shared__ bool is_last;
+    if (!routes) return true;
+    RouteRow(router, block);
+    if (blocks > 1) {
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        is_last = atomicAdd(done, 1) == blocks - 1;
+        if (is_last) *done = 0;
+        __threadfence();
+      }
+    }
+    __syncthreads();
+    return blocks == 1 || is_last;
+  }
+};
+
+// The first thread blocks route and make the plan; a warp of the others prepares a block of 128 of one row,
+// in the order of the routed experts' format and, where shared.data isn't null, in FP8's too.
 template <typename Format>
 __global__ void __launch_bounds__(kPlanThreads)
-    PlanKernel(const int32_t* ids, int slots, int num_experts, int tile_columns, ExpertPlan plan,
-               PlainRows source, int64_t k, int rows, bool quantize, PreparedRows routed,
+    PlanKernel(Routing routing, const int32_t* ids, int slots, int num_experts, int tile_columns,
+               ExpertPlan plan, PlainRows source, int64_t k, int rows, bool quantize, PreparedRows routed,
                PreparedRows shared) {
   AwaitInputs();
   extern __shared__ int counts[];
-  if (blockIdx.x == 0) {
-    MakePlan(ids, rows, slots, num_experts, tile_columns, plan, counts);
+  if (blockIdx.x < routing.blocks) {
+    if (routing.Run(blockIdx.x)) MakePlan(ids, rows, slots, num_experts, tile_columns, plan, counts);
     return;
   }
   const int blocks = static_cast<int>(routed.padded / kBlockK);
-  const int unit = (blockIdx.x - 1) * (kPlanThreads / 32) + threadIdx.x / 32;
+  const int unit = (blockIdx.x - routing.blocks) * (kPlanThreads / 32) + threadIdx.x / 32;
   const int row = unit / blocks;
   const int block = unit % blocks;
   if (row >= rows) return;
@@ -136,8 +166,14 @@ void LaunchPlan(const KernelContext& ctx, const MoeArgs& args, int tile_columns,
                 bool quantize, const PreparedRows& routed, const PreparedRows& shared) {
   const int num_experts = static_cast<int>(args.experts.size());
   const int64_t units = args.rows * (routed.padded / kBlockK);
-  Launch(ctx, PlanKernel<Format>, 1 + CeilDiv(units, kPlanThreads / 32), kPlanThreads,
-         num_experts * sizeof(int), args.ids, args.experts_per_token, num_experts, tile_columns, plan,
+  Routing routing = {};
+  routing.routes = args.router != nullptr;
+  routing.blocks = routing.routes ? args.rows : 1;
+  routing.done = DeviceOf(ctx).zeros();
+  if (routing.routes) routing.router = *args.router;
+  const size_t shared_bytes = std::max(num_experts * sizeof(int), RouterSharedBytes(num_experts));
+  Launch(ctx, PlanKernel<Format>, routing.blocks + CeilDiv(units, kPlanThreads / 32), kPlanThreads,
+         shared_bytes, routing, args.ids, args.experts_per_token, num_experts, tile_columns, plan,
          PlainRows{args.x, args.dim}, args.dim, args.rows, quantize, routed, shared);
 }
 

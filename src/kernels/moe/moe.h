@@ -57,6 +57,7 @@ struct MoeArgs {
   const float* x = nullptr;
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
+  const RouterArgs* router = nullptr;  // what makes ids and weights first; null: they are there
   float* out = nullptr;
 
   bool HasShared() const { return shared.w1.data != nullptr; }

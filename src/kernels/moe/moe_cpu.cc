@@ -143,6 +143,7 @@ void Router(const KernelContext& ctx, const RouterArgs& args) {
 // of every expert and the sum over slots.
 void Moe(const KernelContext& ctx, const MoeArgs& args) {
   if (args.rows == 0) return;
+  if (args.router != nullptr) Router(ctx, *args.router);
   ArenaScope scope(*ctx.scratch);
   const int num_experts = static_cast<int>(args.experts.size());
   const int slots = args.experts_per_token + args.HasShared();

@@ -71,6 +71,7 @@ void RouterRef(const KernelContext& ctx, const RouterArgs& args) {
 }
 
 void MoeRef(const KernelContext& ctx, const MoeArgs& args) {
+  if (args.router != nullptr) RouterRef(ctx, *args.router);
   ArenaScope scope(*ctx.scratch);
   double* sum = ctx.scratch->Allocate<double>(args.dim);
   for (int64_t t = 0; t < args.rows; ++t) {
