@@ -379,6 +379,7 @@ void KernelBench::Small(int rows) {
   const int64_t dim = kFlash.dim;
   float* streams = data_.Upload(Values(rows * m * dim));
   float* x = data_.Upload(Values(rows * dim));
+  const float* y = data_.Upload(Values(rows * dim));
   float* post = data_.Upload(std::vector<float>(rows * m, 1));
   float* comb = data_.Upload(std::vector<float>(rows * m * m, 0.25f));
   const int outputs = m * (2 + m);
@@ -388,29 +389,32 @@ void KernelBench::Small(int rows) {
     const VectorView base = data_.Vector(DType::kF32, outputs);
     const VectorView scale = data_.Vector(DType::kF32, 4);
     const VectorView norm = data_.Vector(DType::kBF16, dim);
-    Measure(named("hyper_connection_pre"), static_cast<double>(fn[0].bytes()) + 4.0 * rows * dim * (m + 1), 0,
-            kSets, [&](int i) {
-              table.hyper_connection_pre(context(), {.rows = rows,
-                                                     .m = m,
-                                                     .dim = kFlash.dim,
-                                                     .streams = streams,
-                                                     .fn = fn[i],
-                                                     .base = base,
-                                                     .scale = {DType::kF32, 3, scale.data},
-                                                     .norm = norm,
-                                                     .sinkhorn_iters = 20,
-                                                     .hc_eps = 1e-6f,
-                                                     .norm_eps = 1e-6f,
-                                                     .x = x,
-                                                     .post = post,
-                                                     .comb = comb});
-            });
+    const auto measure = [&](const std::string& name, const SublayerOutput& back, int passes) {
+      Measure(name, static_cast<double>(fn[0].bytes()) + 4.0 * rows * dim * passes, 0, kSets, [&](int i) {
+        table.hyper_connection_pre(context(), {.rows = rows,
+                                               .m = m,
+                                               .dim = kFlash.dim,
+                                               .streams = streams,
+                                               .back = back,
+                                               .fn = fn[i],
+                                               .base = base,
+                                               .scale = {DType::kF32, 3, scale.data},
+                                               .norm = norm,
+                                               .sinkhorn_iters = 20,
+                                               .hc_eps = 1e-6f,
+                                               .norm_eps = 1e-6f,
+                                               .x = x,
+                                               .post = post,
+                                               .comb = comb});
+      });
+    };
+    measure(named("hyper_connection_pre"), {}, m + 1);
+    measure(named("hyper_connection_pre, mixing back"), {y, post, comb}, 2 * m + 2);
   }
   if (Wants(named("hyper_connection_post"))) {
     Measure(named("hyper_connection_post"), 4.0 * rows * dim * (2 * m + 1), 0, kSets, [&](int) {
       table.hyper_connection_post(
-          context(),
-          {.rows = rows, .m = m, .dim = kFlash.dim, .x = x, .post = post, .comb = comb, .streams = streams});
+          context(), {.rows = rows, .m = m, .dim = kFlash.dim, .back = {y, post, comb}, .streams = streams});
     });
   }
   if (Wants(named("router"))) {

@@ -79,13 +79,12 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
     table_.hyper_connection_post(ctx_, {.rows = step.rows,
                                         .m = m,
                                         .dim = static_cast<int>(dim),
-                                        .x = e,
-                                        .post = staging_.OnDevice(post),
-                                        .comb = staging_.OnDevice(comb),
+                                        .back = {e, staging_.OnDevice(post), staging_.OnDevice(comb)},
                                         .streams = step.streams});
   }
   RunBlock(mtp.block, config().num_hidden_layers, step);
   StoreKeys(step);
+  MixBack(step);
   float* logits = draft_arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
   Head(mtp.hc_head, mtp.norm, step, /*hidden=*/nullptr, logits);
   StepOutputs outputs{.device_logits = logits};
@@ -100,10 +99,11 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   return outputs;
 }
 
-void Model::TapLayer(int layer, const StepState& step) {
+void Model::TapLayer(int layer, StepState& step) {
   const std::vector<int>& taps = config().dspark.target_layer_ids;
   const auto tap = std::find(taps.begin(), taps.end(), layer);
   if (tap == taps.end()) return;
+  MixBack(step);
   table_.store_tap(ctx_, {.sequences = step.taps,
                           .m = config().hc_mult,
                           .dim = config().hidden_size,
@@ -292,6 +292,7 @@ void Model::RunStages(StepState& step) {
   for (size_t i = 0; i < w.stages.size(); ++i) {
     RunBlock(w.stages[i], config().num_hidden_layers + static_cast<int>(i), step);
   }
+  MixBack(step);
   Head(w.hc_head, w.norm, step, step.hidden, step.logits);
 }
 

@@ -143,6 +143,10 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.logit_rows = staging_.OnDevice(logit_rows);
   step.sequences = staging_.OnDevice(sequences);
   if (main && weights_.dspark) step.taps = {staging_.OnDevice(taps), step.num_sequences};
+  step.x = arena_.Allocate<float>(int64_t{step.rows} * config().hidden_size);
+  step.y = arena_.Allocate<float>(int64_t{step.rows} * config().hidden_size);
+  step.post = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult);
+  step.comb = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult * config().hc_mult);
   step.window = Angles(step.rows, staging_.OnDevice(positions), window_frequencies_);
   if (main) step.compressed = Angles(step.rows, staging_.OnDevice(positions), compressed_frequencies_);
 }
@@ -261,52 +265,55 @@ Status Model::RunLayers(StepState& step) {
     RunBlock(weights_.layers[layer], layer, step);
     if (weights_.dspark) TapLayer(layer, step);
     if (step.inputs->observer != nullptr) {
+      MixBack(step);
       ASSIGN_OR_RETURN(const auto streams, Read(step.streams, step.rows * row_floats, host_outputs_));
       step.inputs->observer->OnBlock(layer, streams);
     }
   }
   StoreKeys(step);
+  MixBack(step);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
   return Status();
 }
 
-// Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them.
+// Model spec 2.3. Each sub-layer reads a mix of the streams and is mixed back into all of them, which the
+// next one's mix does with its own; MixBack() after the last.
 void Model::RunBlock(const BlockWeights& w, int layer, StepState& step) {
-  ArenaScope scope(arena_);
-  const int m = config().hc_mult;
-  const int dim = config().hidden_size;
-  float* x = arena_.Allocate<float>(int64_t{step.rows} * dim);
-  float* y = arena_.Allocate<float>(int64_t{step.rows} * dim);
-  float* post = arena_.Allocate<float>(int64_t{step.rows} * m);
-  float* comb = arena_.Allocate<float>(int64_t{step.rows} * m * m);
-  auto pre = [&](const HyperConnectionWeights& hc, const VectorView& norm) {
-    table_.hyper_connection_pre(ctx_, {.rows = step.rows,
-                                       .m = m,
-                                       .dim = dim,
-                                       .streams = step.streams,
-                                       .fn = hc.fn,
-                                       .base = hc.base,
-                                       .scale = hc.scale,
-                                       .norm = norm,
-                                       .sinkhorn_iters = config().hc_sinkhorn_iters,
-                                       .hc_eps = static_cast<float>(config().hc_eps),
-                                       .norm_eps = static_cast<float>(config().rms_norm_eps),
-                                       .x = x,
-                                       .post = post,
-                                       .comb = comb});
-  };
-  auto mix_back = [&] {
-    table_.hyper_connection_post(
-        ctx_,
-        {.rows = step.rows, .m = m, .dim = dim, .x = y, .post = post, .comb = comb, .streams = step.streams});
-  };
+  Mix(w.hc_attn, w.attn_norm, step);
+  Attention(w, layer, step, step.x, step.y);
+  step.is_pending = true;
+  Mix(w.hc_ffn, w.ffn_norm, step);
+  Moe(w, layer, step, step.x, step.y);
+  step.is_pending = true;
+}
 
-  pre(w.hc_attn, w.attn_norm);
-  Attention(w, layer, step, x, y);
-  mix_back();
-  pre(w.hc_ffn, w.ffn_norm);
-  Moe(w, layer, step, x, y);
-  mix_back();
+void Model::Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepState& step) {
+  table_.hyper_connection_pre(ctx_, {.rows = step.rows,
+                                     .m = config().hc_mult,
+                                     .dim = config().hidden_size,
+                                     .streams = step.streams,
+                                     .back = step.Pending(),
+                                     .fn = hc.fn,
+                                     .base = hc.base,
+                                     .scale = hc.scale,
+                                     .norm = norm,
+                                     .sinkhorn_iters = config().hc_sinkhorn_iters,
+                                     .hc_eps = static_cast<float>(config().hc_eps),
+                                     .norm_eps = static_cast<float>(config().rms_norm_eps),
+                                     .x = step.x,
+                                     .post = step.post,
+                                     .comb = step.comb});
+  step.is_pending = false;
+}
+
+void Model::MixBack(StepState& step) {
+  if (!step.is_pending) return;
+  table_.hyper_connection_post(ctx_, {.rows = step.rows,
+                                      .m = config().hc_mult,
+                                      .dim = config().hidden_size,
+                                      .back = step.Pending(),
+                                      .streams = step.streams});
+  step.is_pending = false;
 }
 
 // Model spec 2.4 to 2.8; x is the normed input [T, D].

@@ -120,6 +120,9 @@ class Model {
   bool IsBlockReplayed() const;
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
+  // Mixes the streams into x; and what is pending back into the streams.
+  void Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepState& step);
+  void MixBack(StepState& step);
   void Attention(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
   CompressorArgs Compressor(const CompressorWeights& w, LayerKind kind, bool for_indexer, int rows,
                             std::span<const SequenceRows> sequences, const float* a, float* b) const;
@@ -131,7 +134,7 @@ class Model {
   // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
   void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
             float* logits);
-  void TapLayer(int layer, const StepState& step);
+  void TapLayer(int layer, StepState& step);
   // `count` floats of device memory as the host reads them.
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
   // Makes context rows of the pending taps, before a draft block of `block` tokens.

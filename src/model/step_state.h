@@ -37,12 +37,20 @@ struct Model::StepState {
   std::span<const SequenceRows> taps;  // the same rows, `cache` the taps ring; with a DSpark head
   int64_t entries_max = 0;             // no row sees more CSA entries (the host's knowledge)
   float* streams = nullptr;            // [T, m, D]
-  float* logits = nullptr;             // [R, V]
-  float* hidden = nullptr;             // [R, D] before the norm; null when nobody asks
+  // A sub-layer's normed input and its output [T, D], and how this is mixed back: [T, m], [T, m, m].
+  float* x = nullptr;
+  float* y = nullptr;
+  float* post = nullptr;
+  float* comb = nullptr;
+  bool is_pending = false;  // the output isn't mixed back yet
+  float* logits = nullptr;  // [R, V]
+  float* hidden = nullptr;  // [R, D] before the norm; null when nobody asks
   // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
   RopeAngles window;
   RopeAngles compressed;
 
+  // What is to be mixed back, if anything.
+  SublayerOutput Pending() const { return is_pending ? SublayerOutput{y, post, comb} : SublayerOutput{}; }
   std::span<const SequenceRows> Sequences(int layer) const {
     return {sequences + static_cast<size_t>(layer - first_layer) * num_sequences, num_sequences};
   }

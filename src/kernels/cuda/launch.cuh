@@ -21,6 +21,27 @@ __device__ inline void AwaitInputs() {
 #endif
 }
 
+// Instead of AwaitInputs(), for kernels that are over sooner than their instructions and arguments have come to a
+// multiprocessor that has done something else in between: body(false) while the predecessor ends, a rehearsal,
+// then body(true). In the rehearsal the body takes the same path, reads weights instead of inputs, and stores
+// nothing.
+template <typename Body>
+__device__ inline void RehearseAndRun(const Body& body) {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    if (pass == 1) {
+      __syncthreads();
+      AwaitInputs();
+    }
+    body(pass == 1);
+  }
+#else
+  body(true);
+#endif
+}
+
 // Launches kernel<<<grid, block, shared_bytes>>>(args...) on the device's stream, in clusters of `cluster`
 // neighbours along x; a refused launch becomes the device's fault. More than 48 KB of shared memory is asked
 // for by itself. A grid of zero is no launch.

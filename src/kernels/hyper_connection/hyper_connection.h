@@ -17,7 +17,29 @@ struct EmbedArgs {
   float* streams = nullptr;
 };
 
-// Mixes the streams into a sub-layer's input, normalises it, and computes how its output is mixed back.
+// A sub-layer's output and how it is mixed back: x [T, D] f32 · post [T, m] f32 · comb [T, m, m] f32.
+struct SublayerOutput {
+  const float* x = nullptr;
+  const float* post = nullptr;
+  const float* comb = nullptr;
+};
+
+// Mixes a sub-layer's output back: streams[k] = post_k * x + sum_j comb[j][k] * streams[j], in place.
+//
+// Shapes   streams [T, m, D] f32 in and out
+// Numerics float32 sums; faithful: bf16 result.
+// Source   model spec 2.3 hc_post
+struct HyperConnectionPostArgs {
+  int rows = 0;
+  int m = 0;
+  int dim = 0;
+  SublayerOutput back;
+  float* streams = nullptr;
+};
+
+// Mixes the streams into a sub-layer's input, normalises it, and computes how its output is mixed back. What
+// the sub-layer before has put out is mixed back first, if its x isn't null: its post and comb may lie where
+// those of this call go.
 //
 // Shapes   streams [T, m, D] f32 · fn [m*(2+m), m*D] f32 · base [m*(2+m)] · scale [3] · norm [D]
 //          x [T, D] f32 out: RMSNorm(sum_j pre_j streams_j) · post [T, m] f32 out · comb [T, m, m] f32 out,
@@ -30,7 +52,8 @@ struct HyperConnectionPreArgs {
   int rows = 0;
   int m = 0;
   int dim = 0;
-  const float* streams = nullptr;
+  float* streams = nullptr;
+  SublayerOutput back;
   MatrixView fn;
   VectorView base;
   VectorView scale;
@@ -41,21 +64,6 @@ struct HyperConnectionPreArgs {
   float* x = nullptr;
   float* post = nullptr;
   float* comb = nullptr;
-};
-
-// Mixes a sub-layer's output back: streams[k] = post_k * x + sum_j comb[j][k] * streams[j], in place.
-//
-// Shapes   x [T, D] f32 · post [T, m] · comb [T, m, m] · streams [T, m, D] f32 in and out
-// Numerics float32 sums; faithful: bf16 result.
-// Source   model spec 2.3 hc_post
-struct HyperConnectionPostArgs {
-  int rows = 0;
-  int m = 0;
-  int dim = 0;
-  const float* x = nullptr;
-  const float* post = nullptr;
-  const float* comb = nullptr;
-  float* streams = nullptr;
 };
 
 // Collapses the streams of selected rows before the LM head.

@@ -235,9 +235,24 @@ void Embed(const KernelContext& ctx, const EmbedArgs& args) {
   });
 }
 
+void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args) {
+  const int m = args.m;
+  CHECK(m <= kMaxStreams, "{} streams", m);
+  const int64_t chunks = CeilDiv(args.dim, kPostChunk);
+  ForJobs(ctx, args.rows * chunks, int64_t{args.rows} * m * args.dim * 4, [&](int64_t job, int) {
+    const int64_t t = job / chunks;
+    const int64_t begin = job % chunks * kPostChunk;
+    const int64_t end = begin + kPostChunk < args.dim ? begin + kPostChunk : args.dim;
+    MixBack(ctx.faithful(), m, args.dim, static_cast<int>(begin), static_cast<int>(end),
+            args.back.x + t * args.dim, args.back.post + t * m, args.back.comb + t * m * m,
+            args.streams + t * m * args.dim);
+  });
+}
+
 void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& args) {
   const int m = args.m;
   CHECK(m <= kMaxStreams, "{} streams", m);
+  if (args.back.x != nullptr) HyperConnectionPost(ctx, {args.rows, m, args.dim, args.back, args.streams});
   ArenaScope scope(*ctx.scratch);
   const int64_t row_floats = int64_t{m} * args.dim;
   const float* partial =
@@ -257,19 +272,6 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
     float* x = args.x + t * args.dim;
     MixAndNorm(ctx.faithful(), m, args.dim, args.streams + t * row_floats, pre, args.norm, args.norm_eps, x,
                x);
-  });
-}
-
-void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args) {
-  const int m = args.m;
-  CHECK(m <= kMaxStreams, "{} streams", m);
-  const int64_t chunks = CeilDiv(args.dim, kPostChunk);
-  ForJobs(ctx, args.rows * chunks, int64_t{args.rows} * m * args.dim * 4, [&](int64_t job, int) {
-    const int64_t t = job / chunks;
-    const int64_t begin = job % chunks * kPostChunk;
-    const int64_t end = begin + kPostChunk < args.dim ? begin + kPostChunk : args.dim;
-    MixBack(ctx.faithful(), m, args.dim, static_cast<int>(begin), static_cast<int>(end),
-            args.x + t * args.dim, args.post + t * m, args.comb + t * m * m, args.streams + t * m * args.dim);
   });
 }
 

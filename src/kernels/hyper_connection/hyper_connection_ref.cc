@@ -76,9 +76,28 @@ void EmbedRef(const KernelContext&, const EmbedArgs& args) {
   }
 }
 
+void HyperConnectionPostRef(const KernelContext& ctx, const HyperConnectionPostArgs& args) {
+  const int m = args.m;
+  CHECK(m <= kMaxStreams);
+  for (int64_t t = 0; t < args.rows; ++t) {
+    float* streams = args.streams + t * m * args.dim;
+    for (int i = 0; i < args.dim; ++i) {
+      float mixed[kMaxStreams];
+      for (int k = 0; k < m; ++k) {
+        double sum = static_cast<double>(args.back.post[t * m + k]) * args.back.x[t * args.dim + i];
+        for (int j = 0; j < m; ++j)
+          sum += static_cast<double>(args.back.comb[(t * m + j) * m + k]) * streams[j * args.dim + i];
+        mixed[k] = static_cast<float>(sum);
+      }
+      for (int k = 0; k < m; ++k) streams[k * args.dim + i] = ctx.faithful() ? RoundBf16(mixed[k]) : mixed[k];
+    }
+  }
+}
+
 void HyperConnectionPreRef(const KernelContext& ctx, const HyperConnectionPreArgs& args) {
   const int m = args.m;
   CHECK(m <= kMaxStreams);
+  if (args.back.x != nullptr) HyperConnectionPostRef(ctx, {args.rows, m, args.dim, args.back, args.streams});
   ctx.pool->ParallelFor(args.rows, [&](int64_t t, int) {
     const float* streams = args.streams + t * m * args.dim;
     double mix[kMaxStreams * (2 + kMaxStreams)];
@@ -95,24 +114,6 @@ void HyperConnectionPreRef(const KernelContext& ctx, const HyperConnectionPreArg
     float* x = args.x + t * args.dim;
     MixAndNorm(ctx.faithful(), m, args.dim, streams, pre, args.norm, args.norm_eps, x, x);
   });
-}
-
-void HyperConnectionPostRef(const KernelContext& ctx, const HyperConnectionPostArgs& args) {
-  const int m = args.m;
-  CHECK(m <= kMaxStreams);
-  for (int64_t t = 0; t < args.rows; ++t) {
-    float* streams = args.streams + t * m * args.dim;
-    for (int i = 0; i < args.dim; ++i) {
-      float mixed[kMaxStreams];
-      for (int k = 0; k < m; ++k) {
-        double sum = static_cast<double>(args.post[t * m + k]) * args.x[t * args.dim + i];
-        for (int j = 0; j < m; ++j)
-          sum += static_cast<double>(args.comb[(t * m + j) * m + k]) * streams[j * args.dim + i];
-        mixed[k] = static_cast<float>(sum);
-      }
-      for (int k = 0; k < m; ++k) streams[k * args.dim + i] = ctx.faithful() ? RoundBf16(mixed[k]) : mixed[k];
-    }
-  }
 }
 
 void HyperHeadRef(const KernelContext& ctx, const HyperHeadArgs& args) {
