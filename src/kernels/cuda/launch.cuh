@@ -21,16 +21,16 @@ __device__ inline void AwaitInputs() {
 #endif
 }
 
-// Instead of AwaitInputs(), for kernels that are over sooner than their instructions and arguments have come to a
-// multiprocessor that has done something else in between: body(false) while the predecessor ends, a rehearsal,
-// then body(true). In the rehearsal the body takes the same path, reads weights instead of inputs, and stores
-// nothing.
+// Instead of AwaitInputs(), for kernels that are over sooner than their instructions and arguments have come
+// to a multiprocessor that has done something else in between: body(false) while the predecessor ends, a
+// rehearsal, then body(true). In the rehearsal the body takes the same path, reads weights instead of inputs,
+// and stores nothing.
 template <typename Body>
-__device__ inline void RehearseAndRun(const Body& body) {
+__device__ inline void RehearseAndRun(bool rehearses, const Body& body) {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
 #pragma unroll 1
-  for (int pass = 0; pass < 2; ++pass) {
+  for (int pass = rehearses ? 0 : 1; pass < 2; ++pass) {
     if (pass == 1) {
       __syncthreads();
       AwaitInputs();

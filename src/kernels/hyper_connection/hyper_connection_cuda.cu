@@ -11,6 +11,7 @@ namespace {
 constexpr int kMaxStreams = 8;
 constexpr int kSlice = 128;  // of the columns of fn that one thread block multiplies, at most
 constexpr int kRowsPerBlock = 8;
+constexpr unsigned kRehearsedRows = 32;  // of a step, at most: more take their time anyway
 constexpr int kMixThreads = 256;
 constexpr int kRowThreads = 512;  // of a row's mixing
 constexpr int kMixQuads = 4;      // values of a row that one of them has, by four
@@ -106,42 +107,47 @@ __global__ void __launch_bounds__(kMixThreads)
   float4 held[kHeldOutputs];
 #pragma unroll
   for (int k = 0; k < kHeldOutputs; ++k) held[k] = load(warp + k * kWarps);
-  AwaitInputs();
-
   const int first_row = blockIdx.y * kRowsPerBlock;
   const int count = min(kRowsPerBlock, rows - first_row);
-  if (warp < count) {  // a warp has all that becomes of its row's slice
-    const int64_t row = row_ids != nullptr ? row_ids[first_row + warp] : first_row + warp;
-    float4 value = {0, 0, 0, 0};
-    if (has) {
-      value = kBack ? MixQuadBack(back, faithful, slice.m, slice.dim, streams, row, slice.stream(), first_dim)
-                    : LoadQuad(streams + row * cols + at);
-    }
-    z[warp][lane] = value;
-    __syncwarp();
-    if (kBack && has) *reinterpret_cast<float4*>(streams + row * cols + at) = value;
-  }
-  __syncthreads();
-  // Outputs first, first + kWarps, ... of all rows at hand.
-  const auto multiply = [&](int first) {
-    for (int r = 0; r < count; ++r) {
-      float sums[kHeldOutputs];
-      const float4 v = z[r][lane];
-#pragma unroll
-      for (int k = 0; k < kHeldOutputs; ++k) sums[k] = Dot(first + k * kWarps < outputs ? held[k] : v, v, 0);
-      const float sum = WarpSumOfFour(sums);
-      const int o = first + lane / 8 * kWarps;
-      if (lane % 8 == 0 && o <= outputs) {
-        partial[(int64_t{first_row + r} * (outputs + 1) + o) * gridDim.x + blockIdx.x] = sum;
+  RehearseAndRun(gridDim.y == 1, [&](bool real) {
+    if (warp < count) {  // a warp has all that becomes of its row's slice
+      int64_t row = real ? first_row + warp : 0;
+      if (real && row_ids != nullptr) row = row_ids[row];
+      const float* from = real ? streams : fn;
+      const SublayerOutput from_back = real ? back : SublayerOutput{fn, fn, fn};
+      float4 value = {0, 0, 0, 0};
+      if (has) {
+        value =
+            kBack ? MixQuadBack(from_back, faithful, slice.m, slice.dim, from, row, slice.stream(), first_dim)
+                  : LoadQuad(from + row * cols + at);
       }
+      z[warp][lane] = value;
+      __syncwarp();
+      if (kBack && has && real) *reinterpret_cast<float4*>(streams + row * cols + at) = value;
     }
-  };
-  multiply(warp);
-  for (int first = warp + kHeldOutputs * kWarps; first <= outputs; first += kHeldOutputs * kWarps) {
+    __syncthreads();
+    // Outputs first, first + kWarps, ... of all rows at hand.
+    const auto multiply = [&](int first) {
+      for (int r = 0; r < count; ++r) {
+        float sums[kHeldOutputs];
+        const float4 v = z[r][lane];
 #pragma unroll
-    for (int k = 0; k < kHeldOutputs; ++k) held[k] = load(first + k * kWarps);
-    multiply(first);
-  }
+        for (int k = 0; k < kHeldOutputs; ++k)
+          sums[k] = Dot(first + k * kWarps < outputs ? held[k] : v, v, 0);
+        const float sum = WarpSumOfFour(sums);
+        const int o = first + lane / 8 * kWarps;
+        if (real && lane % 8 == 0 && o <= outputs) {
+          partial[(int64_t{first_row + r} * (outputs + 1) + o) * gridDim.x + blockIdx.x] = sum;
+        }
+      }
+    };
+    multiply(warp);
+    for (int first = warp + kHeldOutputs * kWarps; real && first <= outputs; first += kHeldOutputs * kWarps) {
+#pragma unroll
+      for (int k = 0; k < kHeldOutputs; ++k) held[k] = load(first + k * kWarps);
+      multiply(first);
+    }
+  });
 }
 
 __device__ float Sigmoid(float x) {
@@ -368,7 +374,8 @@ __device__ void FindComb(const HyperConnectionPreArgs& args, int64_t row, const 
   for (int j = 0; j < kM; ++j) {
 #pragma unroll
     for (int k = 0; k < kM; ++k) {
-      if (stores && threadIdx.x == (j * kM + k) % 32 && j < m && k < m) args.comb[(row * m + j) * m + k] = c[j][k];
+      if (stores && threadIdx.x == (j * kM + k) % 32 && j < m && k < m)
+        args.comb[(row * m + j) * m + k] = c[j][k];
     }
   }
 }
@@ -387,28 +394,28 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
   const int own = m + warp + lane * kWarps;
   const LogitScale own_scale(args.scale, args.base, own < 2 * m ? 1 : 2, lane < kRounds ? own : outputs,
                              outputs);
-  RehearseAndRun([&](bool real) {
-  float sums[kRounds + 1];
-  SumSlices<kRounds>(real ? partial : Rehearsed(args), slices, outputs, m + warp, kWarps, sums);
-  float own_sum = 0;
+  RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
+    float sums[kRounds + 1];
+    SumSlices<kRounds>(real ? partial : Rehearsed(args), slices, outputs, m + warp, kWarps, sums);
+    float own_sum = 0;
 #pragma unroll
-  for (int i = 0; i < kRounds; ++i) own_sum = lane == i ? sums[i] : own_sum;
-  if (lane < kRounds && own < outputs) {
-    const float value = own_scale(MixLogit(own_sum, sums[kRounds], int64_t{m} * args.dim, args.norm_eps));
-    if (own < 2 * m) {
-      const float post = 2.0f * Sigmoid(value);
-      if (real) args.post[row * m + own - m] = post;
-    } else {
-      logits[own - 2 * m] = value;
+    for (int i = 0; i < kRounds; ++i) own_sum = lane == i ? sums[i] : own_sum;
+    if (lane < kRounds && own < outputs) {
+      const float value = own_scale(MixLogit(own_sum, sums[kRounds], int64_t{m} * args.dim, args.norm_eps));
+      if (own < 2 * m) {
+        const float post = 2.0f * Sigmoid(value);
+        if (real) args.post[row * m + own - m] = post;
+      } else {
+        logits[own - 2 * m] = value;
+      }
     }
-  }
-  __syncthreads();
-  if (warp > 0) return;
-  if (m <= 4) {
-    FindComb<4>(args, row, logits, real);
-  } else {
-    FindComb<8>(args, row, logits, real);
-  }
+    __syncthreads();
+    if (warp > 0) return;
+    if (m <= 4) {
+      FindComb<4>(args, row, logits, real);
+    } else {
+      FindComb<8>(args, row, logits, real);
+    }
   });
 }
 
@@ -428,10 +435,12 @@ __global__ void __launch_bounds__(kRowThreads)
   __shared__ float weights[kMaxStreams];
   const NormWeights norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
-  RehearseAndRun([&](bool real) {
-  const StreamQuads streams(real ? args.streams + row * cols : Rehearsed(args), m, args.dim);
-  FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps, weights);
-  MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, nullptr, args.x + row * args.dim);
+  RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
+    const StreamQuads streams(real ? args.streams + row * cols : Rehearsed(args), m, args.dim);
+    FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
+            weights);
+    MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, nullptr,
+               args.x + row * args.dim);
   });
 }
 
@@ -447,7 +456,8 @@ __global__ void __launch_bounds__(kRowThreads)
   const StreamQuads streams(args.streams + args.row_ids[row] * cols, m, args.dim);
   FindMix(partial + row * (m + 1) * slices, slices, m, m, cols, args.norm_eps, scale, args.hc_eps, weights);
   float* hidden = args.hidden != nullptr ? args.hidden + row * args.dim : nullptr;
-  MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, true, hidden, args.out + row * args.dim);
+  MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, true, hidden,
+             args.out + row * args.dim);
 }
 
 // Grid (groups of slices, rows).
