@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 
-#include "base/progress.h"
 #include "engine/calibrate.h"
 #include "engine/engine_access.h"
 #include "foresight/engine.h"
@@ -14,8 +12,6 @@
 
 namespace foresight {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 class SpecBench {
  public:
@@ -36,11 +32,8 @@ class SpecBench {
   // `domain` null: of all together.
   Status MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
                         std::vector<SpeedRow>* rows);
-  void Progress(std::string_view what) { fmt::print(stderr, "{:6.0f} s  {}\n", Seconds(), what); }
-  double Seconds() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }
 
   const SpecBenchOptions& options_;
-  const Clock::time_point begin_ = Clock::now();
   std::map<std::pair<std::string, int>, std::unique_ptr<Engine>> engines_;
 };
 
@@ -84,7 +77,8 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
     const PromptDomain* one[] = {&domain};
     ASSIGN_OR_RETURN(const std::vector<Request> requests,
                      RequestsOf(*engine->tokenizer(), one, options_.prompts_per_domain, temperature));
-    ASSIGN_OR_RETURN(const std::vector<RequestResult> results, RunRequests(*engine, requests, nullptr));
+    ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
+                     RunRequests(*engine, requests, nullptr, options_.cancel));
     AcceptanceRow row{.setup = setup.name, .temperature = temperature, .domain = domain.name, .drafts = {}};
     for (const RequestResult& r : results) {
       row.completion_tokens += r.completion_tokens - 1;
@@ -146,9 +140,10 @@ Status SpecBench::MeasureSpeedOf(std::span<const SpecSetup> setups, int concurre
                                  .concurrency = concurrency,
                                  .repeat = options_.repeat,
                                  .requests = std::move(requests),
-                                 .engine = [this](const SpecSetup& setup, int sequences) {
-                                   return EngineOf(setup, sequences);
-                                 }}));
+                                 .engine = [this](const SpecSetup& setup,
+                                                  int sequences) { return EngineOf(setup, sequences); },
+                                 .progress = options_.progress,
+                                 .cancel = options_.cancel}));
   rows->insert(rows->end(), measured.begin(), measured.end());
   return Status();
 }
@@ -189,16 +184,16 @@ Result<SpecReport> SpecBench::Run() {
   }
   for (const SpecSetup& setup : drafters) {
     for (double temperature : {1.0, 0.0}) {
-      Progress(fmt::format("accepted length: {}, temperature {}", setup.name, temperature));
+      options_.progress(fmt::format("accepted length: {}, temperature {}", setup.name, temperature));
       RETURN_IF_ERROR(MeasureAcceptance(setup, temperature, &report.acceptance));
     }
   }
   for (int k : {1, 2, 3, 4, 5}) {
-    Progress(fmt::format("block length {}", k));
+    options_.progress(fmt::format("block length {}", k));
     RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, std::string(kHead)), 1, &report.lengths));
   }
   for (double threshold : {0.0, 0.2, 0.4, 0.6, 0.8}) {
-    Progress(fmt::format("confidence threshold {}", threshold));
+    options_.progress(fmt::format("confidence threshold {}", threshold));
     SpeculationOptions speculation = DSparkSetup(5, std::string(kHead)).speculation;
     speculation.planner = fmt::format("threshold:{}", threshold);
     RETURN_IF_ERROR(
@@ -206,25 +201,22 @@ Result<SpecReport> SpecBench::Run() {
   }
 
   for (SamplingRegime regime : {SamplingRegime::kUnit, SamplingRegime::kGreedy}) {
-    Progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
+    options_.progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
     RETURN_IF_ERROR(MeasureReliability(regime, &report.reliability));
   }
 
-  const std::vector<SpecSetup> served = {NoDraftSetup(),
-                                         MtpSetup(1),
-                                         DSparkSetup(1, std::string(kHead)),
-                                         DSparkSetup(2, std::string(kHead)),
-                                         DSparkSetup(5, std::string(kHead)),
-                                         DSparkAutoSetup(std::string(kHead))};
+  RETURN_IF_ERROR(options_.keep(report));
+  const std::vector<SpecSetup> served = ServedSetups(options_.fixed, std::string(kHead));
   for (int concurrency : options_.concurrency) {
-    Progress(fmt::format("speed of {} requests at a time", concurrency));
     RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report.load));
+    RETURN_IF_ERROR(options_.keep(report));
   }
-  if (!options_.by_domain) return report;
   for (const PromptDomain& domain : options_.domains) {
-    Progress(fmt::format("speed at batch 1: {}", domain.name));
+    if (!options_.by_domain) break;
     RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report.domains));
+    RETURN_IF_ERROR(options_.keep(report));
   }
+  report.complete = true;
   return report;
 }
 
