@@ -14,8 +14,8 @@ namespace {
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
 
-Arena StepArena(std::span<std::byte> memory) {
-  return memory.empty() ? Arena(kStepAddressSpace) : Arena(memory);
+Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
+  return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
 }
 
 }  // namespace
@@ -26,15 +26,14 @@ Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& 
       table_(table),
       options_(options),
       cache_layout_(LayoutOf(weights.config, options)),
-      arena_(StepArena(options.step_memory)),
-      draft_arena_(StepArena(options.draft_memory)),
+      arena_(ArenaOf(options.device, options.step_memory)),
+      draft_arena_(ArenaOf(options.device, options.draft_memory)),
       staging_(device(), arena_),
       host_outputs_(kStepAddressSpace),
       host_draft_outputs_(kStepAddressSpace),
       ctx_{.device = &device(), .pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
   CHECK(options.max_step_rows > 0);
   replay_scope_ = device().NewReplayScope();
-  CHECK(device().is_host() || !(options.step_memory.empty() || options.draft_memory.empty()));
   UploadConstants();
 }
 
