@@ -30,6 +30,7 @@ struct Flags {
   std::string html;
   std::vector<std::string> heads;
   int calibration_rounds = 6000;
+  bool speeds_only = false;
   bool no_domains = false;
   int prompts_per_domain = 12;
   int max_tokens = 96;
@@ -110,6 +111,7 @@ Status Run(const Flags& flags) {
                            .repeat = flags.repeat,
                            .concurrency = flags.concurrency,
                            .fixed = {},
+                           .acceptance = !flags.speeds_only,
                            .by_domain = !flags.no_domains,
                            .keep = {},
                            .progress = {}};
@@ -148,7 +150,9 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
                    "Requests of each domain for the accepted lengths")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_option("-n,--max-tokens", flags->max_tokens, "Tokens of each answer")
+  command
+      ->add_option("-n,--max-tokens", flags->max_tokens,
+                   "Tokens of an answer; where speed is measured, of the longest")
       ->check(CLI::Range(8, 512))
       ->capture_default_str();
   command->add_option("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
@@ -182,6 +186,8 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
                    "Drafts of a fixed length, DRAFTER:LENGTH, whose speed is compared with none and auto")
       ->delimiter(',')
       ->capture_default_str();
+  command->add_flag("--speeds-only", flags->speeds_only,
+                    "Leave out accepted lengths and the reliability of confidences");
   command->add_flag("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
   command->add_option("--json", flags->json,
                       "Write the figures to this file, as they come: it is whole after each load");

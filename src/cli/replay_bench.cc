@@ -99,6 +99,7 @@ std::vector<Request> ReplayBench::RequestsOf(int d, int concurrency) const {
     }
     first += count;
   }
+  SpreadLengths(requests);
   return requests;
 }
 

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -55,6 +56,11 @@ struct SpeedRow {
 // last end. Errors: the first one that ended a request; kCancelled once `cancel`, if there is one, was set.
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
                                                double* seconds, const std::atomic<bool>* cancel);
+
+// Makes answers end one by one, as they do in serving, after half to all of their tokens. Answers of one
+// length that begin together end together, their successors' prompts share steps, and whatever takes them out
+// of step seems to cost more than it does.
+void SpreadLengths(std::span<Request> requests);
 
 struct SpeedRun {
   std::vector<SpecSetup> setups;  // ratios are to the first one

@@ -29,8 +29,9 @@ struct SpecBenchOptions {
   int repeat = 3;  // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
   std::vector<FixedDrafts> fixed;  // whose speed is compared with none and auto
+  bool acceptance = true;          // accepted lengths and reliability
   bool by_domain = true;           // speed at batch 1
-  // A run may take long. Called when the report has grown: before the speeds, and with each load and domain.
+  // A run may take long. Called at the beginning, before the speeds, and with each load and domain.
   // An error ends the run.
   std::function<Status(const SpecReport&)> keep;
   std::function<void(std::string_view)> progress;  // gets a line now and then
