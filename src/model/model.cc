@@ -13,6 +13,8 @@ namespace {
 // Address space for one step's activations and kernel scratch; physical memory follows use.
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
+// Kernels do the same for all counts of entries up to this one.
+constexpr int64_t kLeastEntriesMax = 512;
 
 Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
   return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
@@ -133,6 +135,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
     if (main) step.entries_max = std::max(step.entries_max, (first + chunk.num_rows) / kCsaRatio);
   }
+  if (main) step.entries_max = std::max(step.entries_max, kLeastEntriesMax);
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();

@@ -13,6 +13,9 @@ constexpr int64_t kFetchBytes = int64_t{4} << 20;
 // A graph of a step takes some hundred kilobytes.
 constexpr size_t kGraphsMax = 256;
 constexpr size_t kSeenMax = size_t{1} << 16;
+// A recording takes longer than a run by about as much as so many runs take longer than replays: however
+// often a key will come, what is lost is at most twice the least.
+constexpr int kRunsBeforeRecording = 8;
 
 Status Fault(cudaError_t error, const char* what) {
   return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error),
