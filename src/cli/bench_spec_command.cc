@@ -2,12 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
+#include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <optional>
 
 #include "cli/command.h"
+#include "cli/interrupt.h"
 #include "cli/model_flags.h"
 #include "cli/replay_bench.h"
 #include "cli/spec_bench.h"
@@ -25,26 +30,63 @@ struct Flags {
   std::string html;
   std::vector<std::string> heads;
   int calibration_rounds = 6000;
+  bool speeds_only = false;
   bool no_domains = false;
   int prompts_per_domain = 12;
   int max_tokens = 96;
   int repeat = 3;
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
+  std::vector<std::string> fixed = {"mtp:1", "mtp:2", "dspark:1", "dspark:2", "dspark:5"};
 };
 
+// Whoever reads the file meanwhile sees the old or the new text, whole.
 Status Write(const std::string& path, const std::string& text) {
   if (path.empty()) return Status();
-  std::ofstream file(path, std::ios::binary);
-  if (!(file << text) || !file.flush()) return InvalidArgument("can't write {}", path);
-  fmt::print(stderr, "wrote {}\n", path);
+  const std::string temporary = path + ".part";
+  std::ofstream file(temporary, std::ios::binary);
+  if (!(file << text) || !file.flush() || std::rename(temporary.c_str(), path.c_str()) != 0) {
+    return InvalidArgument("can't write {}: {}", path, std::strerror(errno));
+  }
   return Status();
 }
 
-Status Print(const Flags& flags, const SpecReport& report) {
-  fmt::print("{}", SpecReportText(report));
-  RETURN_IF_ERROR(Write(flags.json, SpecReportJson(report)));
-  return Write(flags.html, SpecReportHtml(report));
-}
+// What is measured goes to the file as it comes, and is shown at the end, however that comes about.
+class Reporting {
+ public:
+  explicit Reporting(const Flags& flags) : flags_(flags) {}
+
+  void Observe(SpecBenchOptions& options) {
+    CatchInterrupts();
+    options.cancel = &Interrupted();
+    options.progress = [this](std::string_view what) {
+      const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin_;
+      fmt::print(stderr, "{:6.0f} s  {}\n", passed.count(), what);
+    };
+    options.keep = [this](const SpecReport& report) { return Keep(report); };
+  }
+  Status Finish(const Result<SpecReport>& report) {
+    const bool cancelled = !report.ok() && report.status().code() == StatusCode::kCancelled;
+    if (report.ok()) RETURN_IF_ERROR(Keep(*report));
+    if (latest_ && (report.ok() || cancelled)) {
+      fmt::print("{}", SpecReportText(*latest_));
+      RETURN_IF_ERROR(Write(flags_.html, SpecReportHtml(*latest_)));
+      for (const std::string* path : {&flags_.json, &flags_.html}) {
+        if (!path->empty()) fmt::print(stderr, "wrote {}\n", *path);
+      }
+    }
+    return report.status();
+  }
+
+ private:
+  Status Keep(const SpecReport& report) {
+    latest_ = report;
+    return Write(flags_.json, SpecReportJson(report));
+  }
+
+  const Flags& flags_;
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
+  std::optional<SpecReport> latest_;
+};
 
 Status RunReplay(const Flags& flags, SpecBenchOptions options) {
   options.engine.synthetic = flags.synthetic;
@@ -53,10 +95,10 @@ Status RunReplay(const Flags& flags, SpecBenchOptions options) {
   if (!file) return NotFound("can't read {}", flags.replay);
   Result<DraftTraces> traces = ParseDraftTraces(std::string(std::istreambuf_iterator<char>(file), {}));
   if (!traces.ok()) return traces.status().WithContext(flags.replay);
-  ASSIGN_OR_RETURN(const SpecReport report, RunReplayBench({.bench = std::move(options),
-                                                            .traces_name = flags.replay,
-                                                            .traces = std::move(*traces)}));
-  return Print(flags, report);
+  Reporting reporting(flags);
+  reporting.Observe(options);
+  return reporting.Finish(RunReplayBench(
+      {.bench = std::move(options), .traces_name = flags.replay, .traces = std::move(*traces)}));
 }
 
 Status Run(const Flags& flags) {
@@ -68,17 +110,28 @@ Status Run(const Flags& flags) {
                            .max_tokens = flags.max_tokens,
                            .repeat = flags.repeat,
                            .concurrency = flags.concurrency,
-                           .by_domain = !flags.no_domains};
+                           .fixed = {},
+                           .acceptance = !flags.speeds_only,
+                           .by_domain = !flags.no_domains,
+                           .keep = {},
+                           .progress = {}};
+  for (const std::string& text : flags.fixed) {
+    ASSIGN_OR_RETURN(const FixedDrafts fixed, ParseFixedDrafts(text));
+    options.fixed.push_back(fixed);
+  }
   options.engine.context_tokens = 1024;
   if (!flags.synthetic.empty()) return RunReplay(flags, std::move(options));
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(flags.model.directory));
   ASSIGN_OR_RETURN(options.domains, LoadPrompts(flags.prompts, files));
   if (!flags.record.empty()) {
     ASSIGN_OR_RETURN(const DraftTraces traces, RecordTraces(options));
-    return Write(flags.record, FormatDraftTraces(traces));
+    RETURN_IF_ERROR(Write(flags.record, FormatDraftTraces(traces)));
+    fmt::print(stderr, "wrote {}\n", flags.record);
+    return Status();
   }
-  ASSIGN_OR_RETURN(const SpecReport report, RunSpecBench(options));
-  return Print(flags, report);
+  Reporting reporting(flags);
+  reporting.Observe(options);
+  return reporting.Finish(RunSpecBench(options));
 }
 
 }  // namespace
@@ -97,7 +150,9 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
                    "Requests of each domain for the accepted lengths")
       ->check(CLI::Range(1, 1000))
       ->capture_default_str();
-  command->add_option("-n,--max-tokens", flags->max_tokens, "Tokens of each answer")
+  command
+      ->add_option("-n,--max-tokens", flags->max_tokens,
+                   "Tokens of an answer; where speed is measured, of the longest")
       ->check(CLI::Range(8, 512))
       ->capture_default_str();
   command->add_option("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
@@ -126,8 +181,16 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
                    "Rounds for the reliability of confidences, for each way of sampling")
       ->check(CLI::Range(100, 1'000'000))
       ->capture_default_str();
+  command
+      ->add_option("--fixed", flags->fixed,
+                   "Drafts of a fixed length, DRAFTER:LENGTH, whose speed is compared with none and auto")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_flag("--speeds-only", flags->speeds_only,
+                    "Leave out accepted lengths and the reliability of confidences");
   command->add_flag("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
-  command->add_option("--json", flags->json, "Write the figures to this file");
+  command->add_option("--json", flags->json,
+                      "Write the figures to this file, as they come: it is whole after each load");
   command->add_option("--html", flags->html, "Write a page with tables and plots to this file");
   command->callback([flags, result] { *result = Run(*flags); });
 }

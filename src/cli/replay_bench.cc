@@ -99,24 +99,23 @@ std::vector<Request> ReplayBench::RequestsOf(int d, int concurrency) const {
     }
     first += count;
   }
+  SpreadLengths(requests);
   return requests;
 }
 
 Status ReplayBench::Measure(int d, int concurrency, std::vector<SpeedRow>* rows) {
   const std::string domain = d < 0 ? "all" : dspark_->domains[d].name;
-  fmt::print(stderr, "speed of {} requests at a time: {}\n", concurrency, domain);
   if (d <= 0) engines_.clear();  // of other sizes
-  const SpecSetup none = NoDraftSetup();
-  ASSIGN_OR_RETURN(
-      const std::vector<SpeedRow> measured,
-      MeasureSpeed(
-          {.setups = {none, MtpSetup(1), MtpSetup(2), DSparkSetup(1, ""), DSparkSetup(2, ""),
-                      DSparkSetup(kDrafts, ""), DSparkAutoSetup("")},
-           .domain = domain,
-           .concurrency = concurrency,
-           .repeat = options_.bench.repeat,
-           .requests = RequestsOf(d, concurrency),
-           .engine = [this](const SpecSetup& setup, int sequences) { return EngineOf(setup, sequences); }}));
+  ASSIGN_OR_RETURN(const std::vector<SpeedRow> measured,
+                   MeasureSpeed({.setups = ServedSetups(options_.bench.fixed, /*head=*/""),
+                                 .domain = domain,
+                                 .concurrency = concurrency,
+                                 .repeat = options_.bench.repeat,
+                                 .requests = RequestsOf(d, concurrency),
+                                 .engine = [this](const SpecSetup& setup,
+                                                  int sequences) { return EngineOf(setup, sequences); },
+                                 .progress = options_.bench.progress,
+                                 .cancel = options_.bench.cancel}));
   rows->insert(rows->end(), measured.begin(), measured.end());
   return Status();
 }
@@ -140,11 +139,17 @@ Result<SpecReport> ReplayBench::Run() {
   report.threads = engine.num_threads;
   report.max_tokens = options_.bench.max_tokens;
   report.machine = DescribeMachine().processor;
+  // A file that can't be written is better found out now than after the first load.
+  RETURN_IF_ERROR(options_.bench.keep(report));
   for (int concurrency : options_.bench.concurrency) {
     RETURN_IF_ERROR(Measure(/*d=*/-1, concurrency, &report.load));
+    RETURN_IF_ERROR(options_.bench.keep(report));
   }
-  if (!options_.bench.by_domain) return report;
-  for (int d = 0; d < std::ssize(dspark_->domains); ++d) RETURN_IF_ERROR(Measure(d, 1, &report.domains));
+  for (int d = 0; options_.bench.by_domain && d < std::ssize(dspark_->domains); ++d) {
+    RETURN_IF_ERROR(Measure(d, 1, &report.domains));
+    RETURN_IF_ERROR(options_.bench.keep(report));
+  }
+  report.complete = true;
   return report;
 }
 

@@ -14,6 +14,7 @@
 #include "chat/prompt.h"
 #include "cli/command.h"
 #include "cli/draft_flags.h"
+#include "cli/interrupt.h"
 #include "cli/model_flags.h"
 #include "foresight/engine.h"
 #include "sampling/sampling_params.h"
@@ -21,14 +22,6 @@
 
 namespace foresight {
 namespace {
-
-// Set by Ctrl-C, looked at between steps. The one piece of state that a signal handler needs.
-std::atomic<bool> g_interrupted{false};
-
-void OnInterrupt(int) {
-  // A second Ctrl-C before the first was noticed ends the program.
-  if (g_interrupted.exchange(true)) _exit(ExitCode(StatusCode::kCancelled));
-}
 
 struct RunFlags {
   ModelFlags model;
@@ -115,7 +108,7 @@ class Printer : public OutputSink {
     }
     answer_.content += text;
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-      g_interrupted = true;  // nobody reads on
+      Interrupted() = true;  // nobody reads on
     }
   }
   // Without declared tools there are none.
@@ -186,7 +179,7 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
   ASSIGN_OR_RETURN(const RequestResult result,
                    engine.Generate(
                        {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos},
-                       [&](const OutputEvent& event) { printer.Print(event); }, &g_interrupted));
+                       [&](const OutputEvent& event) { printer.Print(event); }, &Interrupted()));
   printer.Finish();
   if (!flags.quiet) {
     fmt::print("\n");
@@ -204,7 +197,7 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     fmt::print(stderr, "> ");
     std::string line;
     if (!std::getline(std::cin, line)) {
-      if (!g_interrupted.exchange(false)) return Status();
+      if (!Interrupted().exchange(false)) return Status();
       return Error(StatusCode::kCancelled, "interrupted");
     }
     if (line.empty()) continue;
@@ -223,12 +216,12 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     }
     messages.push_back({.role = Role::kUser, .content = line});
     ASSIGN_OR_RETURN(const std::vector<TokenId> prompt, PromptIds(flags, tokenizer, messages));
-    g_interrupted = false;
+    Interrupted() = false;
     Printer printer(tokenizer, params.logprobs.has_value(), flags.quiet, flags.Thinks());
     const Result<RequestResult> result = engine.Generate(
         {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos},
-        [&](const OutputEvent& event) { printer.Print(event); }, &g_interrupted);
-    g_interrupted = false;
+        [&](const OutputEvent& event) { printer.Print(event); }, &Interrupted());
+    Interrupted() = false;
     if (!result.ok()) {
       // The request has failed, the conversation goes on as if it had not been made.
       messages.pop_back();
@@ -255,9 +248,7 @@ Status Run(const RunFlags& flags) {
   ASSIGN_OR_RETURN(const SamplingParams params, SamplingOf(flags, engine->default_sampling()));
   RETURN_IF_ERROR(params.Validate(engine->vocab_size()));
 
-  struct sigaction action = {};
-  action.sa_handler = OnInterrupt;
-  sigaction(SIGINT, &action, nullptr);
+  CatchInterrupts();
   std::signal(SIGPIPE, SIG_IGN);
 
   if (!flags.prompt.empty()) return OneShot(flags, *engine, params, flags.prompt);

@@ -12,6 +12,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr std::chrono::milliseconds kCancelPoll{20};
+
 double Median(std::vector<double> values) {
   if (values.empty()) return 0;
   std::sort(values.begin(), values.end());
@@ -29,15 +31,26 @@ class Batch {
       if (results_.size() <= index) results_.resize(index + 1);
     }
     const Result<RequestNumber> number = engine.Submit(std::move(request), std::move(sink));
-    if (number.ok()) return Status();
+    if (number.ok()) {
+      numbers_.push_back(*number);
+      return Status();
+    }
     std::lock_guard lock(mutex_);
     --open_;
     return number.status();
   }
-  // Errors: the first one that ended a request.
-  Result<std::vector<RequestResult>> Wait() {
+  // Errors: the first one that ended a request; kCancelled once `cancel` was set, which ends them all.
+  Result<std::vector<RequestResult>> Wait(Engine& engine, const std::atomic<bool>* cancel) {
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return open_ == 0; });
+    while (!done_.wait_for(lock, kCancelPoll, [this] { return open_ == 0; })) {
+      if (cancel == nullptr || !cancel->load()) continue;
+      lock.unlock();  // those that end wait for it
+      for (RequestNumber number : numbers_) engine.Cancel(number);
+      lock.lock();
+      done_.wait(lock, [this] { return open_ == 0; });
+      break;
+    }
+    if (cancel != nullptr && cancel->load()) return Error(StatusCode::kCancelled, "interrupted");
     for (const RequestResult& r : results_) RETURN_IF_ERROR(r.status);
     return results_;
   }
@@ -57,6 +70,7 @@ class Batch {
   std::mutex mutex_;
   std::condition_variable done_;
   int open_ = 0;
+  std::vector<RequestNumber> numbers_;
   std::vector<RequestResult> results_;
 };
 
@@ -81,6 +95,27 @@ SpecSetup DSparkAutoSetup(std::string head) {
   return {"dspark auto", Drafting(DraftChoice::kDSpark, std::move(head), 5, "auto")};
 }
 
+Result<FixedDrafts> ParseFixedDrafts(std::string_view text) {
+  const size_t colon = std::min(text.find(':'), text.size());
+  const std::string_view drafter = text.substr(0, colon);
+  const std::string_view length = text.substr(std::min(colon + 1, text.size()));
+  if ((drafter != "mtp" && drafter != "dspark") || length.size() != 1 || length[0] < '1' || length[0] > '5') {
+    return InvalidArgument("drafts of a fixed length: want mtp:LENGTH or dspark:LENGTH, 1..5, got \"{}\"",
+                           text);
+  }
+  return FixedDrafts{.draft = drafter == "mtp" ? DraftChoice::kMtp : DraftChoice::kDSpark,
+                     .length = length[0] - '0'};
+}
+
+std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head) {
+  std::vector<SpecSetup> setups = {NoDraftSetup()};
+  for (const FixedDrafts& f : fixed) {
+    setups.push_back(f.draft == DraftChoice::kMtp ? MtpSetup(f.length) : DSparkSetup(f.length, head));
+  }
+  setups.push_back(DSparkAutoSetup(head));
+  return setups;
+}
+
 double SpeedRow::median_tokens_per_second() const {
   return Median(tokens_per_second);
 }
@@ -89,13 +124,21 @@ double SpeedRow::median_ratio() const {
 }
 
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
-                                               double* seconds) {
+                                               double* seconds, const std::atomic<bool>* cancel) {
   Batch batch;
   const Clock::time_point start = Clock::now();
   for (size_t i = 0; i < requests.size(); ++i) RETURN_IF_ERROR(batch.Submit(engine, requests[i], i));
-  ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait());
+  ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait(engine, cancel));
   if (seconds != nullptr) *seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return results;
+}
+
+void SpreadLengths(std::span<Request> requests) {
+  constexpr int64_t kLengths = 17;  // prime: neighbours differ
+  for (size_t i = 0; i < requests.size(); ++i) {
+    int64_t& tokens = *requests[i].sampling.max_tokens;
+    tokens -= tokens / 2 * static_cast<int64_t>(5 * i % kLengths) / (kLengths - 1);
+  }
 }
 
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
@@ -113,8 +156,7 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
       ASSIGN_OR_RETURN(Engine* const engine, run.engine(run.setups[i], run.concurrency));
       double seconds = 0;
       ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
-                       RunRequests(*engine, run.requests, &seconds));
-      if (repetition < 0) continue;  // a warm-up: the planners learn, too
+                       RunRequests(*engine, run.requests, &seconds, run.cancel));
       int64_t tokens = 0;
       DraftCounts drafts;
       for (const RequestResult& r : results) {
@@ -122,6 +164,10 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
         drafts.Add(r.drafts);
       }
       const double rate = static_cast<double>(tokens) / seconds;
+      run.progress(fmt::format(
+          "{} at a time, {}: {}, {}: {:.1f} tokens/s", run.concurrency, run.domain, rows[i].setup,
+          repetition < 0 ? "warm-up" : fmt::format("{} of {}", repetition + 1, run.repeat), rate));
+      if (repetition < 0) continue;  // the planners learn, too
       if (i == 0) none = rate;
       rows[i].tokens_per_second.push_back(rate);
       rows[i].ratio_to_none.push_back(rate / none);

@@ -1,8 +1,11 @@
 // Times requests that an engine serves at once: the same ones by several configurations in turn.
 #pragma once
 
+#include <atomic>
 #include <functional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -24,6 +27,16 @@ SpecSetup MtpSetup(int k);
 SpecSetup DSparkSetup(int k, std::string head);
 SpecSetup DSparkAutoSetup(std::string head);
 
+// Drafts of always the same length.
+struct FixedDrafts {
+  DraftChoice draft = DraftChoice::kMtp;  // or kDSpark
+  int length = 1;
+};
+// "mtp:2", "dspark:5". Errors: kInvalidArgument (another drafter, a length out of 1..5).
+Result<FixedDrafts> ParseFixedDrafts(std::string_view text);
+// None, the fixed ones, and DSpark with the planner "auto".
+std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head);
+
 // One timing: all requests of a run, `concurrency` at a time.
 struct SpeedRow {
   std::string setup;
@@ -40,9 +53,14 @@ struct SpeedRow {
 };
 
 // Submits them together and waits. `seconds`, if there is one, gets the time from the first submission to the
-// last end. Errors: the first one that ended a request.
+// last end. Errors: the first one that ended a request; kCancelled once `cancel`, if there is one, was set.
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
-                                               double* seconds);
+                                               double* seconds, const std::atomic<bool>* cancel);
+
+// Makes answers end one by one, as they do in serving, after half to all of their tokens. Answers of one
+// length that begin together end together, their successors' prompts share steps, and whatever takes them out
+// of step seems to cost more than it does.
+void SpreadLengths(std::span<Request> requests);
 
 struct SpeedRun {
   std::vector<SpecSetup> setups;  // ratios are to the first one
@@ -52,10 +70,13 @@ struct SpeedRun {
   std::vector<Request> requests;
   // Borrowed until the next run.
   std::function<Result<Engine*>(const SpecSetup&, int concurrency)> engine;
+  // Gets a line for every timing.
+  std::function<void(std::string_view)> progress;
+  const std::atomic<bool>* cancel = nullptr;
 };
 
 // All setups in turn, `repeat` times after a warm-up, so that a drift of the machine's speed meets all of
-// them.
+// them. Errors: those of engines and requests; kCancelled.
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run);
 
 }  // namespace foresight

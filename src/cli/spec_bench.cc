@@ -3,10 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <chrono>
 #include <map>
 
-#include "base/progress.h"
 #include "engine/calibrate.h"
 #include "engine/engine_access.h"
 #include "foresight/engine.h"
@@ -14,8 +12,6 @@
 
 namespace foresight {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 class SpecBench {
  public:
@@ -33,14 +29,14 @@ class SpecBench {
   Status DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows);
   Status MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows);
   Status MeasureAcceptance(const SpecSetup& setup, double temperature, std::vector<AcceptanceRow>* rows);
+  // Accepted lengths, what they depend on, and reliability.
+  Status MeasureDrafts(const ModelFiles& model, SpecReport* report);
+  Status MeasureSpeeds(SpecReport* report);
   // `domain` null: of all together.
   Status MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
                         std::vector<SpeedRow>* rows);
-  void Progress(std::string_view what) { fmt::print(stderr, "{:6.0f} s  {}\n", Seconds(), what); }
-  double Seconds() const { return std::chrono::duration<double>(Clock::now() - begin_).count(); }
 
   const SpecBenchOptions& options_;
-  const Clock::time_point begin_ = Clock::now();
   std::map<std::pair<std::string, int>, std::unique_ptr<Engine>> engines_;
 };
 
@@ -84,7 +80,8 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
     const PromptDomain* one[] = {&domain};
     ASSIGN_OR_RETURN(const std::vector<Request> requests,
                      RequestsOf(*engine->tokenizer(), one, options_.prompts_per_domain, temperature));
-    ASSIGN_OR_RETURN(const std::vector<RequestResult> results, RunRequests(*engine, requests, nullptr));
+    ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
+                     RunRequests(*engine, requests, nullptr, options_.cancel));
     AcceptanceRow row{.setup = setup.name, .temperature = temperature, .domain = domain.name, .drafts = {}};
     for (const RequestResult& r : results) {
       row.completion_tokens += r.completion_tokens - 1;
@@ -140,15 +137,17 @@ Status SpecBench::MeasureSpeedOf(std::span<const SpecSetup> setups, int concurre
   ASSIGN_OR_RETURN(Engine* const first, EngineOf(setups[0], concurrency));
   ASSIGN_OR_RETURN(std::vector<Request> requests,
                    RequestsOf(*first->tokenizer(), domains, per_domain, /*temperature=*/1));
+  SpreadLengths(requests);
   ASSIGN_OR_RETURN(const std::vector<SpeedRow> measured,
                    MeasureSpeed({.setups = {setups.begin(), setups.end()},
                                  .domain = domain == nullptr ? "all" : domain->name,
                                  .concurrency = concurrency,
                                  .repeat = options_.repeat,
                                  .requests = std::move(requests),
-                                 .engine = [this](const SpecSetup& setup, int sequences) {
-                                   return EngineOf(setup, sequences);
-                                 }}));
+                                 .engine = [this](const SpecSetup& setup,
+                                                  int sequences) { return EngineOf(setup, sequences); },
+                                 .progress = options_.progress,
+                                 .cancel = options_.cancel}));
   rows->insert(rows->end(), measured.begin(), measured.end());
   return Status();
 }
@@ -170,62 +169,68 @@ Result<SpecReport> SpecBench::Run() {
     return NotFound("{} has no draft heads dspark and mtp to compare; there are: {}", report.model,
                     fmt::join(heads, ", "));
   }
+  RETURN_IF_ERROR(options_.keep(report));
+  if (options_.acceptance) RETURN_IF_ERROR(MeasureDrafts(runtime.files(), &report));
+  RETURN_IF_ERROR(MeasureSpeeds(&report));
+  report.complete = true;
+  return report;
+}
 
+Status SpecBench::MeasureDrafts(const ModelFiles& model, SpecReport* report) {
   std::vector<SpecSetup> drafters = {
       {"ngram", {.draft = DraftChoice::kNgram, .drafts_max = 5, .planner = "static:5"}}};
   for (int k = 1; k <= 5; ++k) drafters.push_back(MtpSetup(k));
-  for (const std::string& head : heads) {
+  for (const std::string& head : model.DraftNames()) {
     if (head == "mtp") continue;
     drafters.push_back({fmt::format("{} k=5", head), DSparkSetup(5, head).speculation});
-    ASSIGN_OR_RETURN(const ModelFiles head_files, runtime.files().Draft(head));
-    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
+    ASSIGN_OR_RETURN(const ModelFiles head_files, model.Draft(head));
+    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report->heads));
   }
   for (const std::string& path : options_.heads) {
     // With a slash, so that it is no name of the model's own.
     const std::string head = path + "/";
     ASSIGN_OR_RETURN(const ModelFiles head_files, OpenModelDirectory(head));
     drafters.push_back({fmt::format("{} k=5", path), DSparkSetup(5, head).speculation});
-    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report.heads));
+    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report->heads));
   }
   for (const SpecSetup& setup : drafters) {
     for (double temperature : {1.0, 0.0}) {
-      Progress(fmt::format("accepted length: {}, temperature {}", setup.name, temperature));
-      RETURN_IF_ERROR(MeasureAcceptance(setup, temperature, &report.acceptance));
+      options_.progress(fmt::format("accepted length: {}, temperature {}", setup.name, temperature));
+      RETURN_IF_ERROR(MeasureAcceptance(setup, temperature, &report->acceptance));
     }
   }
   for (int k : {1, 2, 3, 4, 5}) {
-    Progress(fmt::format("block length {}", k));
-    RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, std::string(kHead)), 1, &report.lengths));
+    options_.progress(fmt::format("block length {}", k));
+    RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, std::string(kHead)), 1, &report->lengths));
   }
   for (double threshold : {0.0, 0.2, 0.4, 0.6, 0.8}) {
-    Progress(fmt::format("confidence threshold {}", threshold));
+    options_.progress(fmt::format("confidence threshold {}", threshold));
     SpeculationOptions speculation = DSparkSetup(5, std::string(kHead)).speculation;
     speculation.planner = fmt::format("threshold:{}", threshold);
     RETURN_IF_ERROR(
-        MeasureAcceptance({fmt::format("threshold {}", threshold), speculation}, 1, &report.thresholds));
+        MeasureAcceptance({fmt::format("threshold {}", threshold), speculation}, 1, &report->thresholds));
   }
 
   for (SamplingRegime regime : {SamplingRegime::kUnit, SamplingRegime::kGreedy}) {
-    Progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
-    RETURN_IF_ERROR(MeasureReliability(regime, &report.reliability));
+    options_.progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
+    RETURN_IF_ERROR(MeasureReliability(regime, &report->reliability));
   }
 
-  const std::vector<SpecSetup> served = {NoDraftSetup(),
-                                         MtpSetup(1),
-                                         DSparkSetup(1, std::string(kHead)),
-                                         DSparkSetup(2, std::string(kHead)),
-                                         DSparkSetup(5, std::string(kHead)),
-                                         DSparkAutoSetup(std::string(kHead))};
+  return options_.keep(*report);
+}
+
+Status SpecBench::MeasureSpeeds(SpecReport* report) {
+  const std::vector<SpecSetup> served = ServedSetups(options_.fixed, std::string(kHead));
   for (int concurrency : options_.concurrency) {
-    Progress(fmt::format("speed of {} requests at a time", concurrency));
-    RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report.load));
+    RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report->load));
+    RETURN_IF_ERROR(options_.keep(*report));
   }
-  if (!options_.by_domain) return report;
   for (const PromptDomain& domain : options_.domains) {
-    Progress(fmt::format("speed at batch 1: {}", domain.name));
-    RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report.domains));
+    if (!options_.by_domain) break;
+    RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report->domains));
+    RETURN_IF_ERROR(options_.keep(*report));
   }
-  return report;
+  return Status();
 }
 
 }  // namespace

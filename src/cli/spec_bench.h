@@ -2,7 +2,10 @@
 // (dspark.md 8, 9). Everything is measured in one process, on the same prompts.
 #pragma once
 
+#include <atomic>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -14,6 +17,8 @@
 
 namespace foresight {
 
+struct SpecReport;
+
 struct SpecBenchOptions {
   EngineOptions engine;  // `speculation` and `max_sequences` are set by the benchmark
   std::vector<PromptDomain> domains;
@@ -23,7 +28,14 @@ struct SpecBenchOptions {
   int max_tokens = 96;
   int repeat = 3;  // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
-  bool by_domain = true;  // speed at batch 1
+  std::vector<FixedDrafts> fixed;  // whose speed is compared with none and auto
+  bool acceptance = true;          // accepted lengths and reliability
+  bool by_domain = true;           // speed at batch 1
+  // A run may take long. Called at the beginning, before the speeds, and with each load and domain.
+  // An error ends the run.
+  std::function<Status(const SpecReport&)> keep;
+  std::function<void(std::string_view)> progress;  // gets a line now and then
+  const std::atomic<bool>* cancel = nullptr;       // may be set by another thread
 };
 
 // What drafting did for a set of requests.
@@ -53,7 +65,8 @@ struct ReliabilityRow {
 };
 
 struct SpecReport {
-  std::string replayed;  // what the drafts' outcomes are replayed from; empty: they are the model's own
+  bool complete = false;  // false: there is more to measure
+  std::string replayed;   // what the drafts' outcomes are replayed from; empty: they are the model's own
   std::string model;
   std::string machine;
   int threads = 0;
@@ -68,7 +81,7 @@ struct SpecReport {
   std::vector<SpeedRow> domains;            // at batch 1
 };
 
-// Prints progress on the error stream. Errors: those of loading and of requests.
+// Errors: those of loading and of requests; kCancelled.
 Result<SpecReport> RunSpecBench(const SpecBenchOptions& options);
 
 std::string SpecReportJson(const SpecReport& report);

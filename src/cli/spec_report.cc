@@ -145,7 +145,8 @@ std::string AcceptanceText(const SpecReport& r) {
 
 std::string SpecReportJson(const SpecReport& r) {
   return fmt::format(
-      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 2, \"foresight\": \"{}\", \"replayed\": "
+      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 2, \"foresight\": \"{}\", \"complete\": {}, "
+      "\"replayed\": "
       "\"{}\",\n  \"model\": "
       "\"{}\", "
       "\"processor\": \"{}\", \"threads\": {}, \"max_tokens\": {}, \"requests_per_domain\": {},\n"
@@ -153,13 +154,14 @@ std::string SpecReportJson(const SpecReport& r) {
       "\"thresholds\": {},\n  \"load\": {},\n  "
       "\"batch_1_by_domain\": "
       "{}\n}}\n",
-      FORESIGHT_VERSION, r.replayed, r.model, r.machine, r.threads, r.max_tokens, r.requests_per_domain,
-      List(r.acceptance), List(r.heads), List(r.reliability), List(r.lengths), List(r.thresholds),
-      List(r.load), List(r.domains));
+      FORESIGHT_VERSION, r.complete, r.replayed, r.model, r.machine, r.threads, r.max_tokens,
+      r.requests_per_domain, List(r.acceptance), List(r.heads), List(r.reliability), List(r.lengths),
+      List(r.thresholds), List(r.load), List(r.domains));
 }
 
 std::string SpecReportText(const SpecReport& r) {
   std::string text;
+  if (!r.complete) text += "interrupted: a part of the figures\n";
   if (!r.replayed.empty()) {
     text += fmt::format("{}: which drafts are accepted is replayed from {}\n", r.model, r.replayed);
   }

@@ -19,4 +19,12 @@ void Device::Replay(uint64_t, const std::function<void()>& launches) {
   launches();
 }
 
+Status CheckCudaCapability(std::string_view name, int capability) {
+  constexpr int kLeast = 80;
+  if (capability >= kLeast) return Status();
+  return Unimplemented(
+      "{} is sm_{}: kernels are made for sm_{} (A100, RTX 30) and newer; --device cpu runs anywhere", name,
+      capability, kLeast);
+}
+
 }  // namespace foresight

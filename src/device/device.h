@@ -102,8 +102,11 @@ class HostDevice : public Device {
   void Free(std::byte* data, int64_t bytes) override;
 };
 
-// Device `ordinal` of the CUDA driver. Errors: kUnimplemented (a build without CUDA), kNotFound (no
-// such device, no driver).
+// Device `ordinal` of the CUDA driver. Errors: kUnimplemented (a build without CUDA, a GPU that kernels are
+// not made for), kNotFound (no such device, no driver).
 Result<std::unique_ptr<Device>> OpenCudaDevice(int ordinal);
+// Whether kernels are made for a GPU of this name and compute capability (75 for sm_75). Errors:
+// kUnimplemented, naming it.
+Status CheckCudaCapability(std::string_view name, int capability);
 
 }  // namespace foresight

@@ -264,13 +264,14 @@ bool EngineLoop::Step() {
   totals_.host_seconds += host_seconds + draw_seconds;
   if (speculation_ == nullptr) return true;
   std::optional<StepTimes> times;
-  if (all_decode && runtime_.device().recordings() == recordings) {
+  if (all_decode) {
     times = StepTimes{.draft_requests = speculation_->num_drafting(),
                       .rows = static_cast<int>(rows),
                       .context_tokens = context / std::ssize(plan),
                       .draft_ms = draft_seconds * 1e3,
                       .verify_ms = (model_seconds + draw_seconds) * 1e3,
-                      .host_ms = host_seconds * 1e3};
+                      .host_ms = host_seconds * 1e3,
+                      .is_example = runtime_.device().recordings() == recordings};
   }
   speculation_->EndStep(times);
   return true;

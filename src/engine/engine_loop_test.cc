@@ -192,6 +192,49 @@ TEST(PlanMemory, RefusesWhatDoesNotFitWithTheFigures) {
   EXPECT_NE(plan.status().message().find("171.8 GB"), std::string::npos) << plan.status().message();
 }
 
+// A device with so much memory.
+class SmallDevice : public DeviceApart {
+ public:
+  explicit SmallDevice(int64_t bytes) : left_(bytes) {}
+  int64_t AvailableBytes() const override { return left_; }
+  Result<DeviceMemory> Allocate(int64_t bytes, std::string_view what) override {
+    if (bytes > left_) return ResourceExhausted("{}: the device has no {} bytes", what, bytes);
+    left_ -= bytes;
+    return DeviceApart::Allocate(bytes, what);
+  }
+
+ private:
+  int64_t left_;
+};
+
+// However little memory a device has: what doesn't fit is refused before anything is taken.
+TEST(PlanMemory, CountsWhatDraftsTakeOfADevice) {
+  for (ModelConfig config : {SmallestConfig(), SmallestMtpConfig(), SmallestDSparkConfig()}) {
+    config.vocab_size = 50'000;  // drafts keep logits
+    const LoadedModel made = MakeSyntheticModel(config, {.num_threads = 1});
+    const EngineOptions options{
+        .num_threads = 1, .context_tokens = 256, .max_sequences = 4, .kept_prefixes_max = 0};
+    const auto load = [&](int64_t bytes) {
+      Backend backend{.kernels = *BestCpuKernels(), .device = std::make_unique<SmallDevice>(bytes)};
+      return Runtime::FromSynthetic(made, options, std::move(backend));
+    };
+    int64_t too_little = 0;
+    int64_t enough = int64_t{4} << 30;
+    const Result<std::unique_ptr<Runtime>> roomy = load(enough);
+    ASSERT_TRUE(roomy.ok()) << roomy.status().ToString();
+    EXPECT_EQ((*roomy)->memory_plan().draft_bytes > 0, config.num_draft_layers > 0);
+    while (enough - too_little > 4096) {
+      const int64_t bytes = too_little + (enough - too_little) / 2;
+      const Result<std::unique_ptr<Runtime>> runtime = load(bytes);
+      (runtime.ok() ? enough : too_little) = bytes;
+      if (runtime.ok()) continue;
+      const std::string message(runtime.status().message());
+      EXPECT_NE(message.find("this model does not fit"), std::string::npos) << message;
+      EXPECT_EQ(message.find("drafts") != std::string::npos, config.num_draft_layers > 0) << message;
+    }
+  }
+}
+
 TEST(PlanMemory, AContextLongerThanTheModelAllowsIsRefused) {
   const ModelConfig config = TinyAConfig();
   const CacheLayout layout = MakeCacheLayout(config, CacheFormat::kPacked);
@@ -205,8 +248,8 @@ TEST(PlanMemory, ManySequencesShareWhatAFewFullContextsTake) {
   const ModelConfig config = TinyAConfig();
   const CacheLayout layout = MakeCacheLayout(config, CacheFormat::kPacked);
   const int64_t one = CacheBytes(layout, 4096, 40, 1);
-  const Result<MemoryPlan> plan = PlanMemory(config, layout, {.max_sequences = 32, .kept_prefixes_max = 8},
-                                             2 * one + StepMemoryBytes(config, layout, 512) + (64 << 20));
+  const Result<MemoryPlan> plan =
+      PlanMemory(config, layout, {.max_sequences = 32, .kept_prefixes_max = 8}, 2 * one + (64 << 20));
   ASSERT_TRUE(plan.ok()) << plan.status().ToString();
   EXPECT_EQ(plan->cache.max_sequence_tokens, 4096);
   EXPECT_EQ(plan->cache.max_sequences, 40);

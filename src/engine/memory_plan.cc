@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "base/units.h"
-#include "model/costs.h"
 
 namespace foresight {
 namespace {
@@ -20,9 +19,10 @@ int64_t RoundDownToBlocks(int64_t tokens) {
 }  // namespace
 
 std::string MemoryPlan::ToString() const {
-  return fmt::format("weights {} + caches up to {} ({} states of up to {} tokens) + workspace {} = {}",
+  const std::string drafts = draft_bytes > 0 ? fmt::format(" + drafts {}", FormatBytes(draft_bytes)) : "";
+  return fmt::format("weights {} + caches up to {} ({} states of up to {} tokens) + workspace {}{} = {}",
                      FormatBytes(weights_bytes), FormatBytes(cache.budget_bytes), cache.max_sequences,
-                     FormatCount(cache.max_sequence_tokens), FormatBytes(workspace_bytes),
+                     FormatCount(cache.max_sequence_tokens), FormatBytes(workspace_bytes), drafts,
                      FormatBytes(total_bytes()));
 }
 
@@ -39,10 +39,10 @@ Result<MemoryPlan> PlanMemory(const ModelConfig& config, const CacheLayout& layo
                            config.max_position_embeddings);
   }
   MemoryPlan plan{.weights_bytes = demand.weights_bytes,
-                  .workspace_bytes = kProgramBytes + demand.scratch_bytes +
-                                     StepMemoryBytes(config, layout, demand.step_rows_max),
+                  .workspace_bytes = kProgramBytes + demand.step_bytes,
+                  .draft_bytes = demand.draft_bytes,
                   .cache = {}};
-  const int64_t left = available_bytes - plan.weights_bytes - plan.workspace_bytes;
+  const int64_t left = available_bytes - plan.total_bytes();
   const int64_t for_caches = std::max<int64_t>(static_cast<int64_t>(left * kAutomaticShare), 0);
   const int states = demand.max_sequences + demand.kept_prefixes_max;
   int64_t context = demand.context_tokens;

@@ -17,16 +17,17 @@ struct MemoryDemand {
   int64_t cache_bytes_max = 0;  // of all sequences; 0: full contexts for all, or what memory holds of them
   int max_sequences = 1;        // computed at a time
   int kept_prefixes_max = 0;    // states beside them
-  int step_rows_max = 512;
-  int64_t scratch_bytes = 0;  // of a device's kernels, beyond what their activations take
+  int64_t step_bytes = 0;       // activations of the largest step, and the kernels' own
+  int64_t draft_bytes = 0;      // what drafts leave behind
 };
 
 struct MemoryPlan {
   int64_t weights_bytes = 0;
-  int64_t workspace_bytes = 0;  // activations of the largest step
-  KvCacheOptions cache;         // pages follow use; never less than one full context
+  int64_t workspace_bytes = 0;  // of steps, and the program's own
+  int64_t draft_bytes = 0;
+  KvCacheOptions cache;  // pages follow use; never less than one full context
 
-  int64_t total_bytes() const { return weights_bytes + workspace_bytes + cache.budget_bytes; }
+  int64_t total_bytes() const { return weights_bytes + workspace_bytes + draft_bytes + cache.budget_bytes; }
   std::string ToString() const;
 };
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "base/units.h"
+#include "model/costs.h"
 #include "weights/layout.h"
 #include "weights/synthetic.h"
 
@@ -141,15 +142,21 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
     available_bytes_ = device->AvailableBytes();
     weights_to_come = placed != nullptr ? 0 : static_cast<int64_t>(loaded_.report.bytes);
   }
+  // The machine's memory follows use; a device's is taken at the start.
+  const CacheLayout layout = LayoutOf(config(), model_options);
+  const PlacementBytes memory =
+      device != nullptr ? MemoryOf(config(), model_options)
+                        : PlacementBytes{.steps = StepMemoryBytes(config(), layout, options.step_rows_max),
+                                         .drafts = DraftMemoryBytes(config(), model_options.max_draft_rows)};
   // Refused before anything is taken.
-  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), LayoutOf(config(), model_options),
+  ASSIGN_OR_RETURN(plan_, PlanMemory(config(), layout,
                                      {.weights_bytes = weights_to_come,
                                       .context_tokens = options.context_tokens,
                                       .cache_bytes_max = options.cache_bytes_max,
                                       .max_sequences = options.max_sequences,
                                       .kept_prefixes_max = options.kept_prefixes_max,
-                                      .step_rows_max = options.step_rows_max,
-                                      .scratch_bytes = device != nullptr ? kDeviceScratchBytes : 0},
+                                      .step_bytes = memory.steps,
+                                      .draft_bytes = memory.drafts},
                                      available_bytes_));
   if (device != nullptr) {
     ASSIGN_OR_RETURN(placement_, PlaceModel(loaded_.weights, *device, model_options, std::move(placed)));

@@ -69,7 +69,7 @@ class Speculation {
   // So many of the drafts of candidate `i` that were to be verified were accepted.
   void Judged(int i, int accepted);
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
-  // `times` absent: the step is no example of its kind.
+  // As of StepPlanning.
   void EndStep(const std::optional<StepTimes>& times);
 
   // Sequences that drafted in this step.

@@ -16,6 +16,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kRepeats = 3;
+// A device may record what comes again and again; steps of milliseconds don't get faster by it.
+constexpr int kWarmUpsMax = 10;
+constexpr double kWarmUpMs = 20;
 constexpr int kStatesMax = 8;  // more sequences draft at the same cost each
 constexpr int kRowsOfAStateMax = 32;
 constexpr int kProfiledRowsMax = 128;
@@ -221,10 +224,17 @@ Result<StepCostTable> Profiler::Run() {
   table.device = runtime_.machine().processor;
   const Clock::time_point start = Clock::now();
   const auto median = [&](auto measure) -> Result<double> {
-    std::array<double, kRepeats> ms;
-    for (int i = -1; i < kRepeats; ++i) {
+    const int64_t recordings = runtime_.device().recordings();
+    double warm_up_ms = 0;
+    for (int i = 0; i < kWarmUpsMax; ++i) {
       ASSIGN_OR_RETURN(const double measured, measure());
-      if (i >= 0) ms[i] = measured;  // the first one warms up
+      warm_up_ms += measured;
+      const bool records = !runtime_.device().is_host() && runtime_.device().recordings() == recordings;
+      if (!records || warm_up_ms > kWarmUpMs) break;
+    }
+    std::array<double, kRepeats> ms;
+    for (double& measured : ms) {
+      ASSIGN_OR_RETURN(measured, measure());
     }
     return std::max(MedianMs(ms), kPositiveMs);
   };

@@ -83,7 +83,9 @@ int64_t StepMemoryBytes(const ModelConfig& config, const CacheLayout& layout, in
 }
 
 int64_t DraftMemoryBytes(const ModelConfig& config, int rows) {
-  return rows * (int64_t{config.hidden_size} + config.vocab_size + 64) * int64_t{sizeof(float)};
+  if (config.num_draft_layers == 0) return 0;
+  const int64_t state = config.dspark.markov_rank;  // of the RNN head
+  return rows * (int64_t{config.hidden_size} + config.vocab_size + state + 64) * int64_t{sizeof(float)};
 }
 
 }  // namespace foresight

@@ -25,7 +25,8 @@ int64_t MatrixFlopsPerRow(const ModelWeights& weights, bool with_logits);
 // Bytes of activations and kernel scratch of a step of `rows` rows, all of which want logits: what the
 // model's buffers add up to, rounded up for the kernels' own scratch.
 int64_t StepMemoryBytes(const ModelConfig& config, const CacheLayout& layout, int rows);
-// Bytes of what a round of drafts for `rows` rows leaves behind.
+// Bytes of what drafts of `rows` rows leave behind for their verification: logits above all. 0 without a
+// draft head.
 int64_t DraftMemoryBytes(const ModelConfig& config, int rows);
 
 }  // namespace foresight

@@ -13,9 +13,11 @@ namespace {
 // Address space for one step's activations and kernel scratch; physical memory follows use.
 constexpr size_t kStepAddressSpace = size_t{64} << 30;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
+// Kernels do the same for all counts of entries up to this one.
+constexpr int64_t kLeastEntriesMax = 512;
 
-Arena StepArena(std::span<std::byte> memory) {
-  return memory.empty() ? Arena(kStepAddressSpace) : Arena(memory);
+Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
+  return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
 }
 
 }  // namespace
@@ -26,15 +28,14 @@ Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& 
       table_(table),
       options_(options),
       cache_layout_(LayoutOf(weights.config, options)),
-      arena_(StepArena(options.step_memory)),
-      draft_arena_(StepArena(options.draft_memory)),
+      arena_(ArenaOf(options.device, options.step_memory)),
+      draft_arena_(ArenaOf(options.device, options.draft_memory)),
       staging_(device(), arena_),
       host_outputs_(kStepAddressSpace),
       host_draft_outputs_(kStepAddressSpace),
       ctx_{.device = &device(), .pool = &pool, .scratch = &arena_, .numerics = options.numerics} {
   CHECK(options.max_step_rows > 0);
   replay_scope_ = device().NewReplayScope();
-  CHECK(device().is_host() || !(options.step_memory.empty() || options.draft_memory.empty()));
   UploadConstants();
 }
 
@@ -136,6 +137,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
     if (main) step.entries_max = std::max(step.entries_max, (first + chunk.num_rows) / kCsaRatio);
   }
+  if (main) step.entries_max = std::max(step.entries_max, kLeastEntriesMax);
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();

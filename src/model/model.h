@@ -21,9 +21,10 @@ struct ModelOptions {
   Numerics numerics = Numerics::kFaithful;
   int max_step_rows = 512;
   int rollback_tokens = 64;  // how far back a sequence can be truncated
-  int max_draft_rows = 0;    // rows of drafts whose logits are kept at a time; at least max_step_rows
+  int max_draft_rows = 0;    // of drafts whose logits are kept at a time; there is room for max_step_rows
   // Whose memory weights and caches are in, and of it: memory for the activations of a step, and for what
-  // drafts leave behind. Borrowed. Null: the machine, whose address space is reserved as needed.
+  // drafts leave behind (none without a draft head). Borrowed. Null: the machine, whose address space is
+  // reserved as needed.
   Device* device = nullptr;
   std::span<std::byte> step_memory = {};
   std::span<std::byte> draft_memory = {};

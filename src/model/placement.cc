@@ -6,6 +6,11 @@
 #include "model/costs.h"
 
 namespace foresight {
+namespace {
+
+constexpr int64_t kKernelScratchBytes = int64_t{512} << 20;
+
+}  // namespace
 
 CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options) {
   return MakeCacheLayout(
@@ -13,24 +18,28 @@ CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options) {
       options.rollback_tokens);
 }
 
+PlacementBytes MemoryOf(const ModelConfig& config, const ModelOptions& options) {
+  return {.steps =
+              StepMemoryBytes(config, LayoutOf(config, options), options.max_step_rows) + kKernelScratchBytes,
+          .drafts = DraftMemoryBytes(config, std::max(options.max_step_rows, options.max_draft_rows))};
+}
+
 Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options,
                              std::shared_ptr<const DeviceWeights> placed) {
-  const ModelConfig& config = weights.config;
-  const int64_t step_bytes =
-      StepMemoryBytes(config, LayoutOf(config, options), options.max_step_rows) + kDeviceScratchBytes;
+  const PlacementBytes bytes = MemoryOf(weights.config, options);
   Placement placement{.weights = std::move(placed), .step_memory = {}, .draft_memory = {}};
   if (placement.weights == nullptr) {
     ASSIGN_OR_RETURN(DeviceWeights uploaded, UploadWeights(weights, device));
     placement.weights = std::make_shared<const DeviceWeights>(std::move(uploaded));
   }
-  ASSIGN_OR_RETURN(placement.step_memory, device.Allocate(step_bytes, "steps"));
-  ASSIGN_OR_RETURN(
-      placement.draft_memory,
-      device.Allocate(DraftMemoryBytes(config, std::max(options.max_step_rows, options.max_draft_rows)),
-                      "drafts"));
+  ASSIGN_OR_RETURN(placement.step_memory, device.Allocate(bytes.steps, "steps"));
+  ASSIGN_OR_RETURN(placement.draft_memory, device.Allocate(bytes.drafts, "drafts"));
+  const auto span = [](const DeviceMemory& memory) {
+    return std::span(memory.data(), static_cast<size_t>(memory.bytes()));
+  };
   options.device = &device;
-  options.step_memory = {placement.step_memory.data(), static_cast<size_t>(step_bytes)};
-  options.draft_memory = {placement.draft_memory.data(), static_cast<size_t>(placement.draft_memory.bytes())};
+  options.step_memory = span(placement.step_memory);
+  options.draft_memory = span(placement.draft_memory);
   return placement;
 }
 

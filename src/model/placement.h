@@ -18,14 +18,18 @@ struct Placement {
   DeviceMemory draft_memory;
 };
 
-// What kernels of a device keep beyond a step's activations: scores of the indexer, operands of experts.
-inline constexpr int64_t kDeviceScratchBytes = int64_t{512} << 20;
+// Bytes on a device.
+struct PlacementBytes {
+  int64_t steps = 0;   // activations, and what kernels keep beside them: scores of the indexer, operands
+  int64_t drafts = 0;  // what drafts leave behind
+};
+PlacementBytes MemoryOf(const ModelConfig& config, const ModelOptions& options);
 
 // The cache layout of a model with these options.
 CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options);
 
-// Uploads `weights`, unless a copy of them lies on the device already (`placed`), takes memory for steps of
-// options.max_step_rows, and enters the device into `options`. Errors: kResourceExhausted (the message has
+// Uploads `weights`, unless a copy of them lies on the device already (`placed`), takes the memory of
+// MemoryOf, and enters the device into `options`. Errors: kResourceExhausted (the message has
 // the figures), kDeviceError.
 Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options,
                              std::shared_ptr<const DeviceWeights> placed = nullptr);

@@ -20,6 +20,7 @@ AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& li
       requests_(limits.slots_max),
       planner_(limits, SyncPlanner::Dips::kLookAcross) {
   CHECK(gain_min_ > 0 && wait_max_ > 0);
+  all_depths_.reserve(limits.slots_max);
 }
 
 AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
@@ -32,7 +33,7 @@ AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
   return request;
 }
 
-bool AutoPlanner::Pays(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
+double AutoPlanner::GainMs(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
   plan_.Clear();
   int drafting = 0;
   for (int r = 0; r < std::ssize(depths); ++r) {
@@ -41,8 +42,10 @@ bool AutoPlanner::Pays(const StepLoad& load, const StepCosts& costs, std::span<c
     for (int j = 0; j < depths[r]; ++j) plan_.Add(survival *= planner_.expected(r, j));
   }
   const StepValue plain(load, costs, 0);
-  return plan_.Maximize(StepValue(load, costs, drafting)).tokens_per_ms >
-         gain_min_ * plain.requests() / plain.Ms(0);
+  const StepValue step(load, costs, drafting);
+  const CapacityPlan::Best best = plan_.Maximize(step);
+  const double ms = step.Ms(best.drafts);
+  return best.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms;
 }
 
 void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
@@ -61,25 +64,30 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     return;
   }
   planner_.Start(load, history, *costs, depths);
-  if (Pays(load, *costs, depths)) {
+  const double gain_ms = GainMs(load, *costs, depths);
+  if (gain_ms > (gain_min_ - 1) * StepValue(load, *costs, 0).Ms(0)) {
     step_back_off_.Succeeded();
   } else if (step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
-    TryOne(depths);
-    planner_.Start(load, history, *costs, depths);
+    Try(load, history, *costs, gain_ms, depths);
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
   }
 }
 
-// All learn from what one finds out; each in turn.
-void AutoPlanner::TryOne(std::span<int> depths) {
+void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                      double gain_ms, std::span<int> depths) {
   const size_t begin = tries_++ % depths.size();
   size_t chosen = begin;
   while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
+  all_depths_.assign(depths.begin(), depths.end());
   for (size_t r = 0; r < depths.size(); ++r) {
     if (r != chosen) depths[r] = 0;
   }
+  planner_.Start(load, history, costs, depths);
+  if (GainMs(load, costs, depths) >= gain_ms) return;
+  std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
+  planner_.Start(load, history, costs, depths);
 }
 
 void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {

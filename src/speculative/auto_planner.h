@@ -46,7 +46,7 @@ class LossGuard {
 
  private:
   static constexpr double kAllowedShare = 0.005;
-  static constexpr double kGainSteps = 8;
+  static constexpr double kGainSteps = 16;
   double credit_ms_ = 0;
 };
 
@@ -55,7 +55,7 @@ class LossGuard {
 //   without for a growing number of steps, then tries again;
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
 // If
-//   not, it is plain; now and then one request tries all the same, or there would be no history.
+//   not, it is plain; now and then there is a try all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
 // for it. Steps with rows of prompts are plain: their times tell nothing of drafts. What is drafted is
 // planned as SyncPlanner does with look-ahead.
@@ -77,17 +77,20 @@ class AutoPlanner final : public Planner {
     BackOff back_off;
   };
   Request& RequestOf(RequestId id);
-  // Whether drafts of these depths raise tokens per second, by what planner_ expects of them.
-  bool Pays(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
-
-  // Leaves one of the requests that would draft.
-  void TryOne(std::span<int> depths);
+  // What a step with drafts of these depths, for which planner_ has started, would gain over plain ones for
+  // its tokens, by what planner_ expects of them.
+  double GainMs(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
+  // Nothing is to be gained by what is expected: one of the requests drafts all the same, each in turn, or
+  // all do if that loses less (they would gain `gain_ms`; a device may draft for many at the price of one).
+  void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, double gain_ms,
+           std::span<int> depths);
 
   double gain_min_;
   int wait_max_;
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
   size_t tries_ = 0;
+  std::vector<int> all_depths_;  // of the step at hand
   LossGuard guard_;
   CapacityPlan plan_;
   SyncPlanner planner_;

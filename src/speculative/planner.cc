@@ -235,7 +235,7 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
                      .accepted = accepted,
                      .ms = ms});
   }
-  if (costs_ && times) costs_->Observe(*times);
+  if (costs_ && times && times->is_example) costs_->Observe(*times);
 }
 
 }  // namespace foresight

@@ -69,7 +69,7 @@ struct StepResult {
   std::span<const int> admitted;     // of those
   std::span<const double> expected;  // to be accepted, of those, going by their confidences
   std::span<const int> accepted;     // of those
-  // What the step took, at the speed of the machine when it was profiled; absent when it is no example.
+  // What the step took, at the speed of the machine when it was profiled; absent when that isn't known.
   std::optional<double> ms = std::nullopt;
 };
 
@@ -120,7 +120,7 @@ class StepPlanning {
   void SetConfidencesFromHistory(int r, int drafted);
   // [requests]: how many drafts to verify.
   std::span<const int> Plan();
-  // `times` absent: the step is no example (a warm-up, a pause).
+  // `times` absent: what it took can't be set against other steps (rows of prompts were among it).
   void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
 
   const SpeculationHistory& history() const { return history_; }

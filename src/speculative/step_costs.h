@@ -51,6 +51,9 @@ struct StepTimes {
   double draft_ms = 0;
   double verify_ms = 0;
   double host_ms = 0;
+  // Whether steps like it will take about as long. If not (the device has recorded it), it has cost what it
+  // has cost and says nothing of others.
+  bool is_example = true;
 };
 
 // Look-ups and refresh. Allocates in Create only. One thread at a time.

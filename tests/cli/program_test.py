@@ -263,6 +263,26 @@ class Chat(unittest.TestCase):
         self.assertEqual(self.wait(), 0)
 
 
+class BenchSpec(unittest.TestCase):
+    def test_an_interrupt_leaves_what_was_measured(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "report.json"
+            command = [PROGRAM, "bench", "spec", "--synthetic", "flash:2", "--experts", "8", "-n", "8", "--concurrency", "1",
+                       "--replay", "bench/traces/foresight-mini.json", "--json", str(path)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                for line in process.stderr:
+                    if "none, warm-up" in line:
+                        break
+                process.send_signal(signal.SIGINT)
+                text, errors = process.communicate(timeout=TIMEOUT_S)
+            self.assertEqual(process.returncode, 130, errors)
+            self.assertIn("interrupted", text)
+            report = json.loads(path.read_text())
+            self.assertFalse(report["complete"])
+            self.assertEqual(report["load"], [])
+            self.assertEqual([p.name for p in pathlib.Path(directory).iterdir()], [path.name])
+
+
 class Tools(unittest.TestCase):
     def test_tokenize_and_back(self):
         text = "Grüße, 你好! 1 + 1 = 2\n"

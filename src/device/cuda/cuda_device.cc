@@ -13,6 +13,9 @@ constexpr int64_t kFetchBytes = int64_t{4} << 20;
 // A graph of a step takes some hundred kilobytes.
 constexpr size_t kGraphsMax = 256;
 constexpr size_t kSeenMax = size_t{1} << 16;
+// A recording takes longer than a run by about as much as so many runs take longer than replays: however
+// often a key will come, what is lost is at most twice the least.
+constexpr int kRunsBeforeRecording = 8;
 
 Status Fault(cudaError_t error, const char* what) {
   return Error(StatusCode::kDeviceError, "{}: {} ({})", what, cudaGetErrorString(error),
@@ -32,14 +35,13 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   const auto check = [](cudaError_t error, const char* what) {
     return error == cudaSuccess ? Status() : Fault(error, what);
   };
-  RETURN_IF_ERROR(check(cudaSetDevice(ordinal), "cudaSetDevice"));
   RETURN_IF_ERROR(check(cudaGetDeviceProperties(&properties, ordinal), "cudaGetDeviceProperties"));
   device->name_ = properties.name;
   device->num_sms_ = properties.multiProcessorCount;
   device->capability_ = 10 * properties.major + properties.minor;
-  if (device->capability_ < 80) {
-    return Unimplemented("{} is sm_{}: kernels are for sm_80 and newer", device->name_, device->capability_);
-  }
+  // Before anything is taken of it.
+  RETURN_IF_ERROR(CheckCudaCapability(device->name_, device->capability_));
+  RETURN_IF_ERROR(check(cudaSetDevice(ordinal), "cudaSetDevice"));
   RETURN_IF_ERROR(
       check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
   RETURN_IF_ERROR(check(cudaMalloc(&device->zeros_, kZeros * sizeof(int)), "cudaMalloc"));
@@ -161,9 +163,8 @@ cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
 void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
-    // A recording takes as long as some ten runs: what comes but once isn't worth one.
     if (seen_.size() == kSeenMax) seen_.clear();
-    if (seen_.insert(key).second) return launches();
+    if (++seen_[key] <= kRunsBeforeRecording) return launches();
     if (graphs_.size() == kGraphsMax) ForgetGraphs();
     found = graphs_.emplace(key, Record(launches)).first;
   }

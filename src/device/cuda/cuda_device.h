@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <string>
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "device/device.h"
@@ -27,7 +26,7 @@ class CudaDevice final : public Device {
   void Zero(void* to, int64_t bytes) override;
   void Fetch(void* to, const void* from, int64_t bytes) override;
   Status Synchronize() override;
-  // From the second time on as one CUDA graph per key.
+  // As one CUDA graph per key, once it has come often enough.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
   int64_t recordings() const override { return recordings_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
@@ -68,7 +67,7 @@ class CudaDevice final : public Device {
   int64_t fetched_bytes_ = 0;
   std::vector<Fetched> fetched_;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
-  std::unordered_set<uint64_t> seen_;  // keys
+  std::unordered_map<uint64_t, int> seen_;  // keys: how often they came
   int64_t recordings_ = 0;
   Status fault_;
 };
