@@ -10,7 +10,9 @@ under compute-sanitizer (memcheck, racecheck, initcheck, synccheck) as well, whi
 only when every test has passed.
 """
 import argparse
+import concurrent.futures
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -20,26 +22,39 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def output_of(*command):
+# Tests spend most of their time on the host, where a kernel's definition runs: several processes share the GPU.
+SHARDS = max(1, min(8, (os.cpu_count() or 1) // 2))
+
+
+def output_of(*command, env=None):
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     except FileNotFoundError as error:
         return 127, str(error)
     return done.returncode, done.stdout + done.stderr
 
 
 def gtest(build, program, pattern, *extra, under=()):
-    """-> the counts of one run of a test program, and the names of what failed."""
+    """-> the counts of one run of a test program, in shards, and the names of what failed."""
     began = time.time()
-    status, text = output_of(*under, str(build / program), f"--gtest_filter={pattern}", *extra)
+
+    def shard(index):
+        env = os.environ | {"GTEST_TOTAL_SHARDS": str(SHARDS), "GTEST_SHARD_INDEX": str(index)}
+        return output_of(*under, str(build / program), f"--gtest_filter={pattern}", *extra, env=env)
+
+    with concurrent.futures.ThreadPoolExecutor(SHARDS) as pool:
+        outputs = list(pool.map(shard, range(SHARDS)))
+    status = next((status for status, _ in outputs if status != 0), 0)
+    text = "\n".join(text for _, text in outputs)
     failed = sorted(set(re.findall(r"^\[  FAILED  \] (\S+?),? .*\(\d+ ms\)$", text, re.MULTILINE)))
     result = {
         "program": program, "filter": pattern, "under": " ".join(under), "status": status,
         "passed": len(re.findall(r"^\[       OK \]", text, re.MULTILINE)),
         "skipped": len(re.findall(r"^\[  SKIPPED \] .*\(\d+ ms\)$", text, re.MULTILINE)),
         "failed": failed, "seconds": round(time.time() - began, 1)}
-    if status != 0:
-        print(text[-4000:], file=sys.stderr)
+    for bad, output in outputs:
+        if bad != 0:
+            print(output[-4000:], file=sys.stderr)
     if result["passed"] + result["skipped"] + len(failed) == 0:
         result["status"] = status or 1  # a filter that finds nothing has shown nothing
     print(f"{' '.join(under)} {program} {pattern}: {result['passed']} passed, {result['skipped']} skipped, "
