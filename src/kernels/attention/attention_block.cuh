@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
   load(0, 0);
 #pragma unroll 1
   for (int block = 0; block < blocks; ++block) {
+    __syncwarp();  // a warp alone reads its slice of the values: it is done with the last block's
     if (adds) {
 #pragma unroll
       for (int i = 0; i < kLoads; ++i) {
