@@ -17,7 +17,9 @@ MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTe
   device_draws_.reserve(slots_max);
   device_sequences_.reserve(slots_max);
   device_blocks_.reserve(slots_max);
-  device_results_.resize(2 * slots_max);
+  device_results_.resize(static_cast<size_t>(2 * slots_max) * drafts_max);
+  by_depth_.reserve(slots_max);
+  device_q_.reserve(static_cast<size_t>(slots_max) * drafts_max);
 }
 
 void MtpDrafter::Begin(int slot, std::span<const TokenId>, int64_t) {
@@ -81,8 +83,10 @@ Status MtpDrafter::Draw(std::span<DraftRound> rounds, int k) {
   }
   const size_t count = device_draws_.size();
   const RowStatistics* const statistics =
-      model_.Sample(device_draws_, device_sequences_, keep_distributions,
-                    std::span(device_results_).first(2 * count), keep_distributions);
+      model_
+          .SampleDrafts(device_draws_, device_sequences_, keep_distributions,
+                        std::span(device_results_).first(2 * count))
+          .statistics;
   RETURN_IF_ERROR(model_.device().Synchronize());
   RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
   for (size_t i = 0; i < count; ++i) {
@@ -96,7 +100,86 @@ Status MtpDrafter::Draw(std::span<DraftRound> rounds, int k) {
   return Status();
 }
 
+Status MtpDrafter::ProposeOnDevice(std::span<DraftRound> rounds) {
+  by_depth_.clear();
+  chain_.clear();
+  device_q_.clear();
+  for (DraftRound& round : rounds) {
+    if (last_[round.slot].stream_row >= 0) by_depth_.push_back(&round);
+  }
+  // Those that go on are the first ones at every position, as the tokens of the position before lie.
+  std::sort(by_depth_.begin(), by_depth_.end(), [](const DraftRound* a, const DraftRound* b) {
+    return std::pair(-a->depth, a->slot) < std::pair(-b->depth, b->slot);
+  });
+  for (const DraftRound* round : by_depth_) chain_.push_back(last_[round->slot]);
+  const auto deeper_than = [&](int k) {
+    return static_cast<size_t>(std::count_if(by_depth_.begin(), by_depth_.end(),
+                                             [k](const DraftRound* round) { return round->depth > k; }));
+  };
+  const size_t stride = 2 * by_depth_.size();
+  logits_.Reset(first_);
+  int positions = 0;
+  for (size_t count = deeper_than(0); count > 0; count = deeper_than(++positions)) {
+    const int k = positions;
+    if (k > 0) {
+      tokens_.assign(count, 0);
+      chunks_.clear();
+      stream_rows_.clear();
+      logit_rows_.clear();
+      for (size_t i = 0; i < count; ++i) {
+        chunks_.push_back({.sequence = by_depth_[i]->state, .num_rows = 1});
+        stream_rows_.push_back(chain_[i].stream_row);
+        const auto row = static_cast<int32_t>(i);
+        chain_[i] = {.stream_row = row, .logit_row = row};
+        logit_rows_.push_back(row);
+      }
+      ASSIGN_OR_RETURN(const StepOutputs out, model_.MtpStep({.tokens = tokens_,
+                                                              .chunks = chunks_,
+                                                              .logit_rows = logit_rows_,
+                                                              .keep_logits = true,
+                                                              .device_tokens = drawn_.tokens},
+                                                             stream_rows_, StreamSource::kMtpStep));
+      logits_.Reset(out);
+    }
+    device_draws_.clear();
+    device_sequences_.clear();
+    bool keep_distributions = false;
+    for (size_t i = 0; i < count; ++i) {
+      const DraftRound& round = *by_depth_[i];
+      SampleRow draw = DeviceDraw(round.block->draft_params(), DraftKey(*round.sampler, *round.block, k));
+      draw.logits = logits_.OnDevice(chain_[i].logit_row);
+      draw.sequence = static_cast<int32_t>(i);
+      device_draws_.push_back(draw);
+      device_sequences_.push_back({.first_row = static_cast<int32_t>(i)});
+      keep_distributions |= KeepsDistribution(*round.block);
+    }
+    drawn_ = model_.SampleDrafts(device_draws_, device_sequences_, keep_distributions,
+                                 std::span(device_results_).subspan(k * stride, 2 * count));
+    for (size_t i = 0; i < count; ++i) {
+      device_q_.push_back(
+          KeepsDistribution(*by_depth_[i]->block)
+              ? DeviceDistribution{.logits = device_draws_[i].logits, .statistics = drawn_.statistics + i}
+              : DeviceDistribution());
+    }
+  }
+  RETURN_IF_ERROR(model_.device().Synchronize());
+  auto q = device_q_.begin();
+  for (int k = 0; k < positions; ++k) {
+    const size_t count = deeper_than(k);
+    const std::span<const int32_t> results = std::span(device_results_).subspan(k * stride, 2 * count);
+    for (size_t i = 0; i < count; ++i) {
+      if (results[i] != 0) return UndrawableDraft(k);
+      by_depth_[i]->block->AppendDrawn(results[count + i], *q++);
+    }
+  }
+  return Status();
+}
+
 Status MtpDrafter::Propose(std::span<DraftRound> rounds) {
+  // One of the host's makes the chain come back to it at every position.
+  if (std::all_of(rounds.begin(), rounds.end(), [](const DraftRound& r) { return r.block->on_device(); })) {
+    return ProposeOnDevice(rounds);
+  }
   chain_.clear();
   for (const DraftRound& round : rounds) chain_.push_back(last_[round.slot]);
   logits_.Reset(first_);

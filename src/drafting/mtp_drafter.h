@@ -30,6 +30,8 @@ class MtpDrafter final : public Drafter {
     int logit_row = -1;
   };
 
+  // The chain without the host between positions, for rounds that the device draws.
+  Status ProposeOnDevice(std::span<DraftRound> rounds);
   // Draft k of the rounds that have one, from logits_. Where it can be drawn, it is in the round's block.
   Status Draw(std::span<DraftRound> rounds, int k);
   bool Drafts(const DraftRound& round, const Last& last, int k) const {
@@ -53,7 +55,10 @@ class MtpDrafter final : public Drafter {
   std::vector<SampleRow> device_draws_;
   std::vector<SampleSequence> device_sequences_;
   std::vector<DraftBlock*> device_blocks_;
-  std::vector<int32_t> device_results_;  // errors, then tokens
+  std::vector<int32_t> device_results_;       // by position: errors, then tokens
+  SampledDrafts drawn_;                       // at the last position
+  std::vector<DraftRound*> by_depth_;         // the deepest first
+  std::vector<DeviceDistribution> device_q_;  // by position
 };
 
 }  // namespace foresight

@@ -12,8 +12,8 @@ namespace {
 constexpr int kRequests = 40;
 
 // Temperatures 0, 0.7, 1 and one at which random heads agree with the target more often. A third is the
-// host's: with penalties, cuts, bias, log-probabilities.
-std::vector<Request> MixedRequests() {
+// host's, if they are asked for: with penalties, cuts, bias, log-probabilities.
+std::vector<Request> MixedRequests(bool with_the_hosts = true) {
   std::mt19937_64 rng(1);
   const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
   std::vector<Request> requests;
@@ -24,7 +24,7 @@ std::vector<Request> MixedRequests() {
     sampling.temperature = kTemperatures[below(4)];
     sampling.seed = below(1 << 20);
     if (below(4) == 0) sampling.min_p = 0.02;
-    if (i % 3 == 0) {
+    if (i % 3 == 0 && with_the_hosts) {
       if (below(2) == 0) sampling.top_p = 0.9;
       if (below(2) == 0) sampling.top_k = 12;
       if (below(2) == 0) sampling.repetition_penalty = 1.2;
@@ -97,21 +97,41 @@ TEST_P(DrawnOnDevice, TextsAreTheHosts) {
   EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
 }
 
+// The same where nothing comes back to the host before the last draft is drawn.
+TEST_P(DrawnOnDevice, TextsAreTheHostsWithoutTheHostInBetween) {
+  const ModelConfig config = ConfigOf(GetParam());
+  const std::vector<Request> requests = MixedRequests(/*with_the_hosts=*/false);
+  int64_t accepted = 0;
+  for (const char* planner : {"static:4", "sync"}) {
+    const Setting setting{.draft = GetParam(), .planner = planner};
+    const auto host = RunAll(requests, config, setting, Place::kHost);
+    const auto device = RunAll(requests, config, setting, Place::kApart);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      ASSERT_EQ(device[i]->tokens, host[i]->tokens) << planner << ", request " << i;
+      EXPECT_EQ(device[i]->result.drafts, host[i]->result.drafts) << planner << ", request " << i;
+      accepted += host[i]->result.drafts.total_accepted();
+    }
+  }
+  EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
+}
+
 // The GPU's own texts, which its drafts don't change.
 TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
   if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
     GTEST_SKIP() << backend.error().message();
   const ModelConfig config = ConfigOf(GetParam());
-  std::vector<Request> requests = MixedRequests();
-  for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
-  const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone}, Place::kGpu);
   int64_t accepted = 0;
-  for (const char* planner : {"static:3", "sync"}) {
-    const auto drafted = RunAll(requests, config, {.draft = GetParam(), .planner = planner}, Place::kGpu);
-    for (size_t i = 0; i < requests.size(); ++i) {
-      ASSERT_EQ(drafted[i]->tokens, plain[i]->tokens) << planner << ", request " << i;
-      ASSERT_EQ(drafted[i]->logprobs, plain[i]->logprobs) << planner << ", request " << i;
-      accepted += drafted[i]->result.drafts.total_accepted();
+  for (const bool with_the_hosts : {true, false}) {
+    std::vector<Request> requests = MixedRequests(with_the_hosts);
+    for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
+    const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone}, Place::kGpu);
+    for (const char* planner : {"static:3", "sync"}) {
+      const auto drafted = RunAll(requests, config, {.draft = GetParam(), .planner = planner}, Place::kGpu);
+      for (size_t i = 0; i < requests.size(); ++i) {
+        ASSERT_EQ(drafted[i]->tokens, plain[i]->tokens) << planner << ", request " << i;
+        ASSERT_EQ(drafted[i]->logprobs, plain[i]->logprobs) << planner << ", request " << i;
+        accepted += drafted[i]->result.drafts.total_accepted();
+      }
     }
   }
   EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);

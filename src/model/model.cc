@@ -141,7 +141,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();
-  step.tokens = staging_.OnDevice(tokens);
+  step.tokens = inputs.device_tokens != nullptr ? inputs.device_tokens : staging_.OnDevice(tokens);
   step.logit_rows = staging_.OnDevice(logit_rows);
   step.sequences = staging_.OnDevice(sequences);
   if (main && weights_.dspark) step.taps = {staging_.OnDevice(taps), step.num_sequences};
@@ -203,33 +203,47 @@ bool Model::HasMinP(std::span<const SampleRow> rows) {
                      [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; });
 }
 
-const RowStatistics* Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                                   bool normalize, std::span<int32_t> results, bool keep_statistics) {
-  if (sequences.empty()) return nullptr;
-  RowStatistics* const statistics =
-      keep_statistics ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
+void Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
+                   std::span<int32_t> results) {
+  if (sequences.empty()) return;
   CHECK(results.size() == 2 * sequences.size());
   ArenaScope scope(arena_);
+  int32_t* const out = arena_.Allocate<int32_t>(std::ssize(results));
+  RunSample(rows, sequences, normalize, out, /*statistics=*/nullptr);
+  device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
+}
+
+SampledDrafts Model::SampleDrafts(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                                  bool normalize, std::span<int32_t> results) {
+  if (sequences.empty()) return {};
+  CHECK(results.size() == 2 * sequences.size() && rows.size() == sequences.size());
+  ArenaScope scope(arena_);
+  int32_t* const out = draft_arena_.Allocate<int32_t>(std::ssize(results));
+  RowStatistics* const statistics =
+      normalize ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
+  RunSample(rows, sequences, normalize, out, statistics);
+  device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
+  return {.tokens = out + sequences.size(), .statistics = statistics};
+}
+
+void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                      bool normalize, int32_t* results, RowStatistics* statistics) {
   staging_.Restart();
   SampleRow* const staged_rows = staging_.Allocate<SampleRow>(std::ssize(rows));
   SampleSequence* const staged_sequences = staging_.Allocate<SampleSequence>(std::ssize(sequences));
   std::copy(rows.begin(), rows.end(), staged_rows);
   std::copy(sequences.begin(), sequences.end(), staged_sequences);
   staging_.Flush();
-  const int64_t count = std::ssize(sequences);
-  int32_t* const out = arena_.Allocate<int32_t>(2 * count);
   table_.sample(ctx_, {.num_rows = static_cast<int>(rows.size()),
-                       .num_sequences = static_cast<int>(count),
+                       .num_sequences = static_cast<int>(sequences.size()),
                        .vocab_size = config().vocab_size,
                        .normalize = normalize,
                        .has_min_p = HasMinP(rows),
                        .rows = staging_.OnDevice(staged_rows),
                        .sequences = staging_.OnDevice(staged_sequences),
-                       .accepted = out,
-                       .tokens = out + count,
+                       .accepted = results,
+                       .tokens = results + sequences.size(),
                        .statistics = statistics});
-  device().Fetch(results.data(), out, 2 * count * static_cast<int64_t>(sizeof(int32_t)));
-  return statistics;
 }
 
 bool Model::IsReplayed(const StepState& step) {

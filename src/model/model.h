@@ -76,10 +76,13 @@ class Model {
 
   // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
   // DrawnTokens). Doesn't wait: `results` [2, sequences], accepted drafts and then tokens, are there once the
-  // device has been waited for. With keep_statistics, which needs `normalize`: [rows] in the device's memory,
-  // valid as long as the logits of draft steps.
-  const RowStatistics* Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                              bool normalize, std::span<int32_t> results, bool keep_statistics = false);
+  // device has been waited for.
+  void Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
+              std::span<int32_t> results);
+  // The same for drafts, one row a sequence, of which the device keeps what the next draft and their
+  // verification take.
+  SampledDrafts SampleDrafts(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                             bool normalize, std::span<int32_t> results);
 
   const ModelWeights& weights() const { return weights_; }
   const ModelConfig& config() const { return weights_.config; }
@@ -116,6 +119,8 @@ class Model {
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
+  void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
+                 int32_t* results, RowStatistics* statistics);
   static bool HasMinP(std::span<const SampleRow> rows);
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;

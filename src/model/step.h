@@ -36,6 +36,9 @@ struct StepInputs {
   // Leaves the logits where they are, on a device too, and doesn't wait for them: for Model::Sample. A fault
   // of the device then shows when somebody waits.
   bool keep_logits = false;
+  // MtpStep: [T] in the device's memory; the step takes its tokens from there, and those above only say how
+  // many there are.
+  const TokenId* device_tokens = nullptr;
 };
 
 // Valid until the model's next step.
@@ -83,6 +86,12 @@ struct DraftTokensInputs {
   std::span<const TokenId> anchors;  // [R]
   std::span<const SampleRow> draws;  // [depth, R]: how each token is drawn; which logits of is filled in
   bool keep_distributions = false;   // they will be judged by rejection
+};
+
+// Of Model::Sample for drafts, in the device's memory: valid as long as the logits of draft steps.
+struct SampledDrafts {
+  const TokenId* tokens = nullptr;            // [sequences]
+  const RowStatistics* statistics = nullptr;  // [rows], with `normalize`
 };
 
 // Position k of sequence r at [k * R + r]. Host memory is valid until the next draft step, device memory as
