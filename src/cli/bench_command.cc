@@ -96,8 +96,8 @@ class Bench {
   TokenId NextToken() {
     return static_cast<TokenId>((token_ = token_ * 1664525u + 1013904223u) % engine_.config().vocab_size);
   }
-  // One step of `rows` rows a sequence, the last one with logits; returns the seconds until these are there, in
-  // the device's memory.
+  // One step of `rows` rows a sequence, the last one with logits; returns the seconds until these are there,
+  // in the device's memory.
   Result<double> Step(std::span<SequenceState*> sequences, int rows);
   Result<Spread> MeasurePrefill();
   Result<DecodePoint> MeasureDecode(int batch, int64_t context);
@@ -139,10 +139,9 @@ Result<double> Bench::Step(std::span<SequenceState*> sequences, int rows) {
     logit_rows.push_back(static_cast<int32_t>(tokens.size()) - 1);
   }
   const Clock::time_point start = Clock::now();
-  ASSIGN_OR_RETURN(
-      const StepOutputs out,
-      engine_.model().Step(
-          {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = true}));
+  ASSIGN_OR_RETURN(const StepOutputs out,
+                   engine_.model().Step(
+                       {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = true}));
   RETURN_IF_ERROR(engine_.device().Synchronize());
   if (out.device_logits == nullptr) return InvalidArgument("a step without logits");
   return SecondsSince(start);

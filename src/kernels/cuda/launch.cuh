@@ -10,10 +10,10 @@ inline CudaDevice& DeviceOf(const KernelContext& ctx) {
   return static_cast<CudaDevice&>(*ctx.device);
 }
 
-// The first statement of every kernel (or RehearseAndRun below): from here on, everything that earlier kernels wrote is there and
-// nothing that they read may still be needed. What comes before it in a kernel runs while its predecessor
-// ends, and may touch weights alone. Successors may start as soon as all blocks of this kernel run
-// (programmatic dependent launch; before sm_90 kernels follow one another whole).
+// The first statement of every kernel (or RehearseAndRun below): from here on, everything that earlier
+// kernels wrote is there and nothing that they read may still be needed. What comes before it in a kernel
+// runs while its predecessor ends, and may touch weights alone. Successors may start as soon as all blocks of
+// this kernel run (programmatic dependent launch; before sm_90 kernels follow one another whole).
 __device__ inline void AwaitInputs() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
