@@ -7,6 +7,8 @@
 // On a device that is the host, nothing is copied and OnDevice gives the pointer itself.
 #pragma once
 
+#include <sanitizer/asan_interface.h>  // its macros are empty in other builds
+
 #include <cstddef>
 #include <cstdint>
 
@@ -40,6 +42,7 @@ class Staging {
     if (!device_.is_host() && host_.used() > flushed_) {
       const size_t begin = (flushed_ + 63) / 64 * 64;  // where the arena's first allocation since then lies
       const int64_t bytes = static_cast<int64_t>(host_.used() - begin);
+      ASAN_UNPOISON_MEMORY_REGION(base_ + begin, bytes);  // gaps between allocations go along
       std::byte* to = arena_.Allocate<std::byte>(bytes);
       device_.Upload(to, base_ + begin, bytes);
       delta_ = to - (base_ + begin);
