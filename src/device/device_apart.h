@@ -1,5 +1,9 @@
-// For tests without a GPU: the machine's memory as that of a device which the host doesn't look into.
+// For tests without a GPU: the machine's memory as that of a device which the host doesn't look into, and
+// from which nothing arrives before it has been waited for.
 #pragma once
+
+#include <cstring>
+#include <vector>
 
 #include "device/device.h"
 
@@ -8,6 +12,26 @@ namespace foresight {
 class DeviceApart : public HostDevice {
  public:
   bool is_host() const override { return false; }
+  void Fetch(void* to, const void* from, int64_t bytes) override {
+    const auto* const begin = static_cast<const std::byte*>(from);
+    fetched_.push_back({to, {begin, begin + bytes}});
+  }
+  Status Synchronize() override {
+    for (const Fetched& f : fetched_) std::memcpy(f.to, f.bytes.data(), f.bytes.size());
+    fetched_.clear();
+    ++waits_;
+    return Status();
+  }
+  // Calls of Synchronize so far.
+  int64_t waits() const { return waits_; }
+
+ private:
+  struct Fetched {
+    void* to;
+    std::vector<std::byte> bytes;
+  };
+  std::vector<Fetched> fetched_;
+  int64_t waits_ = 0;
 };
 
 }  // namespace foresight

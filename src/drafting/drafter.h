@@ -3,7 +3,10 @@
 //
 //   Begin(slot, tokens)                   a sequence starts to run, or runs again
 //   each step:  Propose(rounds)           drafts for some of the sequences, from what Observe has seen
-//               Model::Step               the target's rows, those of the drafts among them
+//               Settle()                  once the device has been waited for: what it has drawn
+//               Model::Step               the target's rows, those of the drafts among them; Settle may
+//               follow
+//                                         it where nothing is to be known of the drafts before
 //               Observe(rows)             of every sequence of the step, what was kept: used or not, so that
 //               what
 //                                         a drafter knows of the tokens has no holes
@@ -69,8 +72,12 @@ class Drafter {
   virtual void Begin([[maybe_unused]] int slot, [[maybe_unused]] std::span<const TokenId> tokens,
                      [[maybe_unused]] int64_t tokens_max) {}
   virtual void End([[maybe_unused]] int slot) {}
-  // Errors: kInternal (bad logits), and what the model says.
+  // Drafts that the device draws (DraftBlock::on_device) are pending in their blocks, and their confidences
+  // not there, until Settle; `rounds` is borrowed until then. Errors: kInternal (bad logits), and what the
+  // model says.
   virtual Status Propose(std::span<DraftRound> rounds) = 0;
+  // After Device::Synchronize. Errors: kInternal (bad logits).
+  virtual Status Settle() { return Status(); }
   virtual Status Observe([[maybe_unused]] std::span<const ObservedRows> rows) { return Status(); }
 };
 

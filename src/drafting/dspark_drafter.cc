@@ -14,11 +14,13 @@ DSparkDrafter::DSparkDrafter(int drafts_max, int slots_max, Model& model, Specul
   previous_.reserve(slots_max);
   host_draws_.reserve(slots_max);
   device_draws_.reserve(static_cast<size_t>(drafts_max) * slots_max);
+  pending_.reserve(slots_max);
 }
 
 Status DSparkDrafter::Propose(std::span<DraftRound> rounds) {
   host_rounds_.clear();
   device_rounds_.clear();
+  pending_.clear();
   for (DraftRound& round : rounds) {
     (round.block->on_device() ? device_rounds_ : host_rounds_).push_back(&round);
   }
@@ -95,15 +97,30 @@ Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int dept
     const DraftRound& round = *rounds[r];
     for (int k = 0; k < round.depth; ++k) {
       const size_t i = k * count + r;
-      if (drawn.errors[i] != 0) return UndrawableDraft(k);
       DeviceDistribution q;
       if (KeepsDistribution(*round.block)) {
         q = {.logits = drawn.logits + i * model_.config().vocab_size, .statistics = drawn.statistics + i};
       }
-      round.block->AppendDrawn(drawn.tokens[i], q);
-      if (!drawn.confidence_logits.empty()) round.confidence_logits[k] = drawn.confidence_logits[i];
+      round.block->AppendPending(drawn.device_tokens + i, q);
     }
   }
+  pending_.push_back({rounds, drawn});
+  return Status();
+}
+
+Status DSparkDrafter::Settle() {
+  for (const auto& [rounds, drawn] : pending_) {
+    for (size_t r = 0; r < rounds.size(); ++r) {
+      const DraftRound& round = *rounds[r];
+      for (int k = 0; k < round.depth; ++k) {
+        const size_t i = k * rounds.size() + r;
+        if (drawn.errors[i] != 0) return UndrawableDraft(k);
+        round.block->Settle(k, drawn.tokens[i]);
+        if (!drawn.confidence_logits.empty()) round.confidence_logits[k] = drawn.confidence_logits[i];
+      }
+    }
+  }
+  pending_.clear();
   return Status();
 }
 

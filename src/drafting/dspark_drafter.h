@@ -19,8 +19,15 @@ class DSparkDrafter final : public Drafter {
     return static_cast<bool>(model_.weights().dspark->head.confidence);
   }
   Status Propose(std::span<DraftRound> rounds) override;
+  Status Settle() override;
 
  private:
+  // Rounds that the device draws together.
+  struct DrawnGroup {
+    std::span<DraftRound* const> rounds;
+    DrawnTokens drawn;
+  };
+
   // Groups of as many as a step of the model has rows for.
   Status ProposeInGroups(std::span<DraftRound* const> rounds, bool on_device);
   // Runs the block of a group and returns the depth of its deepest round.
@@ -38,6 +45,7 @@ class DSparkDrafter final : public Drafter {
   std::vector<TokenId> previous_;
   std::vector<DraftDraw> host_draws_;
   std::vector<SampleRow> device_draws_;
+  std::vector<DrawnGroup> pending_;
 };
 
 }  // namespace foresight

@@ -19,7 +19,7 @@ MtpDrafter::MtpDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTe
   device_blocks_.reserve(slots_max);
   device_results_.resize(static_cast<size_t>(2 * slots_max) * drafts_max);
   by_depth_.reserve(slots_max);
-  device_q_.reserve(static_cast<size_t>(slots_max) * drafts_max);
+  placed_.reserve(slots_max);
 }
 
 void MtpDrafter::Begin(int slot, std::span<const TokenId>, int64_t) {
@@ -82,28 +82,24 @@ Status MtpDrafter::Draw(std::span<DraftRound> rounds, int k) {
     keep_distributions |= KeepsDistribution(*round.block);
   }
   const size_t count = device_draws_.size();
-  const RowStatistics* const statistics =
-      model_
-          .SampleDrafts(device_draws_, device_sequences_, keep_distributions,
-                        std::span(device_results_).first(2 * count))
-          .statistics;
+  const SampledDrafts drawn = model_.SampleDrafts(device_draws_, device_sequences_, keep_distributions,
+                                                  std::span(device_results_).first(2 * count));
   RETURN_IF_ERROR(model_.device().Synchronize());
   RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
   for (size_t i = 0; i < count; ++i) {
     if (device_results_[i] != 0) return UndrawableDraft(k);
     DeviceDistribution q;
     if (KeepsDistribution(*device_blocks_[i])) {
-      q = {.logits = device_draws_[i].logits, .statistics = statistics + i};
+      q = {.logits = device_draws_[i].logits, .statistics = drawn.statistics + i};
     }
-    device_blocks_[i]->AppendDrawn(device_results_[count + i], q);
+    device_blocks_[i]->AppendPending(drawn.tokens + i, q);
+    device_blocks_[i]->Settle(k, device_results_[count + i]);
   }
   return Status();
 }
 
 Status MtpDrafter::ProposeOnDevice(std::span<DraftRound> rounds) {
-  by_depth_.clear();
   chain_.clear();
-  device_q_.clear();
   for (DraftRound& round : rounds) {
     if (last_[round.slot].stream_row >= 0) by_depth_.push_back(&round);
   }
@@ -112,17 +108,14 @@ Status MtpDrafter::ProposeOnDevice(std::span<DraftRound> rounds) {
     return std::pair(-a->depth, a->slot) < std::pair(-b->depth, b->slot);
   });
   for (const DraftRound* round : by_depth_) chain_.push_back(last_[round->slot]);
-  const auto deeper_than = [&](int k) {
-    return static_cast<size_t>(std::count_if(by_depth_.begin(), by_depth_.end(),
-                                             [k](const DraftRound* round) { return round->depth > k; }));
-  };
   const size_t stride = 2 * by_depth_.size();
   logits_.Reset(first_);
-  int positions = 0;
-  for (size_t count = deeper_than(0); count > 0; count = deeper_than(++positions)) {
-    const int k = positions;
+  placed_.clear();
+  int k = 0;
+  for (size_t count = DeeperThan(k); count > 0; count = DeeperThan(++k)) {
     if (k > 0) {
       tokens_.assign(count, 0);
+      placed_.resize(count);
       chunks_.clear();
       stream_rows_.clear();
       logit_rows_.clear();
@@ -137,7 +130,7 @@ Status MtpDrafter::ProposeOnDevice(std::span<DraftRound> rounds) {
                                                               .chunks = chunks_,
                                                               .logit_rows = logit_rows_,
                                                               .keep_logits = true,
-                                                              .device_tokens = drawn_.tokens},
+                                                              .placed = placed_},
                                                              stream_rows_, StreamSource::kMtpStep));
       logits_.Reset(out);
     }
@@ -153,29 +146,43 @@ Status MtpDrafter::ProposeOnDevice(std::span<DraftRound> rounds) {
       device_sequences_.push_back({.first_row = static_cast<int32_t>(i)});
       keep_distributions |= KeepsDistribution(*round.block);
     }
-    drawn_ = model_.SampleDrafts(device_draws_, device_sequences_, keep_distributions,
-                                 std::span(device_results_).subspan(k * stride, 2 * count));
+    const SampledDrafts drawn =
+        model_.SampleDrafts(device_draws_, device_sequences_, keep_distributions,
+                            std::span(device_results_).subspan(k * stride, 2 * count));
+    placed_.clear();
     for (size_t i = 0; i < count; ++i) {
-      device_q_.push_back(
-          KeepsDistribution(*by_depth_[i]->block)
-              ? DeviceDistribution{.logits = device_draws_[i].logits, .statistics = drawn_.statistics + i}
-              : DeviceDistribution());
-    }
-  }
-  RETURN_IF_ERROR(model_.device().Synchronize());
-  auto q = device_q_.begin();
-  for (int k = 0; k < positions; ++k) {
-    const size_t count = deeper_than(k);
-    const std::span<const int32_t> results = std::span(device_results_).subspan(k * stride, 2 * count);
-    for (size_t i = 0; i < count; ++i) {
-      if (results[i] != 0) return UndrawableDraft(k);
-      by_depth_[i]->block->AppendDrawn(results[count + i], *q++);
+      DeviceDistribution q;
+      if (KeepsDistribution(*by_depth_[i]->block)) {
+        q = {.logits = device_draws_[i].logits, .statistics = drawn.statistics + i};
+      }
+      by_depth_[i]->block->AppendPending(drawn.tokens + i, q);
+      placed_.push_back({.token = drawn.tokens + i, .row = static_cast<int32_t>(i)});
     }
   }
   return Status();
 }
 
+size_t MtpDrafter::DeeperThan(int k) const {
+  return static_cast<size_t>(std::count_if(by_depth_.begin(), by_depth_.end(),
+                                           [k](const DraftRound* round) { return round->depth > k; }));
+}
+
+Status MtpDrafter::Settle() {
+  const size_t stride = 2 * by_depth_.size();
+  int k = 0;
+  for (size_t count = DeeperThan(k); count > 0; count = DeeperThan(++k)) {
+    const std::span<const int32_t> results = std::span(device_results_).subspan(k * stride, 2 * count);
+    for (size_t i = 0; i < count; ++i) {
+      if (results[i] != 0) return UndrawableDraft(k);
+      by_depth_[i]->block->Settle(k, results[count + i]);
+    }
+  }
+  by_depth_.clear();
+  return Status();
+}
+
 Status MtpDrafter::Propose(std::span<DraftRound> rounds) {
+  by_depth_.clear();
   // One of the host's makes the chain come back to it at every position.
   if (std::all_of(rounds.begin(), rounds.end(), [](const DraftRound& r) { return r.block->on_device(); })) {
     return ProposeOnDevice(rounds);

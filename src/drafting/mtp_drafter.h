@@ -21,6 +21,7 @@ class MtpDrafter final : public Drafter {
   void Begin(int slot, std::span<const TokenId> tokens, int64_t tokens_max) override;
   void End(int slot) override { Begin(slot, {}, 0); }
   Status Propose(std::span<DraftRound> rounds) override;
+  Status Settle() override;
   Status Observe(std::span<const ObservedRows> rows) override;
 
  private:
@@ -32,6 +33,8 @@ class MtpDrafter final : public Drafter {
 
   // The chain without the host between positions, for rounds that the device draws.
   Status ProposeOnDevice(std::span<DraftRound> rounds);
+  // Of by_depth_, the first ones: those with a draft at position k.
+  size_t DeeperThan(int k) const;
   // Draft k of the rounds that have one, from logits_. Where it can be drawn, it is in the round's block.
   Status Draw(std::span<DraftRound> rounds, int k);
   bool Drafts(const DraftRound& round, const Last& last, int k) const {
@@ -55,10 +58,9 @@ class MtpDrafter final : public Drafter {
   std::vector<SampleRow> device_draws_;
   std::vector<SampleSequence> device_sequences_;
   std::vector<DraftBlock*> device_blocks_;
-  std::vector<int32_t> device_results_;       // by position: errors, then tokens
-  SampledDrafts drawn_;                       // at the last position
-  std::vector<DraftRound*> by_depth_;         // the deepest first
-  std::vector<DeviceDistribution> device_q_;  // by position
+  std::vector<int32_t> device_results_;  // by position: errors, then tokens
+  std::vector<DraftRound*> by_depth_;    // of the device's, the deepest first
+  std::vector<PlacedToken> placed_;      // the tokens of a position on the device
 };
 
 }  // namespace foresight

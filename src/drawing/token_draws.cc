@@ -9,6 +9,7 @@ TokenDraws::TokenDraws(Model& model, ThreadPool& pool, int sequences_max, int ro
     : model_(model), pool_(pool), speculators_(speculators), chance_(chance), logits_(model) {
   parts_.resize(sequences_max);
   rows_.reserve(rows_max);
+  pending_.reserve(rows_max);
   device_sequences_.reserve(sequences_max);
   results_.resize(2 * sequences_max);
   taken_.reserve(rows_max);
@@ -22,6 +23,7 @@ Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequ
   logits_.Reset(outputs);
   sequences_ = sequences;
   rows_.clear();
+  pending_.clear();
   device_sequences_.clear();
   normalize_ = false;
   host_sequences_.clear();
@@ -45,7 +47,7 @@ Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequ
       positions_.push_back(s.position);
     }
   }
-  model_.Sample(rows_, device_sequences_, normalize_,
+  model_.Sample(rows_, device_sequences_, pending_, normalize_,
                 std::span(results_).first(2 * device_sequences_.size()));
   return model_.device().Synchronize();
 }
@@ -63,6 +65,9 @@ void TokenDraws::AddRows(const DrawingSequence& s, int first_row) {
     row.sequence = static_cast<int32_t>(device_sequences_.size());
     if (k < s.num_drafts) {
       row.draft = s.block->tokens()[k];
+      if (const TokenId* pending = s.block->pending(k)) {
+        pending_.push_back({.token = pending, .row = static_cast<int32_t>(rows_.size())});
+      }
       if (rejection) {
         const RandomKey accept = s.sampler->Key(position, RandomStream::kAccept, s.block->round());
         row.acceptance_noise = RandomSequence(accept).Uniform(0);

@@ -62,6 +62,7 @@ class TokenDraws {
   std::vector<Part> parts_;
   // The device's.
   std::vector<SampleRow> rows_;
+  std::vector<PlacedToken> pending_;  // drafts of rows_ that only the device knows
   std::vector<SampleSequence> device_sequences_;
   bool normalize_ = false;
   std::vector<int32_t> results_;  // accepted drafts of each, then tokens

@@ -1,6 +1,7 @@
 // The engine on a device of its own: who draws a row changes no text, and drafts don't either.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 
@@ -113,6 +114,26 @@ TEST_P(DrawnOnDevice, TextsAreTheHostsWithoutTheHostInBetween) {
     }
   }
   EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
+}
+
+// A step whose planner doesn't ask what the drafts look like waits for the device once.
+TEST_P(DrawnOnDevice, WaitsOnceAStep) {
+  const std::vector<Request> requests = MixedRequests(/*with_the_hosts=*/false);
+  for (const auto& [planner, waits_max] : {std::pair("static:4", 1), std::pair("sync", 2)}) {
+    EngineOptions options{
+        .num_threads = 1, .context_tokens = 512, .max_sequences = 8, .kept_prefixes_max = 0};
+    options.speculation.draft = GetParam();
+    options.speculation.planner = planner;
+    LoopDriver driver(RuntimeOnDeviceApart(options, ConfigOf(GetParam())), options);
+    const auto& device = static_cast<const DeviceApart&>(driver.runtime().device());
+    for (const Request& request : requests) driver.Submit(request);
+    int64_t most = 0;
+    for (int64_t before = device.waits(); driver.Step(); before = device.waits()) {
+      most = std::max(most, device.waits() - before);
+    }
+    EXPECT_GE(most, 1) << planner;
+    EXPECT_LE(most, waits_max) << planner;
+  }
 }
 
 // The GPU's own texts, which its drafts don't change.

@@ -49,21 +49,34 @@ std::span<const float> ReplayedChance::Confidences(int64_t seed, int64_t positio
 }
 
 Status ReplayedDrafter::Propose(std::span<DraftRound> rounds) {
+  rounds_ = {};
   RETURN_IF_ERROR(drafter_->Propose(rounds));
+  rounds_ = rounds;
   for (DraftRound& round : rounds) {
     if (round.block->rule() == AcceptanceRule::kCoupled) {
       return InvalidArgument("replayed drafts are judged by rejection: a coupled request can't replay any");
     }
-    const int64_t seed = round.sampler->seed();
-    const int64_t position = round.block->position();
-    chance_.Begin(seed, position);
-    if (!has_confidences()) continue;
-    const std::span<const float> confidences = chance_.Confidences(seed, position);
-    for (size_t k = 0; k < round.block->tokens().size(); ++k) {
-      round.confidence_logits[k] = LogitOf(confidences[k]);
-    }
+    chance_.Begin(round.sampler->seed(), round.block->position());
+    SetConfidences(round);
   }
   return Status();
+}
+
+// Instead of those that the device has computed.
+Status ReplayedDrafter::Settle() {
+  RETURN_IF_ERROR(drafter_->Settle());
+  for (DraftRound& round : rounds_) SetConfidences(round);
+  rounds_ = {};
+  return Status();
+}
+
+void ReplayedDrafter::SetConfidences(DraftRound& round) const {
+  if (!has_confidences()) return;
+  const std::span<const float> confidences =
+      chance_.Confidences(round.sampler->seed(), round.block->position());
+  for (size_t k = 0; k < round.block->tokens().size(); ++k) {
+    round.confidence_logits[k] = LogitOf(confidences[k]);
+  }
 }
 
 }  // namespace foresight

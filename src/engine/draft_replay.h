@@ -64,11 +64,15 @@ class ReplayedDrafter final : public Drafter {
   void End(int slot) override { drafter_->End(slot); }
   // Errors: also kInvalidArgument for a coupled request, whose drafts no trace judges.
   Status Propose(std::span<DraftRound> rounds) override;
+  Status Settle() override;
   Status Observe(std::span<const ObservedRows> rows) override { return drafter_->Observe(rows); }
 
  private:
+  void SetConfidences(DraftRound& round) const;
+
   const std::unique_ptr<Drafter> drafter_;
   ReplayedChance& chance_;
+  std::span<DraftRound> rounds_;  // of the last Propose
 };
 
 }  // namespace foresight

@@ -50,6 +50,7 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
                         .saved_bytes_max = options.saved_bytes_max},
       no_drafts_(options.max_sequences, 0) {
   step_tokens_.reserve(options.step_rows_max);
+  step_placed_.reserve(options.step_rows_max);
   step_chunks_.reserve(options.max_sequences);
   step_logit_rows_.reserve(options.step_rows_max);
   candidates_.reserve(options.max_sequences);
@@ -229,8 +230,11 @@ bool EngineLoop::Step() {
   }
   BuildStep(plan, *lengths);
   const double model_begin = clock_();
-  const Result<StepOutputs> out = runtime_.model().Step(
-      {.tokens = step_tokens_, .chunks = step_chunks_, .logit_rows = step_logit_rows_, .keep_logits = true});
+  const Result<StepOutputs> out = runtime_.model().Step({.tokens = step_tokens_,
+                                                         .chunks = step_chunks_,
+                                                         .logit_rows = step_logit_rows_,
+                                                         .keep_logits = true,
+                                                         .placed = step_placed_});
   const Status computed = out.ok() ? BeginDraws(*out, *lengths) : out.status();
   now_ = clock_();
   if (!computed.ok()) {
@@ -291,6 +295,7 @@ Result<std::span<const int>> EngineLoop::Draft(std::span<const ScheduledRows> pl
 
 void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths) {
   step_tokens_.clear();
+  step_placed_.clear();
   step_chunks_.clear();
   step_logit_rows_.clear();
   int candidate = 0;
@@ -303,8 +308,11 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
       step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()) - 1);
       const int drafts = lengths[candidate++];
       for (int k = 0; k < drafts; ++k) {
-        step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()));
-        step_tokens_.push_back(s.block->tokens()[k]);
+        const auto row = static_cast<int32_t>(step_tokens_.size());
+        const TokenId* const pending = s.block->pending(k);
+        if (pending != nullptr) step_placed_.push_back({.token = pending, .row = row});
+        step_logit_rows_.push_back(row);
+        step_tokens_.push_back(pending != nullptr ? 0 : s.block->tokens()[k]);
       }
       rows += drafts;
     }
@@ -322,7 +330,8 @@ Status EngineLoop::BeginDraws(const StepOutputs& outputs, std::span<const int> l
                         .position = s.known(),
                         .num_drafts = lengths[i]});
   }
-  return draws_.Begin(outputs, drawing_);
+  RETURN_IF_ERROR(draws_.Begin(outputs, drawing_));
+  return speculation_ == nullptr ? Status() : speculation_->Settle();
 }
 
 void EngineLoop::Accept(std::span<const ScheduledRows> plan) {

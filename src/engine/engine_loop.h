@@ -91,6 +91,7 @@ class EngineLoop : private SequenceMemory {
 
   // Of the step at hand; kept for their capacity.
   std::vector<TokenId> step_tokens_;
+  std::vector<PlacedToken> step_placed_;
   std::vector<SequenceChunk> step_chunks_;
   std::vector<int32_t> step_logit_rows_;
   std::vector<DraftCandidate> candidates_;  // sequences that draw a token

@@ -179,12 +179,12 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
                        .confidence_logits = std::span(logits_).subspan(rounds_.size() * gamma, depths[i])});
     round_candidates_.push_back(i);
   }
-  const Status proposed = rounds_.empty() ? Status() : drafter_->Propose(rounds_);
+  const Status proposed = Propose();
   for (size_t r = 0; r < rounds_.size(); ++r) {
     Sequence& s = *candidates[round_candidates_[r]].sequence;
     const int drafted = proposed.ok() ? static_cast<int>(s.block->tokens().size()) : 0;
     s.result.drafts.drafted += drafted;
-    if (!drafter_->has_confidences()) {
+    if (!drafter_->has_confidences() || s.block->is_pending()) {
       planning_.SetConfidencesFromHistory(round_candidates_[r], drafted);
       continue;
     }
@@ -199,6 +199,17 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
     return proposed;
   }
   return lengths_;
+}
+
+Status Speculation::Propose() {
+  if (rounds_.empty()) return Status();
+  RETURN_IF_ERROR(drafter_->Propose(rounds_));
+  const bool waits = planning_.ReadsConfidences() &&
+                     std::any_of(rounds_.begin(), rounds_.end(),
+                                 [](const DraftRound& round) { return round.block->is_pending(); });
+  if (!waits) return Status();
+  RETURN_IF_ERROR(device_.Synchronize());
+  return drafter_->Settle();
 }
 
 void Speculation::Judged(int i, int accepted) {

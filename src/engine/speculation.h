@@ -1,8 +1,11 @@
 // Drafts, plans and verdicts of the engine's steps: what stands between the scheduler's rows and the model's.
 //
 //   Begin(s)                              when a sequence gets its state
-//   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of them
+//   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of
+//   them.
+//                                                 They may be pending there, still being drawn by the device
 //               the model's step
+//               Settle()                          once the device has been waited for: no draft is pending
 //               Judged(i, accepted)        what became of candidate i's drafts (drawing/token_draws.h)
 //               Observe(rows)              what was kept
 //               EndStep(times)
@@ -66,6 +69,8 @@ class Speculation {
   // [candidates]: how many drafts to verify. Errors: kInternal (a head's logits are not numbers).
   Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
                                      const std::function<bool(Sequence&, int rows)>& reserve);
+  // After Device::Synchronize. Errors as Draft.
+  Status Settle() { return drafter_->Settle(); }
   // So many of the drafts of candidate `i` that were to be verified were accepted.
   void Judged(int i, int accepted);
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
@@ -92,9 +97,12 @@ class Speculation {
                                                        std::unique_ptr<SpeculatorTeam> speculators,
                                                        std::unique_ptr<Drafter> drafter);
 
+  // Drafts of rounds_, pending only where the planner doesn't ask for more.
+  Status Propose();
+
   const SpeculationOptions options_;
   const int vocab_size_;
-  const Device& device_;
+  Device& device_;
   std::unique_ptr<Chance> chance_;
   std::unique_ptr<SpeculatorTeam> speculators_;
   std::unique_ptr<Drafter> drafter_;

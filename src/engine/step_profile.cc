@@ -205,6 +205,8 @@ Result<double> Profiler::DraftMs(int sequences) {
   const Clock::time_point start = Clock::now();
   RETURN_IF_ERROR(drafter_->Observe(rows));
   RETURN_IF_ERROR(drafter_->Propose(rounds));
+  RETURN_IF_ERROR(runtime_.device().Synchronize());
+  RETURN_IF_ERROR(drafter_->Settle());
   const double ms = MsSince(start);
   for (int s = 0; s < sequences; ++s) {
     drafter_->End(s);

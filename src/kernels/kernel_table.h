@@ -16,6 +16,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/moe/moe.h"
 #include "kernels/norm_rope/norm_rope.h"
+#include "kernels/sampling/place_tokens.h"
 #include "kernels/sampling/sampling.h"
 #include "kernels/sequential_head/sequential_head.h"
 #include "kernels/taps/taps.h"
@@ -46,6 +47,7 @@ struct KernelTable {
   void (*load_taps)(const KernelContext&, const LoadTapsArgs&) = nullptr;
   void (*sequential_head)(const KernelContext&, const SequentialHeadArgs&) = nullptr;
   void (*sample)(const KernelContext&, const SampleArgs&) = nullptr;
+  void (*place_tokens)(const KernelContext&, const PlaceTokensArgs&) = nullptr;
 };
 
 // The definition: plain loops, float64 sums.

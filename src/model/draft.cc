@@ -425,7 +425,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   }
   next_position_ = block_size_;
   std::byte* const read = host_draft_outputs_.Allocate<std::byte>(drawn_bytes);
-  RETURN_IF_ERROR(device().Download(read, errors, drawn_bytes));
+  device().Fetch(read, errors, drawn_bytes);
   const auto part = [&]<typename T>(const T* of, int64_t values) {
     const std::ptrdiff_t offset =
         reinterpret_cast<const std::byte*>(of) - reinterpret_cast<std::byte*>(errors);
@@ -435,7 +435,8 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                      .errors = part(errors, drawn),
                      .confidence_logits = part(confidences, w.confidence ? drawn : 0),
                      .logits = block_logits_,
-                     .statistics = inputs.keep_distributions ? statistics : nullptr};
+                     .statistics = inputs.keep_distributions ? statistics : nullptr,
+                     .device_tokens = tokens};
 }
 
 }  // namespace foresight

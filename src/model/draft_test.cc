@@ -218,6 +218,29 @@ TEST(DraftBlockOfTheBaseline, HasNeitherBiasNorConfidence) {
   EXPECT_TRUE(round.confidence.empty());
 }
 
+// Tokens that come from the device's memory are as good as those that the host knows.
+TEST(PlacedTokens, StandForTokens) {
+  DraftHost host(SmallDSparkModel().weights, *BestCpuKernels().value(), Numerics::kFaithful);
+  const std::vector<TokenId> path = RandomTokens(4, 256, 7);
+  const auto logits = [&](std::vector<TokenId> tokens, std::span<const PlacedToken> placed) {
+    SequenceState sequence = host.Prefill(RandomTokens(9, 256, 2));
+    const SequenceChunk chunks[] = {{.sequence = &sequence, .num_rows = 4}};
+    const int32_t rows[] = {1, 2, 3};
+    const Result<StepOutputs> out =
+        host.model().Step({.tokens = tokens, .chunks = chunks, .logit_rows = rows, .placed = placed});
+    return out.ok() ? std::vector<float>(out->logits.begin(), out->logits.end()) : std::vector<float>();
+  };
+  const PlacedToken placed[] = {{.token = &path[3], .row = 3}, {.token = &path[1], .row = 1}};
+  const std::vector<float> want = logits(path, {});
+  EXPECT_FALSE(want.empty());
+  EXPECT_EQ(logits({path[0], 0, path[2], 0}, placed), want);
+
+  const PlacedToken outside[] = {{.token = path.data(), .row = 4}};
+  EXPECT_TRUE(logits(path, outside).empty());
+  const std::vector<PlacedToken> too_many(4, placed[0]);
+  EXPECT_TRUE(logits(path, too_many).empty());
+}
+
 TEST(DraftErrors, AreValues) {
   DraftHost host(SmallDSparkModel().weights, RefKernels(), Numerics::kClean);
   Model& model = host.model();

@@ -85,6 +85,15 @@ Status Model::CheckInputs(const StepInputs& inputs) const {
   for (int32_t row : inputs.logit_rows) {
     if (row < 0 || row >= rows) return InvalidArgument("logits asked for row {} of {}", row, rows);
   }
+  if (inputs.placed.size() > inputs.logit_rows.size()) {
+    return InvalidArgument("{} tokens of the device for {} rows with logits", inputs.placed.size(),
+                           inputs.logit_rows.size());
+  }
+  for (const PlacedToken& placed : inputs.placed) {
+    if (placed.row < 0 || placed.row >= rows) {
+      return InvalidArgument("a token of the device for row {} of {}", placed.row, rows);
+    }
+  }
   return Status();
 }
 
@@ -117,6 +126,9 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   };
   TokenId* const tokens = copy(inputs.tokens);
   int32_t* const logit_rows = copy(inputs.logit_rows);
+  // Room for all there could be, so that steps of a shape lie where they lay.
+  PlacedToken* const placed = staging_.Allocate<PlacedToken>(std::ssize(inputs.logit_rows));
+  std::copy(inputs.placed.begin(), inputs.placed.end(), placed);
   int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
   SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_layers);
   SequenceRows* const taps = staging_.Allocate<SequenceRows>(main && weights_.dspark ? count : 0);
@@ -141,7 +153,8 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();
-  step.tokens = inputs.device_tokens != nullptr ? inputs.device_tokens : staging_.OnDevice(tokens);
+  step.tokens = staging_.OnDevice(tokens);
+  PlaceTokens(placed, inputs.placed.size(), staging_.OnDevice(tokens), sizeof(TokenId));
   step.logit_rows = staging_.OnDevice(logit_rows);
   step.sequences = staging_.OnDevice(sequences);
   if (main && weights_.dspark) step.taps = {staging_.OnDevice(taps), step.num_sequences};
@@ -151,6 +164,11 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.comb = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult * config().hc_mult);
   step.window = Angles(step.rows, staging_.OnDevice(positions), window_frequencies_);
   if (main) step.compressed = Angles(step.rows, staging_.OnDevice(positions), compressed_frequencies_);
+}
+
+void Model::PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride) {
+  if (count == 0) return;
+  table_.place_tokens(ctx_, {.tokens = {staging_.OnDevice(placed), count}, .to = to, .stride = stride});
 }
 
 Result<std::span<const float>> Model::Read(const float* data, int64_t count, Arena& host) {
@@ -203,13 +221,13 @@ bool Model::HasMinP(std::span<const SampleRow> rows) {
                      [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; });
 }
 
-void Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
-                   std::span<int32_t> results) {
+void Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                   std::span<const PlacedToken> drafts, bool normalize, std::span<int32_t> results) {
   if (sequences.empty()) return;
   CHECK(results.size() == 2 * sequences.size());
   ArenaScope scope(arena_);
   int32_t* const out = arena_.Allocate<int32_t>(std::ssize(results));
-  RunSample(rows, sequences, normalize, out, /*statistics=*/nullptr);
+  RunSample(rows, sequences, drafts, normalize, out, /*statistics=*/nullptr);
   device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
 }
 
@@ -221,19 +239,23 @@ SampledDrafts Model::SampleDrafts(std::span<const SampleRow> rows, std::span<con
   int32_t* const out = draft_arena_.Allocate<int32_t>(std::ssize(results));
   RowStatistics* const statistics =
       normalize ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
-  RunSample(rows, sequences, normalize, out, statistics);
+  RunSample(rows, sequences, /*drafts=*/{}, normalize, out, statistics);
   device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
   return {.tokens = out + sequences.size(), .statistics = statistics};
 }
 
 void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                      bool normalize, int32_t* results, RowStatistics* statistics) {
+                      std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
+                      RowStatistics* statistics) {
   staging_.Restart();
   SampleRow* const staged_rows = staging_.Allocate<SampleRow>(std::ssize(rows));
   SampleSequence* const staged_sequences = staging_.Allocate<SampleSequence>(std::ssize(sequences));
+  PlacedToken* const staged_drafts = staging_.Allocate<PlacedToken>(std::ssize(drafts));
   std::copy(rows.begin(), rows.end(), staged_rows);
   std::copy(sequences.begin(), sequences.end(), staged_sequences);
+  std::copy(drafts.begin(), drafts.end(), staged_drafts);
   staging_.Flush();
+  PlaceTokens(staged_drafts, drafts.size(), &staging_.OnDevice(staged_rows)->draft, sizeof(SampleRow));
   table_.sample(ctx_, {.num_rows = static_cast<int>(rows.size()),
                        .num_sequences = static_cast<int>(sequences.size()),
                        .vocab_size = config().vocab_size,

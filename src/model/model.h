@@ -70,15 +70,15 @@ class Model {
   Result<DraftHeadOutputs> DraftHead(int k, std::span<const TokenId> previous);
 
   // All positions of the last DraftBlock without the host in between: each takes the token drawn at the one
-  // before from the device's memory. Waits once, at the end. Errors: kInvalidArgument (no block, or not its
-  // beginning; shapes; token out of range), kDeviceError.
+  // before from the device's memory. Doesn't wait. Errors: kInvalidArgument (no block, or not its beginning;
+  // shapes; token out of range).
   Result<DrawnTokens> DraftTokens(const DraftTokensInputs& inputs);
 
   // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
   // DrawnTokens). Doesn't wait: `results` [2, sequences], accepted drafts and then tokens, are there once the
-  // device has been waited for.
-  void Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
-              std::span<int32_t> results);
+  // device has been waited for. `drafts`: of rows whose drafts the host doesn't know yet.
+  void Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+              std::span<const PlacedToken> drafts, bool normalize, std::span<int32_t> results);
   // The same for drafts, one row a sequence, of which the device keeps what the next draft and their
   // verification take.
   SampledDrafts SampleDrafts(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
@@ -119,8 +119,11 @@ class Model {
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
-  void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences, bool normalize,
-                 int32_t* results, RowStatistics* statistics);
+  void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
+                 std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
+                 RowStatistics* statistics);
+  // `placed` is staged.
+  void PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride);
   static bool HasMinP(std::span<const SampleRow> rows);
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;

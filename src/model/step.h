@@ -5,6 +5,7 @@
 #include <span>
 
 #include "base/ids.h"
+#include "kernels/sampling/place_tokens.h"
 #include "kernels/sampling/sampling.h"
 #include "kv_cache/sequence_state.h"
 
@@ -36,9 +37,9 @@ struct StepInputs {
   // Leaves the logits where they are, on a device too, and doesn't wait for them: for Model::Sample. A fault
   // of the device then shows when somebody waits.
   bool keep_logits = false;
-  // MtpStep: [T] in the device's memory; the step takes its tokens from there, and those above only say how
-  // many there are.
-  const TokenId* device_tokens = nullptr;
+  // Rows whose tokens a draft step has drawn on the device and the host doesn't know; `tokens` has any there.
+  // At most as many as logit_rows.
+  std::span<const PlacedToken> placed = {};
 };
 
 // Valid until the model's next step.
@@ -94,8 +95,8 @@ struct SampledDrafts {
   const RowStatistics* statistics = nullptr;  // [rows], with `normalize`
 };
 
-// Position k of sequence r at [k * R + r]. Host memory is valid until the next draft step, device memory as
-// long as the block's outputs.
+// Position k of sequence r at [k * R + r]. Host memory is filled when the device has been waited for, and
+// valid until the next draft block; device memory as long as the block's outputs.
 struct DrawnTokens {
   std::span<const TokenId> tokens;
   std::span<const int32_t> errors;           // 0 or kSampleError
@@ -103,6 +104,7 @@ struct DrawnTokens {
   // What the tokens were drawn from, on the device: rows of V floats; statistics with keep_distributions.
   const float* logits = nullptr;
   const RowStatistics* statistics = nullptr;
+  const TokenId* device_tokens = nullptr;  // the tokens there
 };
 
 }  // namespace foresight

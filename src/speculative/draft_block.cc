@@ -68,6 +68,7 @@ DraftBlock::DraftBlock(const SamplingParams& params, AcceptanceRule rule, int vo
   tokens_.reserve(drafts_max);
   if (on_device_) {
     device_q_.reserve(drafts_max);
+    pending_.reserve(drafts_max);
     return;
   }
   q_stride_ = CandidatesMax(draft_params_, rule, on_device_, vocab_size);
@@ -81,10 +82,17 @@ void DraftBlock::Begin(int64_t position) {
   ++round_;
   tokens_.clear();
   device_q_.clear();
+  pending_.clear();
 }
 
 void DraftBlock::AppendPoint(TokenId token) {
-  if (on_device_) return AppendDrawn(token, DeviceDistribution());
+  if (on_device_) {
+    CheckRoom();
+    tokens_.push_back(token);
+    device_q_.emplace_back();
+    pending_.push_back(nullptr);
+    return;
+  }
   const double log_weight = 0;
   AppendDrawn(token, {{&token, 1}, {&log_weight, 1}});
 }
@@ -94,11 +102,18 @@ void DraftBlock::CheckRoom() const {
         drafts_max_);
 }
 
-void DraftBlock::AppendDrawn(TokenId token, const DeviceDistribution& q) {
-  CHECK(on_device_);
+void DraftBlock::AppendPending(const TokenId* on_device, const DeviceDistribution& q) {
+  CHECK(on_device_ && on_device != nullptr);
   CheckRoom();
-  tokens_.push_back(token);
+  tokens_.push_back(kPendingDraft);
   device_q_.push_back(q);
+  pending_.push_back(on_device);
+}
+
+void DraftBlock::Settle(int k, TokenId token) {
+  CHECK(k >= 0 && k < std::ssize(pending_) && pending_[k] != nullptr && token >= 0);
+  tokens_[k] = token;
+  pending_[k] = nullptr;
 }
 
 void DraftBlock::AppendDrawn(TokenId token, const Distribution& q) {

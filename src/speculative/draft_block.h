@@ -45,6 +45,8 @@ struct DraftOptions {
   bool on_device = false;     // a device draws and judges: q stays in its memory, and isn't cut
 };
 
+inline constexpr TokenId kPendingDraft = -1;
+
 // Lives as long as its sequence. Allocates in the constructor only: with rejection on the host 12 bytes a
 // candidate and position.
 class DraftBlock {
@@ -61,14 +63,19 @@ class DraftBlock {
   void AppendPoint(TokenId token);
   // Appends a token drawn from q; a copy of q is kept where the rule needs it.
   void AppendDrawn(TokenId token, const Distribution& q);
-  // The same for a block on the device.
-  void AppendDrawn(TokenId token, const DeviceDistribution& q);
+  // Appends a token that the device draws, of a block on the device: the host doesn't know it before Settle.
+  void AppendPending(const TokenId* on_device, const DeviceDistribution& q);
+  void Settle(int k, TokenId token);
 
   AcceptanceRule rule() const { return rule_; }
   bool on_device() const { return on_device_; }
   int64_t position() const { return position_; }
   int64_t round() const { return round_; }
+  // Of a pending draft: kPendingDraft.
   std::span<const TokenId> tokens() const { return tokens_; }
+  // Where the device has the token of draft k while it is pending; null otherwise.
+  const TokenId* pending(int k) const { return on_device_ ? pending_[k] : nullptr; }
+  bool is_pending() const { return !tokens_.empty() && tokens_.back() == kPendingDraft; }
   int drafts_max() const { return drafts_max_; }
   // The request's parameters as they hold for the draft.
   const SamplingParams& draft_params() const { return draft_params_; }
@@ -92,6 +99,7 @@ class DraftBlock {
   std::vector<TokenId> q_tokens_;             // [drafts_max, q_stride]
   std::vector<double> q_log_weights_;         // [drafts_max, q_stride]
   std::vector<DeviceDistribution> device_q_;  // [drafts], on the device
+  std::vector<const TokenId*> pending_;       // the same
 };
 
 // Names the random numbers that draft k of the block is drawn with.

@@ -82,6 +82,9 @@ class Planner {
   // many the step will verify do it here. `costs` is null when the engine has none.
   virtual void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                        std::span<int> depths) = 0;
+  // Whether what it admits depends on the confidences of the drafts at hand. If not, the step that verifies
+  // them need not wait until they are known.
+  virtual bool ReadsConfidences() const { return true; }
   // After drafting: which of them are verified.
   virtual void Admit(Frontier& frontier) = 0;
   // After the step.
@@ -122,6 +125,9 @@ class StepPlanning {
   std::span<const int> Plan();
   // `times` absent: what it took can't be set against other steps (rows of prompts were among it).
   void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
+
+  // As of Planner.
+  bool ReadsConfidences() const { return planner_->ReadsConfidences(); }
 
   const SpeculationHistory& history() const { return history_; }
   const std::optional<StepCosts>& costs() const { return costs_; }

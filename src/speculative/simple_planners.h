@@ -16,6 +16,7 @@ class StaticPlanner final : public Planner {
                std::span<int> depths) override {
     for (size_t r = 0; r < depths.size(); ++r) depths[r] = std::min(drafts_, load.requests[r].drafts_max);
   }
+  bool ReadsConfidences() const override { return false; }
   void Admit(Frontier& frontier) override {
     for (int r = 0; r < frontier.num_requests(); ++r) {
       while (!frontier.exhausted(r)) frontier.Admit(r);

@@ -28,6 +28,7 @@ namespace {
       .load_taps = isa::LoadTaps,                        \
       .sequential_head = isa::SequentialHead,            \
       .sample = SampleRef,                               \
+      .place_tokens = PlaceTokensRef,                    \
   };
 
 FORESIGHT_CPU_TABLE(avx2, kAvx2, "AVX2 and FMA: float32 products")
