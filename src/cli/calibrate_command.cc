@@ -72,8 +72,8 @@ Status ReadPrompts(const CalibrateFlags& flags, const Runtime& runtime, Calibrat
 }
 
 void PrintCalibration(const CalibrationTable& table) {
-  fmt::print("{:8} {:>3} {:>12} {:>6} {:>7} {:>11} {:>10} {:>9} {:>7} {:>11}\n", "regime", "at",
-             "temperature", "shift", "rounds", "ECE before", "ECE after", "by chance", "AUROC",
+  fmt::print("{:8} {:>3} {:>12} {:>6} {:>6} {:>7} {:>11} {:>10} {:>9} {:>7} {:>11}\n", "regime", "at",
+             "temperature", "shift", "margin", "rounds", "ECE before", "ECE after", "by chance", "AUROC",
              "AUROC limit");
   for (const RegimeCalibration& regime : table.regimes) {
     double before = 0;
@@ -82,9 +82,9 @@ void PrintCalibration(const CalibrationTable& table) {
     const size_t positions = regime.scales.size();
     for (size_t k = 0; k < positions; ++k) {
       const PositionQuality& q = regime.after[k];
-      fmt::print("{:8} {:3} {:12.3f} {:6.2f} {:7} {:11.4f} {:10.4f} {:9.4f} {:7.3f} {:11.3f}\n", name, k + 1,
-                 regime.scales[k].temperature, regime.scales[k].shift, q.rounds, regime.before[k].ece, q.ece,
-                 q.ece_noise, q.auroc, q.auroc_best);
+      fmt::print("{:8} {:3} {:12.3f} {:6.2f} {:6.2f} {:7} {:11.4f} {:10.4f} {:9.4f} {:7.3f} {:11.3f}\n", name,
+                 k + 1, regime.scales[k].temperature, regime.scales[k].shift, regime.scales[k].margin_weight,
+                 q.rounds, regime.before[k].ece, q.ece, q.ece_noise, q.auroc, q.auroc_best);
       before += regime.before[k].ece / static_cast<double>(positions);
       after += q.ece / static_cast<double>(positions);
     }

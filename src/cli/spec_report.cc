@@ -70,11 +70,13 @@ std::string ScaleList(const std::vector<ConfidenceScale>& scales, double Confide
 // Bins are [rounds, mean survival predicted, mean observed].
 std::string ToJson(const ReliabilityRow& r) {
   return fmt::format(
-      "{{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {}, \"ece_before\": {}, \"ece_after\": {}, "
+      "{{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {}, \"margin_weights\": {}, \"ece_before\": "
+      "{}, \"ece_after\": {}, "
       "\"ece_noise\": {}, "
       "\"auroc\": {}, \"auroc_best\": {},\n     \"before\": {},\n     \"after\": {}}}",
       SamplingRegimeName(r.fitted.regime), ScaleList(r.fitted.scales, &ConfidenceScale::temperature),
       ScaleList(r.fitted.scales, &ConfidenceScale::shift),
+      ScaleList(r.fitted.scales, &ConfidenceScale::margin_weight),
       QualityList(r.fitted.before, &PositionQuality::ece), QualityList(r.fitted.after, &PositionQuality::ece),
       QualityList(r.fitted.after, &PositionQuality::ece_noise),
       QualityList(r.fitted.after, &PositionQuality::auroc),

@@ -117,17 +117,20 @@ std::string ReliabilitySection(const ReliabilityRow& row) {
     body += Chart(positions == &row.before ? "survival, before" : "survival, after", "accepted", all, false);
   }
   body +=
-      "<table><tr><th>position</th><th>temperature</th><th>shift</th><th>ECE before</th><th>after</th><th>by "
+      "<table><tr><th>position</th><th>temperature</th><th>shift</th><th>weight of margin</th><th>ECE "
+      "before</th><th>after</th><th>by "
       "chance</th>"
       "<th>AUROC</th><th>limit</th></tr>";
   for (size_t k = 0; k < row.fitted.scales.size(); ++k) {
     const PositionQuality& q = row.fitted.after[k];
     body += fmt::format(
-        "<tr><td>{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.1f} %</td><td>{:.1f} %</td><td>{:.1f} "
+        "<tr><td>{}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.2f}</td><td>{:.1f} %</td><td>{:.1f} "
+        "%</td><td>{:.1f} "
         "%</td><td>{:.3f}</td>"
         "<td>{:.3f}</td></tr>",
-        k + 1, row.fitted.scales[k].temperature, row.fitted.scales[k].shift, 100 * row.fitted.before[k].ece,
-        100 * q.ece, 100 * q.ece_noise, q.auroc, q.auroc_best);
+        k + 1, row.fitted.scales[k].temperature, row.fitted.scales[k].shift,
+        row.fitted.scales[k].margin_weight, 100 * row.fitted.before[k].ece, 100 * q.ece, 100 * q.ece_noise,
+        q.auroc, q.auroc_best);
   }
   return Section(
       fmt::format("Reliability of confidences: {} (Figure 6)", SamplingRegimeName(row.fitted.regime)),

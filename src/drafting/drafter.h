@@ -25,6 +25,7 @@
 #include "kv_cache/sequence_state.h"
 #include "model/model.h"
 #include "sampling/sampler.h"
+#include "speculative/calibration.h"
 #include "speculative/speculator_team.h"
 
 namespace foresight {
@@ -36,13 +37,12 @@ std::string_view DraftMethodName(DraftMethod method);  // "none", "ngram", "mtp"
 // One sequence that is to draft. Everything is borrowed for the call.
 struct DraftRound {
   int slot = 0;
-  SequenceState* state = nullptr;   // has seen all tokens but the last
-  std::span<const TokenId> tokens;  // the last one is the anchor
-  Sampler* sampler = nullptr;       // left as it was
-  DraftBlock* block = nullptr;      // begun, empty; gets the drafts
-  int depth = 0;                    // at most so many, 1 or more
-  std::span<float>
-      confidence_logits;  // [depth]: filled as far as there are drafts, by drafters that have them
+  SequenceState* state = nullptr;     // has seen all tokens but the last
+  std::span<const TokenId> tokens;    // the last one is the anchor
+  Sampler* sampler = nullptr;         // left as it was
+  DraftBlock* block = nullptr;        // begun, empty; gets the drafts
+  int depth = 0;                      // at most so many, 1 or more
+  std::span<DraftEvidence> evidence;  // [depth]: filled as far as there are drafts, by drafters that have it
 };
 
 // What a step of the target has added to a sequence and was kept.
@@ -62,7 +62,7 @@ class Drafter {
   virtual DraftMethod method() const = 0;
   // The longest draft.
   virtual int drafts_max() const = 0;
-  // Whether Propose gives confidence logits.
+  // Whether Propose gives evidence for confidences.
   virtual bool has_confidences() const { return false; }
   // How many of the last tokens of a kept state must be computed again, because what the drafter knows of
   // them depends on the token behind.
@@ -72,8 +72,8 @@ class Drafter {
   virtual void Begin([[maybe_unused]] int slot, [[maybe_unused]] std::span<const TokenId> tokens,
                      [[maybe_unused]] int64_t tokens_max) {}
   virtual void End([[maybe_unused]] int slot) {}
-  // Drafts that the device draws (DraftBlock::on_device) are pending in their blocks, and their confidences
-  // not there, until Settle; `rounds` is borrowed until then. Errors: kInternal (bad logits), and what the
+  // Drafts that the device draws (DraftBlock::on_device) are pending in their blocks, and their evidence
+  // isn't there, until Settle; `rounds` is borrowed until then. Errors: kInternal (bad logits), and what the
   // model says.
   virtual Status Propose(std::span<DraftRound> rounds) = 0;
   // After Device::Synchronize. Errors: kInternal (bad logits).

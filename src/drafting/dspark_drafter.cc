@@ -3,8 +3,16 @@
 #include <algorithm>
 
 #include "drawing/device_draws.h"
+#include "kernels/sampling/logit_margins.h"
 
 namespace foresight {
+namespace {
+
+bool IsGreedy(const DraftRound& round) {
+  return round.block->draft_params().greedy();
+}
+
+}  // namespace
 
 DSparkDrafter::DSparkDrafter(int drafts_max, int slots_max, Model& model, SpeculatorTeam& speculators)
     : drafts_max_(drafts_max), model_(model), speculators_(speculators) {
@@ -68,7 +76,9 @@ Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, int depth)
       host_draws_.push_back({.logits = head.logits.subspan(r * vocab_size, vocab_size),
                              .sampler = round.sampler,
                              .block = round.block});
-      if (!head.confidence_logits.empty()) round.confidence_logits[k] = head.confidence_logits[r];
+      if (head.confidence_logits.empty()) continue;
+      round.evidence[k] = {.logit = head.confidence_logits[r],
+                           .margin = IsGreedy(round) ? LogitMargin(host_draws_.back().logits) : 0};
     }
     RETURN_IF_ERROR(speculators_.DraftAll(host_draws_));
     for (size_t r = 0, drawn = 0; r < rounds.size(); ++r) {
@@ -81,6 +91,8 @@ Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, int depth)
 Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int depth) {
   device_draws_.clear();
   bool keep_distributions = false;
+  const bool margins = has_confidences() && std::any_of(rounds.begin(), rounds.end(),
+                                                        [](const DraftRound* r) { return IsGreedy(*r); });
   for (int k = 0; k < depth; ++k) {  // rounds that are less deep are drawn along, and left out below
     for (const DraftRound* round : rounds) {
       device_draws_.push_back(
@@ -91,7 +103,8 @@ Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int dept
   ASSIGN_OR_RETURN(const DrawnTokens drawn, model_.DraftTokens({.depth = depth,
                                                                 .anchors = previous_,
                                                                 .draws = device_draws_,
-                                                                .keep_distributions = keep_distributions}));
+                                                                .keep_distributions = keep_distributions,
+                                                                .margins = margins}));
   const size_t count = rounds.size();
   for (size_t r = 0; r < count; ++r) {
     const DraftRound& round = *rounds[r];
@@ -116,7 +129,9 @@ Status DSparkDrafter::Settle() {
         const size_t i = k * rounds.size() + r;
         if (drawn.errors[i] != 0) return UndrawableDraft(k);
         round.block->Settle(k, drawn.tokens[i]);
-        if (!drawn.confidence_logits.empty()) round.confidence_logits[k] = drawn.confidence_logits[i];
+        if (drawn.confidence_logits.empty()) continue;
+        round.evidence[k] = {.logit = drawn.confidence_logits[i],
+                             .margin = IsGreedy(round) ? drawn.margins[i] : 0};
       }
     }
   }

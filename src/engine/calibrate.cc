@@ -76,7 +76,7 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
                      StepWithAllLogits(runtime_.model(), state, prompt.subspan(at, count)));
     at += count;
   }
-  std::vector<float> confidences(gamma);
+  std::vector<DraftEvidence> evidence(gamma);
   std::vector<double> acceptance(gamma);
   std::vector<double> blind(gamma);
   for (int64_t round_of_answer = 0; round_of_answer < rounds_max && std::ssize(tokens) < end;
@@ -87,14 +87,14 @@ Status Collector::Continue(std::span<const TokenId> prompt, SamplingRegime regim
                            .sampler = &sampler,
                            .block = &block,
                            .depth = gamma,
-                           .confidence_logits = confidences}};
+                           .evidence = evidence}};
     RETURN_IF_ERROR(drafter_->Propose(round));
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
     ASSIGN_OR_RETURN(const std::span<const float> logits, StepWithAllLogits(runtime_.model(), state, rows));
     RETURN_IF_ERROR(
         speculators_.one().AcceptanceProbabilities(logits, gamma, sampler, block, acceptance, blind));
-    rounds.Add(confidences, std::span<const double>(acceptance), blind);
+    rounds.Add(evidence, std::span<const double>(acceptance), blind);
     ASSIGN_OR_RETURN(const VerifiedTokens verified, speculators_.one().Verify(logits, gamma, sampler, block));
     for (const SampledToken& token : verified.tokens) {
       tokens.push_back(token.token);

@@ -37,7 +37,7 @@ TEST(CalibrateDrafts, GivesATableThatItsOwnModelAndNoOtherTakes) {
 // Logits of the first draft of each round.
 std::vector<float> FirstLogits(const CalibrationRounds& rounds) {
   std::vector<float> logits;
-  for (int64_t n = 0; n < rounds.size(); ++n) logits.push_back(rounds.logit(n, 0));
+  for (int64_t n = 0; n < rounds.size(); ++n) logits.push_back(rounds.evidence(n, 0).logit);
   return logits;
 }
 

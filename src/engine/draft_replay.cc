@@ -75,7 +75,7 @@ void ReplayedDrafter::SetConfidences(DraftRound& round) const {
   const std::span<const float> confidences =
       chance_.Confidences(round.sampler->seed(), round.block->position());
   for (size_t k = 0; k < round.block->tokens().size(); ++k) {
-    round.confidence_logits[k] = LogitOf(confidences[k]);
+    round.evidence[k] = {.logit = LogitOf(confidences[k])};
   }
 }
 

@@ -61,7 +61,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
     RETURN_IF_ERROR(observe(rows));
   }
   TracedAnswer answer;
-  std::vector<float> confidence_logits(gamma);
+  std::vector<DraftEvidence> evidence(gamma);
   std::vector<double> acceptance(gamma);
   while (std::ssize(tokens) < end) {
     block.Begin(std::ssize(tokens));
@@ -71,7 +71,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
                            .sampler = &sampler,
                            .block = &block,
                            .depth = gamma,
-                           .confidence_logits = confidence_logits}};
+                           .evidence = evidence}};
     RETURN_IF_ERROR(drafter_->Propose(round));
     std::vector<TokenId> rows = {tokens.back()};
     rows.insert(rows.end(), block.tokens().begin(), block.tokens().end());
@@ -79,7 +79,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
     RETURN_IF_ERROR(speculators_.one().AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
     answer.acceptance.insert(answer.acceptance.end(), acceptance.begin(), acceptance.end());
     for (int k = 0; k < gamma && drafter_->has_confidences(); ++k) {
-      answer.confidences.push_back(calibration_.Confidence(SamplingRegime::kUnit, k, confidence_logits[k]));
+      answer.confidences.push_back(calibration_.Confidence(SamplingRegime::kUnit, k, evidence[k]));
     }
     ASSIGN_OR_RETURN(const SampledToken token, sampler.Sample(logits.first(vocab_size), std::ssize(tokens)));
     RETURN_IF_ERROR(state.Truncate(std::ssize(tokens)));

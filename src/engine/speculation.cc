@@ -107,7 +107,7 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
       planning_(std::move(planning)),
       calibration_(std::move(calibration)),
       generations_(limits.max_sequences, 0),
-      logits_(static_cast<size_t>(limits.max_sequences) * drafter_->drafts_max()),
+      evidence_(static_cast<size_t>(limits.max_sequences) * drafter_->drafts_max()),
       confidences_(drafter_->drafts_max()) {
   for (int slot = limits.max_sequences; slot-- > 0;) free_slots_.push_back(slot);
   loads_.reserve(limits.max_sequences);
@@ -176,7 +176,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
                        .sampler = &*s.sampler,
                        .block = &*s.block,
                        .depth = depths[i],
-                       .confidence_logits = std::span(logits_).subspan(rounds_.size() * gamma, depths[i])});
+                       .evidence = std::span(evidence_).subspan(rounds_.size() * gamma, depths[i])});
     round_candidates_.push_back(i);
   }
   const Status proposed = Propose();
@@ -189,7 +189,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
       continue;
     }
     for (int k = 0; k < drafted; ++k) {
-      confidences_[k] = calibration_.Confidence(s.regime, k, rounds_[r].confidence_logits[k]);
+      confidences_[k] = calibration_.Confidence(s.regime, k, rounds_[r].evidence[k]);
     }
     planning_.SetConfidences(round_candidates_[r], std::span(confidences_).first(drafted));
   }

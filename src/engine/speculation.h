@@ -117,10 +117,10 @@ class Speculation {
   std::span<const int> lengths_;
   std::vector<RequestLoad> loads_;
   std::vector<DraftRound> rounds_;
-  std::vector<int> round_candidates_;  // [rounds]
-  std::vector<float> logits_;          // [rounds, drafts_max]: of confidence
-  std::vector<float> confidences_;     // [drafts_max]
-  std::vector<int> accepted_;          // [candidates]
+  std::vector<int> round_candidates_;    // [rounds]
+  std::vector<DraftEvidence> evidence_;  // [rounds, drafts_max]
+  std::vector<float> confidences_;       // [drafts_max]
+  std::vector<int> accepted_;            // [candidates]
 };
 
 }  // namespace foresight

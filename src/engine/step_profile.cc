@@ -179,7 +179,7 @@ Result<double> Profiler::DraftMs(int sequences) {
   std::vector<DraftRound> rounds;
   std::vector<ObservedRows> rows;
   const int gamma = drafter_->drafts_max();
-  std::vector<float> confidences(static_cast<size_t>(sequences) * gamma);
+  std::vector<DraftEvidence> evidence(static_cast<size_t>(sequences) * gamma);
   samplers.reserve(sequences);
   blocks.reserve(sequences);
   for (int s = 0; s < sequences; ++s) {
@@ -193,14 +193,13 @@ Result<double> Profiler::DraftMs(int sequences) {
                     .rows = 1,
                     .tokens = tokens[s],
                     .drafts_next = true});
-    rounds.push_back(
-        {.slot = s,
-         .state = &states_[s],
-         .tokens = tokens[s],
-         .sampler = &samplers[s],
-         .block = &blocks[s],
-         .depth = gamma,
-         .confidence_logits = std::span(confidences).subspan(static_cast<size_t>(s) * gamma, gamma)});
+    rounds.push_back({.slot = s,
+                      .state = &states_[s],
+                      .tokens = tokens[s],
+                      .sampler = &samplers[s],
+                      .block = &blocks[s],
+                      .depth = gamma,
+                      .evidence = std::span(evidence).subspan(static_cast<size_t>(s) * gamma, gamma)});
   }
   const Clock::time_point start = Clock::now();
   RETURN_IF_ERROR(drafter_->Observe(rows));

@@ -16,6 +16,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/moe/moe.h"
 #include "kernels/norm_rope/norm_rope.h"
+#include "kernels/sampling/logit_margins.h"
 #include "kernels/sampling/place_tokens.h"
 #include "kernels/sampling/sampling.h"
 #include "kernels/sequential_head/sequential_head.h"
@@ -47,6 +48,7 @@ struct KernelTable {
   void (*load_taps)(const KernelContext&, const LoadTapsArgs&) = nullptr;
   void (*sequential_head)(const KernelContext&, const SequentialHeadArgs&) = nullptr;
   void (*sample)(const KernelContext&, const SampleArgs&) = nullptr;
+  void (*logit_margins)(const KernelContext&, const LogitMarginsArgs&) = nullptr;
   void (*place_tokens)(const KernelContext&, const PlaceTokensArgs&) = nullptr;
 };
 

@@ -380,10 +380,12 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   const bool has_min_p = HasMinP(inputs.draws);
   // Side by side, for one download.
   const int64_t drawn = depth * count;
-  const int64_t drawn_bytes = drawn * static_cast<int64_t>(sizeof(int32_t) + sizeof(TokenId) + sizeof(float));
+  const int64_t drawn_bytes =
+      drawn * static_cast<int64_t>(sizeof(int32_t) + sizeof(TokenId) + 2 * sizeof(float));
   int32_t* const errors = reinterpret_cast<int32_t*>(draft_arena_.Allocate<std::byte>(drawn_bytes));
   TokenId* const tokens = errors + drawn;
   float* const confidences = reinterpret_cast<float*>(tokens + drawn);
+  float* const margins = confidences + drawn;
   RowStatistics* const statistics = draft_arena_.Allocate<RowStatistics>(depth * count);
   const auto launches = [&] {
     for (int k = 0; k < depth; ++k) {
@@ -407,6 +409,12 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
                            .tokens = tokens + first,
                            .statistics = inputs.keep_distributions ? statistics + first : nullptr});
     }
+    if (inputs.margins) {
+      table_.logit_margins(ctx_, {.rows = static_cast<int>(drawn),
+                                  .vocab_size = c.vocab_size,
+                                  .logits = block_logits_,
+                                  .out = margins});
+    }
     if (depth == 1 || !w.confidence) return;
     // Of all other positions at once: no draw waits for them.
     table_.sequential_head(ctx_, {.rows = (depth - 1) * block_rows_,
@@ -418,7 +426,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   };
   if (IsBlockReplayed()) {
     device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth,
-                              int64_t{1} << (inputs.keep_distributions + 2 * has_min_p)),
+                              int64_t{1} << (inputs.keep_distributions + 2 * has_min_p + 4 * inputs.margins)),
                     std::ref(launches));
   } else {
     launches();
@@ -434,6 +442,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   return DrawnTokens{.tokens = part(tokens, drawn),
                      .errors = part(errors, drawn),
                      .confidence_logits = part(confidences, w.confidence ? drawn : 0),
+                     .margins = part(margins, inputs.margins ? drawn : 0),
                      .logits = block_logits_,
                      .statistics = inputs.keep_distributions ? statistics : nullptr,
                      .device_tokens = tokens};

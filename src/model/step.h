@@ -87,6 +87,7 @@ struct DraftTokensInputs {
   std::span<const TokenId> anchors;  // [R]
   std::span<const SampleRow> draws;  // [depth, R]: how each token is drawn; which logits of is filled in
   bool keep_distributions = false;   // they will be judged by rejection
+  bool margins = false;              // they are asked for
 };
 
 // Of Model::Sample for drafts, in the device's memory: valid as long as the logits of draft steps.
@@ -101,6 +102,7 @@ struct DrawnTokens {
   std::span<const TokenId> tokens;
   std::span<const int32_t> errors;           // 0 or kSampleError
   std::span<const float> confidence_logits;  // empty when the head has no confidence projection
+  std::span<const float> margins;            // of what they were drawn from (LogitMargin); if asked for
   // What the tokens were drawn from, on the device: rows of V floats; statistics with keep_distributions.
   const float* logits = nullptr;
   const RowStatistics* statistics = nullptr;

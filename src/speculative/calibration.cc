@@ -29,7 +29,8 @@ SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule) {
   return params.temperature < kUnitTemperatureMin ? SamplingRegime::kCool : SamplingRegime::kUnit;
 }
 
-double ConfidenceScale::Confidence(double logit) const {
+double ConfidenceScale::Confidence(const DraftEvidence& evidence) const {
+  const double logit = double{evidence.logit} + margin_weight * double{evidence.margin};
   return 1 / (1 + std::exp(-(logit / temperature + shift)));
 }
 
@@ -41,14 +42,14 @@ Calibration::Calibration(const CalibrationTable& table) : Calibration(table.draf
   // What each regime takes instead, the nearest first: by how peaked the distributions are, and coupled
   // acceptance falls behind rejection's.
   using enum SamplingRegime;
-  static constexpr SamplingRegime kNearest[kNumSamplingRegimes][kNumSamplingRegimes] = {
-      {kGreedy, kCool, kTopP, kUnit, kCoupled}, {kUnit, kCoupled, kCool, kTopP, kGreedy},
-      {kCool, kTopP, kUnit, kGreedy, kCoupled}, {kTopP, kCool, kUnit, kGreedy, kCoupled},
-      {kCoupled, kUnit, kCool, kTopP, kGreedy},
+  static const std::vector<SamplingRegime> kNearest[kNumSamplingRegimes] = {
+      {kGreedy, kCool, kTopP, kUnit, kCoupled}, {kUnit, kCoupled, kCool, kTopP},
+      {kCool, kTopP, kUnit, kCoupled},          {kTopP, kCool, kUnit, kCoupled},
+      {kCoupled, kUnit, kCool, kTopP},
   };
   for (int i = 0; i < kNumSamplingRegimes; ++i) {
     const RegimeCalibration* nearest = nullptr;
-    for (int n = 0; n < kNumSamplingRegimes && nearest == nullptr; ++n) {
+    for (size_t n = 0; n < kNearest[i].size() && nearest == nullptr; ++n) {
       for (const RegimeCalibration& entry : table.regimes) {
         if (entry.regime == kNearest[i][n]) nearest = &entry;
       }
@@ -59,10 +60,10 @@ Calibration::Calibration(const CalibrationTable& table) : Calibration(table.draf
   }
 }
 
-float Calibration::Confidence(SamplingRegime regime, int k, float logit) const {
+float Calibration::Confidence(SamplingRegime regime, int k, const DraftEvidence& evidence) const {
   const std::vector<ConfidenceScale>& scales = scales_[static_cast<int>(regime)];
   CHECK(k >= 0 && k < std::ssize(scales));
-  return static_cast<float>(scales[k].Confidence(logit));
+  return static_cast<float>(scales[k].Confidence(evidence));
 }
 
 }  // namespace foresight

@@ -1,7 +1,8 @@
 // From confidence logits to probabilities that mean what they say: Sequential Temperature Scaling (dspark.md
 // 4), with a shift beside each temperature: a head learns how often drafts are accepted at temperature 1, and
 // where they are accepted more often (greedy) or less (coupled) its logits lie too low or too high by about a
-// constant, which no temperature mends.
+// constant, which no temperature mends. Of greedy drafts the margin is read as well: a head learns how often
+// a draw from the draft is accepted, and says less about its likeliest token than its own distribution does.
 #pragma once
 
 #include <array>
@@ -47,11 +48,18 @@ struct PositionQuality {
   double mean_observed = 0;
 };
 
-// A confidence is sigmoid(logit / temperature + shift).
+// What a drafter knows of a draft before it is drawn.
+struct DraftEvidence {
+  float logit = 0;   // of the confidence head
+  float margin = 0;  // of a greedy draft: how far its logit stands out (LogitMargin); 0 of others
+};
+
+// A confidence is sigmoid((logit + margin_weight * margin) / temperature + shift).
 struct ConfidenceScale {
   double temperature = 1;
   double shift = 0;
-  double Confidence(double logit) const;
+  double margin_weight = 0;
+  double Confidence(const DraftEvidence& evidence) const;
 };
 
 struct RegimeCalibration {
@@ -70,7 +78,7 @@ struct CalibrationTable {
   std::vector<RegimeCalibration> regimes;
 };
 
-// {"format": "dspark-sts", "version": 3, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sts", "version": 4, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatCalibration(const CalibrationTable& table);
 Result<CalibrationTable> ParseCalibration(std::string_view json);
 // Refuses a table of another draft, target or draft length (kInvalidArgument, saying both).
@@ -81,11 +89,12 @@ Status CheckCalibration(const CalibrationTable& table, std::string_view draft, s
 class Calibration {
  public:
   explicit Calibration(int drafts_max);
-  // Regimes that the table lacks take the nearest one it has.
+  // Regimes that the table lacks take the nearest one it has; what is fitted to greedy drafts is for them
+  // alone.
   explicit Calibration(const CalibrationTable& table);
 
   // The probability that draft k (0-based) is accepted when it is reached.
-  float Confidence(SamplingRegime regime, int k, float logit) const;
+  float Confidence(SamplingRegime regime, int k, const DraftEvidence& evidence) const;
   std::span<const ConfidenceScale> scales(SamplingRegime regime) const {
     return scales_[static_cast<int>(regime)];
   }

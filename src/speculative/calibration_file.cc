@@ -11,11 +11,12 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sts";
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 // What a temperature may be; the fit's grid lies within.
 constexpr double kTemperatureMin = 1e-3;
 constexpr double kTemperatureMax = 1e3;
 constexpr double kShiftLimit = 100;
+constexpr double kMarginWeightLimit = 1e3;
 
 struct QualityField {
   std::string_view name;
@@ -102,14 +103,19 @@ Result<RegimeCalibration> ParseTable(const boost::json::value& value, int drafts
   ASSIGN_OR_RETURN(entry.regime, ParseRegime(name));
   ASSIGN_OR_RETURN(const std::vector<double> temperatures, ParseNumbers(*object, "temperatures", drafts_max));
   ASSIGN_OR_RETURN(const std::vector<double> shifts, ParseNumbers(*object, "shifts", drafts_max));
+  ASSIGN_OR_RETURN(const std::vector<double> weights, ParseNumbers(*object, "margin_weights", drafts_max));
   for (int k = 0; k < drafts_max; ++k) {
-    const ConfidenceScale scale = {.temperature = temperatures[k], .shift = shifts[k]};
+    const ConfidenceScale scale = {
+        .temperature = temperatures[k], .shift = shifts[k], .margin_weight = weights[k]};
     if (!(scale.temperature >= kTemperatureMin && scale.temperature <= kTemperatureMax)) {
       return InvalidArgument("temperatures: want {}..{}, got {}", kTemperatureMin, kTemperatureMax,
                              scale.temperature);
     }
     if (!(std::abs(scale.shift) <= kShiftLimit)) {
       return InvalidArgument("shifts: want {} at most either way, got {}", kShiftLimit, scale.shift);
+    }
+    if (!(scale.margin_weight >= 0 && scale.margin_weight <= kMarginWeightLimit)) {
+      return InvalidArgument("margin_weights: want 0..{}, got {}", kMarginWeightLimit, scale.margin_weight);
     }
     entry.scales.push_back(scale);
   }
@@ -158,13 +164,15 @@ std::string FormatCalibration(const CalibrationTable& table) {
   const char* separator = "\n";
   for (const RegimeCalibration& entry : table.regimes) {
     text += fmt::format(
-        "{}    {{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {},\n"
+        "{}    {{\"regime\": \"{}\", \"temperatures\": {}, \"shifts\": {}, \"margin_weights\": {},\n"
         "     \"fit\": {{\"grid\": \"log41[0.1,10]\", \"bins\": {}, \"rounds\": {}, \"dataset\": {}}},\n"
         "     \"heldout\": {{\"bins\": {},\n       \"before\": {},\n       \"after\": {}}}}}",
         separator, SamplingRegimeName(entry.regime),
         FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.temperature; }),
-        FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.shift; }), kFitBins, entry.rounds,
-        Quoted(entry.dataset), kReportBins, FormatQuality(entry.before), FormatQuality(entry.after));
+        FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.shift; }),
+        FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.margin_weight; }), kFitBins,
+        entry.rounds, Quoted(entry.dataset), kReportBins, FormatQuality(entry.before),
+        FormatQuality(entry.after));
     separator = ",\n";
   }
   return text + "\n  ]\n}\n";

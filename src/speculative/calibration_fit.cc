@@ -11,8 +11,11 @@ namespace {
 
 constexpr int kGridSize = 41;
 constexpr int kGridOne = 20;  // where the grid's 1 is
-constexpr double kShiftMax = 4;
+constexpr double kShiftMax = 8;
 constexpr int kShiftBisections = 24;
+// Weights of margins: 0, and powers of the square root of 2 between these.
+constexpr double kMarginWeightMin = 1.0 / 8;
+constexpr double kMarginWeightMax = 16;
 
 double GridTemperature(int i) {
   return std::pow(10.0, -1 + i / 20.0);
@@ -45,7 +48,7 @@ void Extend(const CalibrationRounds& rounds, const Position& position, int k, Co
             std::vector<double>& survivals, std::vector<double>& predicted) {
   predicted.clear();
   for (int64_t n : position.rounds) {
-    survivals[n] *= scale.Confidence(rounds.logit(n, k));
+    survivals[n] *= scale.Confidence(rounds.evidence(n, k));
     predicted.push_back(survivals[n]);
   }
 }
@@ -60,36 +63,68 @@ double FitShift(const CalibrationRounds& rounds, const Position& position, int k
   for (int i = 0; i < kShiftBisections; ++i) {
     scale.shift = (low + high) / 2;
     double excess = -wanted;
-    for (int64_t n : position.rounds) excess += survivals[n] * scale.Confidence(rounds.logit(n, k));
+    for (int64_t n : position.rounds) excess += survivals[n] * scale.Confidence(rounds.evidence(n, k));
     (excess > 0 ? high : low) = scale.shift;
     if (excess == 0) break;
   }
   return scale.shift;
 }
 
-}  // namespace
-
-void CalibrationRounds::Add(std::span<const float> logits, int accepted) {
-  CHECK(accepted >= 0 && accepted <= std::ssize(logits));
-  std::vector<double> coins(logits.size(), 0);
-  std::fill_n(coins.begin(), accepted, 1);
-  Add(logits, coins);
+// The weight of margins with which draft k's evidence ranks best, among rounds whose drafts before are
+// accepted.
+double FitMarginWeight(const CalibrationRounds& rounds, const Position& position, int k) {
+  std::vector<double> labels;
+  std::vector<int64_t> reached;
+  bool any = false;
+  for (int64_t n : position.rounds) {
+    if (k > 0 && rounds.label(n, k - 1) == 0) continue;
+    reached.push_back(n);
+    labels.push_back(rounds.label(n, k));
+    any |= rounds.evidence(n, k).margin > 0;
+  }
+  if (!any) return 0;
+  std::vector<double> values(reached.size());
+  const auto area = [&](double weight) {
+    for (size_t i = 0; i < reached.size(); ++i) {
+      const DraftEvidence& evidence = rounds.evidence(reached[i], k);
+      values[i] = double{evidence.logit} + weight * double{evidence.margin};
+    }
+    return AreaUnderRoc(values, labels);
+  };
+  double best = area(0);
+  double found = 0;
+  for (double weight = kMarginWeightMin; weight <= kMarginWeightMax; weight *= M_SQRT2) {
+    const double reaches = area(weight);
+    if (reaches <= best) continue;
+    best = reaches;
+    found = weight;
+  }
+  return found;
 }
 
-void CalibrationRounds::Add(std::span<const float> logits, std::span<const double> acceptance,
+}  // namespace
+
+void CalibrationRounds::Add(std::span<const DraftEvidence> evidence, int accepted) {
+  CHECK(accepted >= 0 && accepted <= std::ssize(evidence));
+  std::vector<double> coins(evidence.size(), 0);
+  std::fill_n(coins.begin(), accepted, 1);
+  Add(evidence, coins);
+}
+
+void CalibrationRounds::Add(std::span<const DraftEvidence> evidence, std::span<const double> acceptance,
                             std::span<const double> blind) {
-  CHECK(std::ssize(logits) <= drafts_max_ && logits.size() == acceptance.size());
+  CHECK(std::ssize(evidence) <= drafts_max_ && evidence.size() == acceptance.size());
   CHECK(blind.empty() || blind.size() == acceptance.size());
-  lengths_.push_back(static_cast<int>(logits.size()));
+  lengths_.push_back(static_cast<int>(evidence.size()));
   double label = 1;
   for (int k = 0; k < drafts_max_; ++k) {
-    const bool there = k < std::ssize(logits);
+    const bool there = k < std::ssize(evidence);
     foreseeable_.push_back(there ? label * (blind.empty() ? acceptance[k] : blind[k]) : 0);
     if (there) {
       CHECK(acceptance[k] >= 0 && acceptance[k] <= 1);
       label *= acceptance[k];
     }
-    logits_.push_back(there ? logits[k] : 0);
+    evidence_.push_back(there ? evidence[k] : DraftEvidence());
     labels_.push_back(there ? label : 0);
   }
 }
@@ -147,11 +182,12 @@ std::vector<ConfidenceScale> FitScales(const CalibrationRounds& rounds) {
   for (int k = 0; k < rounds.drafts_max(); ++k) {
     const Position position = PositionOf(rounds, k);
     if (position.rounds.empty()) continue;
+    const double margin_weight = FitMarginWeight(rounds, position, k);
     double best = INFINITY;
     for (int distance = 0; distance < kGridSize; ++distance) {
       // 1, then alternately below and above it: an equal error doesn't replace a nearer temperature.
       const int i = kGridOne + (distance % 2 == 1 ? -(distance + 1) / 2 : distance / 2);
-      ConfidenceScale scale = {.temperature = GridTemperature(i)};
+      ConfidenceScale scale = {.temperature = GridTemperature(i), .shift = 0, .margin_weight = margin_weight};
       scale.shift = FitShift(rounds, position, k, scale, survivals);
       tried = survivals;
       Extend(rounds, position, k, scale, tried, predicted);

@@ -10,12 +10,18 @@
 namespace foresight {
 namespace {
 
+std::vector<DraftEvidence> Logits(const std::vector<float>& logits) {
+  std::vector<DraftEvidence> evidence;
+  for (const float logit : logits) evidence.push_back({.logit = logit});
+  return evidence;
+}
+
 // dspark.md 4.3.
 CalibrationRounds TwoLevels() {
   CalibrationRounds rounds(1);
   for (int n = 0; n < 100; ++n) {
-    rounds.Add(std::vector<float>{2}, n < 70 ? 1 : 0);
-    rounds.Add(std::vector<float>{-2}, n < 30 ? 1 : 0);
+    rounds.Add(Logits({2}), n < 70 ? 1 : 0);
+    rounds.Add(Logits({-2}), n < 30 ? 1 : 0);
   }
   return rounds;
 }
@@ -38,8 +44,8 @@ TEST(FitScales, FindsTheGridPointNextToTheOptimum) {
 
 TEST(FitScales, TiesStayAtOne) {
   CalibrationRounds rounds(2);
-  for (int n = 0; n < 10; ++n) rounds.Add(std::vector<float>{0}, n % 2);  // sigmoid(0 / T) = 1/2 for every T
-  for (const ConfidenceScale& scale : FitScales(rounds)) {                // the second has no rounds
+  for (int n = 0; n < 10; ++n) rounds.Add(Logits({0}), n % 2);  // sigmoid(0 / T) = 1/2 for every T
+  for (const ConfidenceScale& scale : FitScales(rounds)) {      // the second has no rounds
     EXPECT_EQ(scale.temperature, 1);
     EXPECT_EQ(scale.shift, 0);
   }
@@ -61,7 +67,7 @@ RegimeCalibration CalibratedOnNormals(int positions, double mean, uint64_t seed,
       logits.push_back(static_cast<float>(logit_of(k, x)));
       acceptance.push_back(1 / (1 + std::exp(-x)));
     }
-    halves[n % 2].Add(logits, acceptance);
+    halves[n % 2].Add(Logits(logits), acceptance);
   }
   return Calibrate(regime, halves[0], halves[1], "normal");
 }
@@ -99,13 +105,43 @@ TEST(FitScales, UndoesAShiftThatNoTemperatureMends) {
   }
 }
 
+// Where a margin says what the head's logit doesn't, or less of it.
+TEST(FitScales, ReadsMarginsAsFarAsTheyRank) {
+  std::mt19937_64 random(5);
+  std::normal_distribution<double> normal;
+  for (const double weight : {0.0, 1.0, 4.0}) {
+    CalibrationRounds halves[] = {CalibrationRounds(2), CalibrationRounds(2)};
+    for (int n = 0; n < 40'000; ++n) {
+      std::vector<DraftEvidence> evidence;
+      int accepted = 0;
+      for (int k = 0; k < 2; ++k) {
+        const DraftEvidence& e =
+            evidence.emplace_back(DraftEvidence{.logit = static_cast<float>(normal(random)),
+                                                .margin = static_cast<float>(std::abs(normal(random)))});
+        const double x = (e.logit + weight * e.margin) / 2 - 0.4;
+        if (accepted == k && std::uniform_real_distribution<double>()(random) < 1 / (1 + std::exp(-x)))
+          ++accepted;
+      }
+      halves[n % 2].Add(evidence, accepted);
+    }
+    const RegimeCalibration fitted = Calibrate(SamplingRegime::kGreedy, halves[0], halves[1], "margins");
+    for (int k = 0; k < 2; ++k) {
+      EXPECT_NEAR(fitted.scales[k].margin_weight, weight, 0.25 * weight + 0.15) << k;
+      EXPECT_LT(fitted.after[k].ece, 0.02) << k;
+      if (weight > 0) {
+        EXPECT_GT(fitted.after[k].auroc, fitted.before[k].auroc + 0.01) << k;
+      }
+    }
+  }
+}
+
 TEST(CalibrationRounds, SoftLabelsAgreeWithCoins) {
   CalibrationRounds coins(3);
   CalibrationRounds soft(3);
-  coins.Add(std::vector<float>{1, 2, 3}, 2);
-  soft.Add(std::vector<float>{1, 2, 3}, std::vector<double>{1, 1, 0});
+  coins.Add(Logits({1, 2, 3}), 2);
+  soft.Add(Logits({1, 2, 3}), std::vector<double>{1, 1, 0});
   for (int k = 0; k < 3; ++k) EXPECT_EQ(coins.label(0, k), soft.label(0, k));
-  soft.Add(std::vector<float>{1, 2}, std::vector<double>{0.5, 0.5});
+  soft.Add(Logits({1, 2}), std::vector<double>{0.5, 0.5});
   EXPECT_EQ(soft.label(1, 1), 0.25);
   EXPECT_EQ(soft.length(1), 2);
 }
@@ -185,18 +221,31 @@ CalibrationTable Table() {
 
 TEST(Calibration, UsesTheTableOfTheRegimeOrTheNearest) {
   const Calibration none(2);
-  EXPECT_FLOAT_EQ(none.Confidence(SamplingRegime::kGreedy, 1, 2), 1 / (1 + std::exp(-2.0f)));
+  EXPECT_FLOAT_EQ(none.Confidence(SamplingRegime::kGreedy, 1, {.logit = 2}), 1 / (1 + std::exp(-2.0f)));
   const Calibration calibration(Table());
   const double cool = Table().regimes[0].scales[0].temperature;
   EXPECT_EQ(calibration.scales(SamplingRegime::kCool)[0].temperature, cool);
   EXPECT_EQ(calibration.scales(SamplingRegime::kGreedy)[0].temperature, cool);
   EXPECT_EQ(calibration.scales(SamplingRegime::kTopP)[0].temperature, cool);
   EXPECT_EQ(calibration.scales(SamplingRegime::kUnit)[0].temperature, 3);
-  EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 6), 1 / (1 + std::exp(-2.0f)));
-  EXPECT_FLOAT_EQ(static_cast<float>(ConfidenceScale{.temperature = 2, .shift = -3}.Confidence(8)),
+  EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, {.logit = 6}),
+                  1 / (1 + std::exp(-2.0f)));
+  EXPECT_FLOAT_EQ(static_cast<float>(ConfidenceScale{.temperature = 2, .shift = -3}.Confidence({.logit = 8})),
                   1 / (1 + std::exp(-1.0f)));
-  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, -1e30f), 0);
-  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, 1e30f), 1);
+  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, {.logit = -1e30f}), 0);
+  EXPECT_EQ(calibration.Confidence(SamplingRegime::kCoupled, 0, {.logit = 1e30f}), 1);
+}
+
+// What was fitted to margins is no measure of drafts without them.
+TEST(Calibration, GreedyDraftsStandForNoOthers) {
+  CalibrationTable table = Table();
+  table.regimes.resize(1);
+  table.regimes[0].regime = SamplingRegime::kGreedy;
+  table.regimes[0].scales = {{.temperature = 2, .shift = -1, .margin_weight = 3}};
+  const Calibration calibration(table);
+  EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kGreedy, 0, {.logit = 2, .margin = 4}),
+                  1 / (1 + std::exp(-6.0f)));
+  EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCool, 0, {.logit = 2}), 1 / (1 + std::exp(-2.0f)));
 }
 
 TEST(CalibrationFile, ComesBack) {
@@ -230,10 +279,11 @@ TEST(CalibrationFile, DamageIsAnError) {
   };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
-        replaced("version\": 3", "version\": 2"), replaced("\"gamma\": 1", "\"gamma\": 2"),
-        replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
-        replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
-        replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
+        replaced("version\": 4", "version\": 3"),
+        replaced("\"margin_weights\": [0]", "\"margin_weights\": [-1]"),
+        replaced("\"gamma\": 1", "\"gamma\": 2"), replaced("\"gamma\": 1", "\"gamma\": 1e9"),
+        replaced("\"cool\"", "\"hot\""), replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"),
+        replaced("[3]", "[-1e400]"), replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
         replaced("\"rounds\": [200]", "\"rounds\": [-1]"),
         replaced("\"mean_obs\": [0.5]", "\"mean_obs\": [0.3e042137]"), replaced("\"auc\"", "\"auk\""),
         replaced("\"auc_best\"", "\"auc_beast\"")}) {

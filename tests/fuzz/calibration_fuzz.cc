@@ -10,8 +10,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (int i = 0; i < kNumSamplingRegimes; ++i) {
     for (int k = 0; k < table->drafts_max; ++k) {
       for (float logit : {-1e30f, -3.0f, 0.0f, 3.0f, 1e30f}) {
-        const float c = calibration.Confidence(static_cast<SamplingRegime>(i), k, logit);
-        CHECK(c >= 0 && c <= 1);
+        for (float margin : {0.0f, 16.0f}) {
+          const float c =
+              calibration.Confidence(static_cast<SamplingRegime>(i), k, {.logit = logit, .margin = margin});
+          CHECK(c >= 0 && c <= 1);
+        }
       }
     }
   }

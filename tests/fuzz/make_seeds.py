@@ -145,10 +145,10 @@ def calibration():
     quality = ('{"rounds": [9, 8], "ece": [0.1, 0.2], "ece_noise": [0.1, 0.1], "auc": [0.8, 0.9], "auc_best": [0.9, 0.9], "brier": [0.1, 0.1], '
                '"mean_pred": [0.5, 0.4], "mean_obs": [0.5, 0.3]}')
     tables = ", ".join(
-        '{"regime": "%s", "temperatures": [1.2, 0.8], "shifts": [0.1, -0.2], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
+        '{"regime": "%s", "temperatures": [1.2, 0.8], "shifts": [0.1, -0.2], "margin_weights": [0, 1.5], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
         '"dataset": "x"}, "heldout": {"bins": 20, "before": %s, "after": %s}}' % (regime, quality, quality)
         for regime in ("unit", "coupled"))
-    yield "two_regimes", ('{"format": "dspark-sts", "version": 3, "draft": "d", "target": "t", "gamma": 2, '
+    yield "two_regimes", ('{"format": "dspark-sts", "version": 4, "draft": "d", "target": "t", "gamma": 2, '
                           '"tables": [%s]}' % tables).encode()
 
 

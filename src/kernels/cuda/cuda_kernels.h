@@ -30,6 +30,7 @@ void StoreTap(const KernelContext& ctx, const StoreTapArgs& args);
 void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args);
 void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);
 void Sample(const KernelContext& ctx, const SampleArgs& args);
+void LogitMargins(const KernelContext& ctx, const LogitMarginsArgs& args);
 void PlaceTokens(const KernelContext& ctx, const PlaceTokensArgs& args);
 
 }  // namespace foresight::cuda

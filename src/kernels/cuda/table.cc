@@ -29,6 +29,7 @@ constexpr KernelTable Table(std::string_view name, std::string_view description,
       .load_taps = cuda::LoadTaps,
       .sequential_head = cuda::SequentialHead,
       .sample = cuda::Sample,
+      .logit_margins = cuda::LogitMargins,
       .place_tokens = cuda::PlaceTokens,
   };
 }

@@ -28,6 +28,7 @@ namespace {
       .load_taps = isa::LoadTaps,                        \
       .sequential_head = isa::SequentialHead,            \
       .sample = SampleRef,                               \
+      .logit_margins = LogitMarginsRef,                  \
       .place_tokens = PlaceTokensRef,                    \
   };
 

@@ -24,6 +24,7 @@ const KernelTable& RefKernels() {
       .load_taps = LoadTapsRef,
       .sequential_head = SequentialHeadRef,
       .sample = SampleRef,
+      .logit_margins = LogitMarginsRef,
       .place_tokens = PlaceTokensRef,
   };
   return kTable;
