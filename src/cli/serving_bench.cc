@@ -39,15 +39,21 @@ class Batch {
     --open_;
     return number.status();
   }
+  // Ends them all, and returns when they have ended.
+  void Cancel(Engine& engine) {
+    for (RequestNumber number : numbers_)
+      engine.Cancel(number);  // without the lock: those that end wait for it
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return open_ == 0; });
+  }
   // Errors: the first one that ended a request; kCancelled once `cancel` was set, which ends them all.
   Result<std::vector<RequestResult>> Wait(Engine& engine, const std::atomic<bool>* cancel) {
     std::unique_lock lock(mutex_);
     while (!done_.wait_for(lock, kCancelPoll, [this] { return open_ == 0; })) {
       if (cancel == nullptr || !cancel->load()) continue;
-      lock.unlock();  // those that end wait for it
-      for (RequestNumber number : numbers_) engine.Cancel(number);
+      lock.unlock();
+      Cancel(engine);
       lock.lock();
-      done_.wait(lock, [this] { return open_ == 0; });
       break;
     }
     if (cancel != nullptr && cancel->load()) return Error(StatusCode::kCancelled, "interrupted");
@@ -127,7 +133,12 @@ Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector
                                                double* seconds, const std::atomic<bool>* cancel) {
   Batch batch;
   const Clock::time_point start = Clock::now();
-  for (size_t i = 0; i < requests.size(); ++i) RETURN_IF_ERROR(batch.Submit(engine, requests[i], i));
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const Status submitted = batch.Submit(engine, requests[i], i);
+    if (submitted.ok()) continue;
+    batch.Cancel(engine);  // its requests know where it lives
+    return submitted;
+  }
   ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait(engine, cancel));
   if (seconds != nullptr) *seconds = std::chrono::duration<double>(Clock::now() - start).count();
   return results;
