@@ -25,7 +25,9 @@ using Clock = std::chrono::steady_clock;
 StepCosts Costs(bool cheap) {
   StepCostTable table;
   table.host_ms = 0.2;
+  table.drafts_max = kDrafts;
   table.draft_ms = {{1, 2}, {256, 6}};
+  table.draft_first_share = 0.5;
   if (cheap) {
     table.verify_ms[4096] = {{1, 30}, {2, 31}, {4096, 60}};
   } else {
@@ -84,6 +86,7 @@ Figures Measure(const PlannerOptions& options, int requests, bool cheap) {
     }
     const auto resumed = Clock::now();
     planning->EndStep(accepted, StepTimes{.draft_requests = requests,
+                                          .draft_tokens = kDrafts,
                                           .rows = rows,
                                           .context_tokens = 2000,
                                           .draft_ms = planning->costs()->DraftMs(requests),

@@ -270,6 +270,7 @@ bool EngineLoop::Step() {
   std::optional<StepTimes> times;
   if (all_decode) {
     times = StepTimes{.draft_requests = speculation_->num_drafting(),
+                      .draft_tokens = speculation_->longest_draft(),
                       .rows = static_cast<int>(rows),
                       .context_tokens = context / std::ssize(plan),
                       .draft_ms = draft_seconds * 1e3,

@@ -162,6 +162,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
 
   rounds_.clear();
   round_candidates_.clear();
+  longest_draft_ = 0;
   for (int i = 0; i < std::ssize(candidates); ++i) {
     if (depths[i] == 0) continue;
     Sequence& s = *candidates[i].sequence;
@@ -178,6 +179,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
                        .depth = depths[i],
                        .evidence = std::span(evidence_).subspan(rounds_.size() * gamma, depths[i])});
     round_candidates_.push_back(i);
+    longest_draft_ = std::max(longest_draft_, depths[i]);
   }
   const Status proposed = Propose();
   for (size_t r = 0; r < rounds_.size(); ++r) {

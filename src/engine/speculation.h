@@ -77,8 +77,9 @@ class Speculation {
   // As of StepPlanning.
   void EndStep(const std::optional<StepTimes>& times);
 
-  // Sequences that drafted in this step.
+  // Sequences that drafted in this step, and the most tokens that one of them was to draft.
   int num_drafting() const { return static_cast<int>(rounds_.size()); }
+  int longest_draft() const { return longest_draft_; }
   // Seconds that a step of one row takes at this length; 0: not known.
   double PlainStepSeconds(int64_t context_tokens) const;
   // A line for the start-up log.
@@ -117,7 +118,8 @@ class Speculation {
   std::span<const int> lengths_;
   std::vector<RequestLoad> loads_;
   std::vector<DraftRound> rounds_;
-  std::vector<int> round_candidates_;    // [rounds]
+  std::vector<int> round_candidates_;  // [rounds]
+  int longest_draft_ = 0;
   std::vector<DraftEvidence> evidence_;  // [rounds, drafts_max]
   std::vector<float> confidences_;       // [drafts_max]
   std::vector<int> accepted_;            // [candidates]

@@ -57,7 +57,8 @@ class Profiler {
   Status DrawOnHost(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
   Status DrawOnDevice(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
   // Of the drafts of `sequences` states, after a step that gives them what they need.
-  Result<double> DraftMs(int sequences);
+  // Drafts of `depth` tokens each.
+  Result<double> DraftMs(int sequences, int depth);
 
   Runtime& runtime_;
   const ProfileOptions options_;
@@ -161,7 +162,7 @@ Status Profiler::DrawOnHost(const StepOutputs& out, std::span<const SequenceChun
   return Status();
 }
 
-Result<double> Profiler::DraftMs(int sequences) {
+Result<double> Profiler::DraftMs(int sequences, int depth) {
   const int vocab_size = runtime_.config().vocab_size;
   std::vector<std::vector<TokenId>> tokens(sequences);
   std::vector<TokenId> step_tokens;
@@ -198,7 +199,7 @@ Result<double> Profiler::DraftMs(int sequences) {
                       .tokens = tokens[s],
                       .sampler = &samplers[s],
                       .block = &blocks[s],
-                      .depth = gamma,
+                      .depth = depth,
                       .evidence = std::span(evidence).subspan(static_cast<size_t>(s) * gamma, gamma)});
   }
   const Clock::time_point start = Clock::now();
@@ -259,9 +260,11 @@ Result<StepCostTable> Profiler::Run() {
     for (const CostPoint& point : verify) verify.back().ms = std::max(verify.back().ms, 1.01 * point.ms);
   }
   for (int count = 1; count <= states; count *= 2) {
-    ASSIGN_OR_RETURN(const double ms, median([&] { return DraftMs(count); }));
+    ASSIGN_OR_RETURN(const double ms, median([&] { return DraftMs(count, table.drafts_max); }));
     table.draft_ms.push_back({.count = count, .ms = ms});
   }
+  ASSIGN_OR_RETURN(const double first_ms, median([&] { return DraftMs(1, /*depth=*/1); }));
+  table.draft_first_share = std::min(1.0, first_ms / table.draft_ms.front().ms);
   // The rest of a step, until serving has shown it: a small part.
   table.host_ms = 0.02 * verify.front().ms;
   return table;

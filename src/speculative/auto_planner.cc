@@ -1,6 +1,7 @@
 #include "speculative/auto_planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/check.h"
@@ -12,6 +13,10 @@ constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 
+int Longest(std::span<const int> depths) {
+  return depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
+}
+
 }  // namespace
 
 AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits)
@@ -21,6 +26,7 @@ AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& li
       planner_(limits, SyncPlanner::Dips::kLookAcross) {
   CHECK(gain_min_ > 0 && wait_max_ > 0);
   all_depths_.reserve(limits.slots_max);
+  survivals_.reserve(limits.slots_max);
 }
 
 AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
@@ -33,19 +39,32 @@ AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
   return request;
 }
 
-double AutoPlanner::GainMs(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
+AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCosts& costs,
+                                            std::span<const int> depths) {
+  const StepValue plain(load, costs, 0, 0);
+  const auto drafting =
+      static_cast<int>(std::count_if(depths.begin(), depths.end(), [](int d) { return d > 0; }));
+  survivals_.assign(depths.size(), 1);
   plan_.Clear();
-  int drafting = 0;
-  for (int r = 0; r < std::ssize(depths); ++r) {
-    drafting += depths[r] > 0;
-    double survival = 1;
-    for (int j = 0; j < depths[r]; ++j) plan_.Add(survival *= planner_.expected(r, j));
+  Length best;
+  double best_tokens_per_ms = 0;
+  const int longest = Longest(depths);
+  int next = 1;
+  for (int tokens = 1; tokens <= longest; ++tokens) {
+    for (size_t r = 0; r < depths.size(); ++r) {
+      if (depths[r] < tokens) continue;
+      plan_.Add(survivals_[r] *= planner_.expected(static_cast<int>(r), tokens - 1));
+    }
+    if (tokens < next && tokens < longest) continue;
+    next = tokens + std::max(1, tokens / 2);
+    const StepValue step(load, costs, drafting, tokens);
+    const CapacityPlan::Best found = plan_.Maximize(step);
+    if (found.tokens_per_ms <= best_tokens_per_ms) continue;
+    best_tokens_per_ms = found.tokens_per_ms;
+    const double ms = step.Ms(found.drafts);
+    best = {tokens, found.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms};
   }
-  const StepValue plain(load, costs, 0);
-  const StepValue step(load, costs, drafting);
-  const CapacityPlan::Best best = plan_.Maximize(step);
-  const double ms = step.Ms(best.drafts);
-  return best.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms;
+  return best;
 }
 
 void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
@@ -64,19 +83,22 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     return;
   }
   planner_.Start(load, history, *costs, depths);
-  const double gain_ms = GainMs(load, *costs, depths);
-  if (gain_ms > (gain_min_ - 1) * StepValue(load, *costs, 0).Ms(0)) {
+  const Length best = BestLength(load, *costs, depths);
+  if (best.gain_ms > (gain_min_ - 1) * StepValue(load, *costs, 0, 0).Ms(0)) {
     step_back_off_.Succeeded();
+    if (best.tokens == Longest(depths)) return;
+    for (int& depth : depths) depth = std::min(depth, best.tokens);
+    planner_.Start(load, history, *costs, depths);
   } else if (step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
-    Try(load, history, *costs, gain_ms, depths);
+    Try(load, history, *costs, best, depths);
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
   }
 }
 
 void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
-                      double gain_ms, std::span<int> depths) {
+                      const Length& all, std::span<int> depths) {
   const size_t begin = tries_++ % depths.size();
   size_t chosen = begin;
   while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
@@ -85,7 +107,7 @@ void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, c
     if (r != chosen) depths[r] = 0;
   }
   planner_.Start(load, history, costs, depths);
-  if (GainMs(load, costs, depths) >= gain_ms) return;
+  if (BestLength(load, costs, depths).gain_ms >= all.gain_ms) return;
   std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
   planner_.Start(load, history, costs, depths);
 }
@@ -94,18 +116,20 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   CHECK(costs != nullptr);
   int drafting = 0;
   int admitted = 0;
+  const int longest = Longest(result.drafted);
   for (size_t r = 0; r < load.requests.size(); ++r) {
     drafting += result.drafted[r] > 0;
     admitted += result.admitted[r];
   }
-  const StepValue plain(load, *costs, 0);
+  const StepValue plain(load, *costs, 0, 0);
   guard_.Pass(plain.Ms(0));
   if (drafting == 0) return;
   const double token_ms = plain.Ms(0) / plain.requests();
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
-  const double ms = result.ms.value_or(StepValue(load, *costs, drafting).Ms(admitted));
+  const double ms = result.ms.value_or(StepValue(load, *costs, drafting, longest).Ms(admitted));
   guard_.Count(plain.Ms(0) + accepted * token_ms - ms);
-  const double draft_tokens = costs->DraftMs(drafting) / drafting / token_ms;
+  const double draft_tokens =
+      (costs->DraftMs(drafting, longest) - costs->DraftMs(1, longest)) / drafting / token_ms;
   const double row_tokens = admitted == 0 ? 0 : (plain.Ms(admitted) - plain.Ms(0)) / admitted / token_ms;
   for (size_t r = 0; r < load.requests.size(); ++r) {
     if (result.drafted[r] == 0) continue;

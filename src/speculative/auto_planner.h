@@ -55,7 +55,8 @@ class LossGuard {
 //   without for a growing number of steps, then tries again;
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
 // If
-//   not, it is plain; now and then there is a try all the same, or there would be no history.
+//   not, it is plain; if so, how many tokens to draft is part of the question. Now and then there is a try
+//   all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
 // for it. Steps with rows of prompts are plain: their times tell nothing of drafts. What is drafted is
 // planned as SyncPlanner does with look-ahead.
@@ -77,12 +78,18 @@ class AutoPlanner final : public Planner {
     BackOff back_off;
   };
   Request& RequestOf(RequestId id);
-  // What a step with drafts of these depths, for which planner_ has started, would gain over plain ones for
-  // its tokens, by what planner_ expects of them.
-  double GainMs(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
+  // A length of drafts, and what a step with them would gain over plain ones for its tokens.
+  struct Length {
+    int tokens = 0;
+    double gain_ms = 0;
+  };
+  // The best length (1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
+  // expects of them, which has started for these depths. One of them is above 0.
+  Length BestLength(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
   // Nothing is to be gained by what is expected: one of the requests drafts all the same, each in turn, or
-  // all do if that loses less (they would gain `gain_ms`; a device may draft for many at the price of one).
-  void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, double gain_ms,
+  // all do if that loses less (`all` says how much; a device may draft for many at the price of one). Whole
+  // drafts, so that all positions are seen.
+  void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
            std::span<int> depths);
 
   double gain_min_;
@@ -90,7 +97,9 @@ class AutoPlanner final : public Planner {
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
   size_t tries_ = 0;
-  std::vector<int> all_depths_;  // of the step at hand
+  // Of the step at hand.
+  std::vector<int> all_depths_;
+  std::vector<double> survivals_;
   LossGuard guard_;
   CapacityPlan plan_;
   SyncPlanner planner_;

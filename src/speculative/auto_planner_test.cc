@@ -26,6 +26,7 @@ struct Machine {
   std::vector<CostPoint> verify;
   double draft_ms = 3;  // of a step that drafts, and a share of it more for each request
   double draft_each_ms = 0.2;
+  double draft_first_share = 1;  // of that, for drafts of one token
   double host_ms = 0.1;
   // It records the second step of each kind, of so many rows with so many requests that draft, and takes so
   // many times as long for it.
@@ -34,6 +35,8 @@ struct Machine {
   StepCosts Costs(double verify_error = 1) const {
     StepCostTable table;
     table.host_ms = host_ms;
+    table.drafts_max = kDrafts;
+    table.draft_first_share = draft_first_share;
     table.draft_ms = {{1, draft_ms + draft_each_ms}, {64, draft_ms + 64 * draft_each_ms}};
     table.verify_ms[4096] = verify;
     for (CostPoint& point : table.verify_ms[4096]) {
@@ -53,6 +56,12 @@ const Machine kLaunches{.verify = {{1, 4.7}, {4, 5.7}, {16, 7.6}, {64, 8.6}, {25
                         .draft_ms = 3.2,
                         .draft_each_ms = 0.1,
                         .host_ms = 0.02};
+// The same with a chain of draft blocks, each as dear as the others.
+const Machine kChain{.verify = {{1, 4.7}, {4, 5.7}, {16, 7.6}, {64, 8.6}, {256, 20}},
+                     .draft_ms = 5,
+                     .draft_each_ms = 0.1,
+                     .draft_first_share = 0.2,
+                     .host_ms = 0.02};
 // Compute bound: a row costs a row.
 const Machine kCompute{.verify = {{1, 10}, {256, 2560}}};
 
@@ -83,9 +92,11 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
         planning.BeginStep({.requests = load, .other_rows = 0, .context_tokens = 1});
     std::vector<std::vector<double>> acceptance(requests);
     int drafting = 0;
+    int longest = 0;
     for (int r = 0; r < requests; ++r) {
       if (depths[r] == 0) continue;
       ++drafting;
+      longest = std::max(longest, depths[r]);
       std::vector<float> confidences;
       for (int j = 0; j < depths[r]; ++j) {
         const double p = std::clamp(world.acceptance + world.spread * (2 * uniform(random) - 1), 0.0, 1.0);
@@ -104,9 +115,10 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
     }
     const bool records = machine.recording > 1 && ++runs[{rows, drafting}] == 2;
     StepTimes times = {.draft_requests = drafting,
+                       .draft_tokens = longest,
                        .rows = rows,
                        .context_tokens = 1,
-                       .draft_ms = drafting == 0 ? 0 : truth.DraftMs(drafting),
+                       .draft_ms = truth.DraftMs(drafting, longest),
                        .verify_ms = verify_ms[rows] * (records ? machine.recording : 1),
                        .host_ms = machine.host_ms,
                        .is_example = !records};
@@ -117,7 +129,7 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
 }
 
 TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
     for (double acceptance : {0.05, 0.3, 0.6, 0.8, 0.95}) {
       for (double overconfidence : {0.0, 0.4}) {
         for (int requests : {1, 2, 4, 8, 16, 32}) {
@@ -134,7 +146,7 @@ TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
 
 // Requests that are over before much is known of them.
 TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecodingOfShortRequests) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
     for (double acceptance : {0.3, 0.6}) {
       for (double overconfidence : {0.0, 0.4}) {
         for (int requests : {1, 8, 32}) {
@@ -163,7 +175,7 @@ TEST(AutoPlanner, LosesNoMoreThanAllowedWhenDraftingIsDearerThanItBelieves) {
 // Drafts of ever other lengths come in ever other kinds of steps: what their recordings take is a cost of
 // drafting, though it says nothing of the steps that follow.
 TEST(AutoPlanner, PaysForTheRecordingsOfItsSteps) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
     Machine recorder = *machine;
     recorder.recording = 10;
     for (double acceptance : {0.3, 0.5, 0.7}) {
@@ -179,7 +191,7 @@ TEST(AutoPlanner, PaysForTheRecordingsOfItsSteps) {
 }
 
 TEST(AutoPlanner, IsAsFastAsTheBestFixedLength) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
     for (double acceptance : {0.3, 0.6, 0.8, 0.95}) {
       for (int requests : {1, 4, 16, 32}) {
         const World world{.acceptance = acceptance, .spread = 0.3, .overconfidence = 0};
@@ -194,6 +206,15 @@ TEST(AutoPlanner, IsAsFastAsTheBestFixedLength) {
       }
     }
   }
+}
+
+// Where a whole draft doesn't pay, and its first tokens do.
+TEST(AutoPlanner, DraftsNoMoreTokensThanPay) {
+  const World world{.acceptance = 0.55, .spread = 0.1, .overconfidence = 0};
+  const double plain = Speed("static:0", world, kChain, 1);
+  ASSERT_LT(Speed("static:5", world, kChain, 1), 0.95 * plain);
+  ASSERT_GT(Speed("static:1", world, kChain, 1), 1.1 * plain);
+  EXPECT_GT(Speed("auto", world, kChain, 1), 1.07 * plain);
 }
 
 TEST(AutoPlanner, GainsWhereThereIsSomethingToGain) {

@@ -77,6 +77,10 @@ Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int reque
     return InvalidArgument("step costs: host_ms: want 0 or more, got {}", table.host_ms);
   }
   RETURN_IF_ERROR(CheckPoints(table.draft_ms, "step costs: draft_ms"));
+  if (!(table.draft_first_share > 0 && table.draft_first_share <= 1)) {
+    return InvalidArgument("step costs: draft_first_share: want above 0 and at most 1, got {}",
+                           table.draft_first_share);
+  }
   if (table.verify_ms.empty()) return InvalidArgument("step costs: verify_ms: want at least one context");
   StepCosts costs;
   bool flat = true;
@@ -104,9 +108,12 @@ size_t StepCosts::BucketOf(int64_t context_tokens) const {
   return std::min<size_t>(place - contexts_.begin(), contexts_.size() - 1);
 }
 
-double StepCosts::DraftMs(int requests) const {
+double StepCosts::DraftMs(int requests, int tokens) const {
   CHECK(requests >= 0 && requests < std::ssize(draft_.ms));
-  return requests == 0 ? 0 : draft_.ms[requests];
+  if (requests == 0) return 0;
+  const double rest = table_.drafts_max > 1 ? (tokens - 1.0) / (table_.drafts_max - 1) : 1;
+  return draft_.ms[requests] *
+         (table_.draft_first_share + (1 - table_.draft_first_share) * std::clamp(rest, 0.0, 1.0));
 }
 
 std::span<const double> StepCosts::VerifyMs(int64_t context_tokens) const {
@@ -117,7 +124,7 @@ void StepCosts::Observe(const StepTimes& times) {
   Curve& verify = verify_[BucketOf(times.context_tokens)];
   CHECK(times.rows > 0 && times.rows < std::ssize(verify.ms), "a step of {} rows", times.rows);
   const double verify_ms = verify.ms[times.rows];
-  const double draft_ms = DraftMs(times.draft_requests);
+  const double draft_ms = DraftMs(times.draft_requests, times.draft_tokens);
   const auto ratio_of = [](double measured, double expected) {
     return std::clamp(measured / expected, 0.5, 2.0);
   };

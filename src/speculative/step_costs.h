@@ -28,12 +28,14 @@ struct StepCostTable {
   std::string device;  // in words, for people
   int drafts_max = 0;  // tokens of a draft (gamma)
   double host_ms = 0;
-  std::vector<CostPoint> draft_ms;  // by requests
+  std::vector<CostPoint> draft_ms;  // by requests, for drafts of drafts_max tokens
+  // What drafts of one token take of that; those of more tokens lie between in proportion.
+  double draft_first_share = 1;
   std::map<int64_t, std::vector<CostPoint>>
       verify_ms;  // by context in tokens (upper end of a bucket), by rows
 };
 
-// {"format": "dspark-sps", "version": 1, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sps", "version": 2, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatStepCosts(const StepCostTable& table);
 Result<StepCostTable> ParseStepCosts(std::string_view json);
 // Refuses a table of another model, build or draft length (kInvalidArgument, saying both).
@@ -46,6 +48,7 @@ double MedianMs(std::span<double> ms);
 // What one step took.
 struct StepTimes {
   int draft_requests = 0;  // that drafted
+  int draft_tokens = 0;    // of the longest draft
   int rows = 0;            // of the target's forward
   int64_t context_tokens = 0;
   double draft_ms = 0;
@@ -68,8 +71,10 @@ class StepCosts {
   static Result<StepCosts> Create(StepCostTable table, int rows_max, int requests_max);
 
   // Non-decreasing in their counts. Before the first measured point as there, beyond the last one its slope
-  // goes on. 0 requests draft for nothing.
-  double DraftMs(int requests) const;
+  // goes on. 0 requests draft for nothing. `tokens`: of the longest draft, at most drafts_max.
+  double DraftMs(int requests, int tokens) const;
+  // Of drafts of drafts_max tokens.
+  double DraftMs(int requests) const { return DraftMs(requests, table_.drafts_max); }
   int requests_max() const { return static_cast<int>(draft_.ms.size()) - 1; }
   // [rows_max + 1]: by rows, at the smallest bucket that holds `context_tokens` (the largest, if none does).
   std::span<const double> VerifyMs(int64_t context_tokens) const;

@@ -8,7 +8,7 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sps";
-constexpr int kVersion = 1;
+constexpr int kVersion = 2;
 constexpr size_t kPointsMax = 256;
 constexpr size_t kContextsMax = 32;
 constexpr int64_t kCountMax = 1'000'000;
@@ -52,6 +52,8 @@ Result<StepCostTable> Parse(std::string_view json) {
   ASSIGN_OR_RETURN(const boost::json::value* host_ms, JsonMember(*object, "host_ms"));
   ASSIGN_OR_RETURN(table.host_ms, JsonNumber(*host_ms, "host_ms"));
   ASSIGN_OR_RETURN(table.draft_ms, ParsePoints(*object, "draft_ms"));
+  ASSIGN_OR_RETURN(const boost::json::value* first, JsonMember(*object, "draft_first_share"));
+  ASSIGN_OR_RETURN(table.draft_first_share, JsonNumber(*first, "draft_first_share"));
   ASSIGN_OR_RETURN(const boost::json::value* verify_ms, JsonMember(*object, "verify_ms"));
   ASSIGN_OR_RETURN(const boost::json::object* contexts, JsonObject(*verify_ms, "verify_ms"));
   if (contexts->size() > kContextsMax) {
@@ -79,9 +81,10 @@ Result<StepCostTable> Parse(std::string_view json) {
 std::string FormatStepCosts(const StepCostTable& table) {
   std::string text = fmt::format(
       "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"model\": {},\n  \"engine_build\": {},\n"
-      "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"draft_ms\": {},\n  \"verify_ms\": {{",
+      "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"draft_ms\": {},\n"
+      "  \"draft_first_share\": {:.6g},\n  \"verify_ms\": {{",
       kFormat, kVersion, Quoted(table.model), Quoted(table.build), Quoted(table.device), table.drafts_max,
-      table.host_ms, FormatPoints(table.draft_ms));
+      table.host_ms, FormatPoints(table.draft_ms), table.draft_first_share);
   const char* separator = "\n";
   for (const auto& [context, points] : table.verify_ms) {
     text += fmt::format("{}    \"{}\": {}", separator, context, FormatPoints(points));

@@ -12,6 +12,7 @@ StepCostTable Table() {
                       .drafts_max = 5,
                       .host_ms = 0.5,
                       .draft_ms = {{1, 2}, {8, 3}},
+                      .draft_first_share = 0.6,
                       .verify_ms = {}};
   table.verify_ms[2048] = {{1, 10}, {2, 12}, {4, 11}, {8, 20}};
   table.verify_ms[512] = {{1, 9}, {8, 16}};
@@ -33,6 +34,10 @@ TEST(StepCosts, InterpolatesAndNeverFalls) {
   EXPECT_EQ(costs.DraftMs(0), 0);
   EXPECT_EQ(costs.DraftMs(1), 2);
   EXPECT_NEAR(costs.DraftMs(15), 4, 1e-12);
+  EXPECT_EQ(costs.DraftMs(1, 5), 2);
+  EXPECT_NEAR(costs.DraftMs(1, 1), 1.2, 1e-12);  // a share of it for the first token
+  EXPECT_NEAR(costs.DraftMs(1, 3), 1.6, 1e-12);
+  EXPECT_NEAR(costs.DraftMs(15, 2), 4 * 0.7, 1e-12);
 }
 
 TEST(StepCosts, TakesTheBucketThatHoldsTheContext) {
@@ -61,6 +66,7 @@ TEST(StepCosts, DearDraftsAreNoSlowMachine) {
   StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
   for (int i = 0; i < 500; ++i) {
     costs.Observe({.draft_requests = 1,
+                   .draft_tokens = 5,
                    .rows = 8,
                    .context_tokens = 512,
                    .draft_ms = 6,
@@ -144,11 +150,12 @@ TEST(StepCostsFile, DamageIsAnError) {
     return text.replace(place, from.size(), to);
   };
   for (const std::string& bad :
-       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 1", "\"version\": 1.5"),
+       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 2", "\"version\": 1"),
         replaced("[1, 2]", "[1]"), replaced("[1, 2]", "[1.5, 2]"), replaced("[1, 2]", "[1, -2]"),
         replaced("[1, 2]", "{}"), replaced("\"2048\"", "\"2k\""), replaced("\"2048\"", "\"-1\""),
         replaced("\"2048\"", "\"99999999999999999999\""),
         replaced("\"host_ms\": 0.5", "\"host_ms\": \"0.5\""), replaced("[8, 3]", "[1, 3]"),
+        replaced("share\": 0.6", "share\": 0"), replaced("share\": 0.6", "share\": 1.1"),
         replaced("\"gamma\": 5", "\"gamma\": -5")}) {
     const Status status = ParseStepCosts(bad).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;

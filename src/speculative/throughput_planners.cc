@@ -12,8 +12,11 @@ constexpr int kBins = 512;
 // How many drafts ahead a dip may be crossed.
 constexpr int kLookaheadMax = 32;
 
-int CountPositive(std::span<const int> depths) {
-  return static_cast<int>(std::count_if(depths.begin(), depths.end(), [](int depth) { return depth > 0; }));
+// Of a step with drafts of these depths.
+StepValue ValueOf(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
+  const auto drafting = std::count_if(depths.begin(), depths.end(), [](int depth) { return depth > 0; });
+  const int deepest = depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
+  return StepValue(load, costs, static_cast<int>(drafting), deepest);
 }
 
 // All that each request may have.
@@ -54,17 +57,22 @@ void CapacityPlan::Add(double survival) {
 CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
   double tokens = value.requests();
   int drafts = 0;
-  Best best{.drafts = 0, .tokens_per_ms = tokens / value.Ms(0)};
+  int best_drafts = 0;
+  double best_tokens = tokens;
+  double best_ms = value.Ms(0);
   for (int bin = kBins - 1; bin >= 0; --bin) {
     if (counts_[bin] == 0) continue;
     const double mean = sums_[bin] / counts_[bin];
     for (int i = 0; i < counts_[bin]; ++i) {
       tokens += mean;
-      const double tokens_per_ms = tokens / value.Ms(++drafts);
-      if (tokens_per_ms > best.tokens_per_ms) best = {drafts, tokens_per_ms};
+      const double ms = value.Ms(++drafts);
+      if (tokens * best_ms <= best_tokens * ms) continue;
+      best_drafts = drafts;
+      best_tokens = tokens;
+      best_ms = ms;
     }
   }
-  return best;
+  return {.drafts = best_drafts, .tokens_per_ms = best_tokens / best_ms};
 }
 
 SyncPlanner::SyncPlanner(const PlanningLimits& limits, Dips dips)
@@ -83,7 +91,7 @@ void SyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
 
 void SyncPlanner::Start(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                         std::span<const int> depths) {
-  value_ = StepValue(load, costs, CountPositive(depths));
+  value_ = ValueOf(load, costs, depths);
   if (dips_ == Dips::kStop) return;
   for (size_t r = 0; r < depths.size(); ++r) {
     for (int j = 0; j < depths[r]; ++j) {
@@ -152,7 +160,7 @@ void AsyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histo
       plan_.Add(survival);
     }
   }
-  capacity_ = plan_.Maximize(StepValue(load, *costs, CountPositive(depths))).drafts;
+  capacity_ = plan_.Maximize(ValueOf(load, *costs, depths)).drafts;
 }
 
 GlobalPlanner::GlobalPlanner(const PlanningLimits& limits) : queue_(limits.slots_max) {
@@ -163,7 +171,7 @@ void GlobalPlanner::Prepare(const StepLoad& load, const SpeculationHistory&, con
                             std::span<int> depths) {
   CHECK(costs != nullptr);
   DraftAll(load, depths);
-  value_ = StepValue(load, *costs, CountPositive(depths));
+  value_ = ValueOf(load, *costs, depths);
 }
 
 void GlobalPlanner::Admit(Frontier& frontier) {

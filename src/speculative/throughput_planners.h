@@ -13,11 +13,11 @@ namespace foresight {
 class StepValue {
  public:
   StepValue() = default;
-  // `draft_requests` of the load's requests draft.
-  StepValue(const StepLoad& load, const StepCosts& costs, int draft_requests)
+  // `draft_requests` of the load's requests draft, at most `draft_tokens` each.
+  StepValue(const StepLoad& load, const StepCosts& costs, int draft_requests, int draft_tokens)
       : requests_(static_cast<double>(load.requests.size())),
         rows_(load.other_rows + static_cast<int>(load.requests.size())),
-        fixed_ms_(costs.HostMs() + costs.DraftMs(draft_requests)),
+        fixed_ms_(costs.HostMs() + costs.DraftMs(draft_requests, draft_tokens)),
         verify_ms_(costs.VerifyMs(load.context_tokens)) {}
 
   // Tokens of the step without drafts: each request gets one.
