@@ -525,13 +525,13 @@ void KernelBench::RunAll() {
   }
   for (int rows : {1, 8, 64}) Moe(rows, /*with_shared=*/false);
   for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) Moe(rows, /*with_shared=*/true);
-  for (int sequences : {1, 8, 32, 128}) {
+  for (int sequences : {1, 2, 4, 8, 16, 24, 32, 64, 128}) {
     Attention("Flash 128 + 512 keys", 64, sequences, 1, 512, 16384, CompressedKeys::kPicked);
   }
   Attention("Flash 128 + 512 keys", 64, 1, 6, 512, 16384, CompressedKeys::kPicked);
   Attention("Flash 128 + 512 keys", 64, 128, 6, 512, 16384, CompressedKeys::kPicked);
   Attention("Flash 128 keys", 64, 1, 1, 512, 1, CompressedKeys::kNone);
-  for (int sequences : {1, 128}) {
+  for (int sequences : {1, 8, 128}) {
     Attention("Pro 128 + 1024 keys", 128, sequences, 1, 1024, 16384, CompressedKeys::kPicked);
   }
   Attention("Flash, HCA 128 + 8192 keys", 64, 1, 1, 512, 8192, CompressedKeys::kAll);

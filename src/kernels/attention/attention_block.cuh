@@ -1,17 +1,18 @@
 // Attention of one row and 16 heads by one block, key block by key block: on every GPU, for any number of
 // rows.
 //
-// The arithmetic, which no choice of kernel changes: keys are taken in blocks of Keys::kBlock. A logit is the
-// sum of two chains of tensor core products, over the even and the odd steps of 16 dims. The online softmax's
-// maximum starts at the sink. A block's probabilities are added up in pairs of keys, four pairs, four of
-// these eights, which are half a block; the halves' sums meet at the end only. Values are added up block by
-// block by tensor core products, in the order of keys. Chunks of a long list are softmaxes of their own,
-// merged in order.
+// The arithmetic, which no choice of kernel changes: keys are taken in blocks of Keys::kBlock. A logit is one
+// chain of tensor core products, in steps of 16 dims; scaling it and taking the maximum away is one
+// operation. The online softmax's maximum starts at the sink. A block's probabilities are added up in pairs
+// of keys, four pairs, four of these eights, which are half a block; the halves' sums meet at the end only.
+// Values are added up block by block by tensor core products, in the order of keys. Chunks of a long list
+// are softmaxes of their own, merged in order.
 #pragma once
 
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
+#include "kernels/cuda/exponential.cuh"
 #include "kernels/cuda/launch.cuh"
 
 namespace foresight::cuda {
@@ -64,9 +65,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
   const SequenceRows& sequence = WarpSequenceOf(args, row);
   const KeyList<kBlock> list(args, sequence, row);
 
-  for (int head = warp; head < kHeads; head += kBlockThreads / 32) {
-    LoadQuery<kParts>(args, row, first_head + head, {q_tile, P::kQueryBytes, query_part}, head);
-  }
+  LoadQueries<kParts, 2>(args, row, first_head, kHeads, {q_tile, P::kQueryBytes, query_part}, warp,
+                         kBlockThreads / 32);
 
   // Every warp finds all keys of a block; eight threads take a slice of a key.
   typename Keys::Raw raw[kLoads];
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
     __syncthreads();
 
     if (warp < kBlock / 8) {
-      float s[2][4] = {};
+      float s[4] = {};
 #pragma unroll 2
       for (int k = 0; k < 4 * slices; k += 2) {
         uint32_t q[kParts][2][4];
@@ -135,21 +135,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           if constexpr (kParts == 2) {
-            MmaBf16(s[odd], q[1][odd], keys[0][2 * odd], keys[0][2 * odd + 1]);
-            MmaBf16(s[odd], q[0][odd], keys[1][2 * odd], keys[1][2 * odd + 1]);
+            MmaBf16(s, q[1][odd], keys[0][2 * odd], keys[0][2 * odd + 1]);
+            MmaBf16(s, q[0][odd], keys[1][2 * odd], keys[1][2 * odd + 1]);
           }
-          MmaBf16(s[odd], q[0][odd], keys[0][2 * odd], keys[0][2 * odd + 1]);
+          MmaBf16(s, q[0][odd], keys[0][2 * odd], keys[0][2 * odd + 1]);
         }
       }
       const uint32_t mask = present[block % 2 * (kBlock / 32) + warp / 4] >> (8 * (warp % 4) + 2 * t);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        s[0][i] = mask >> i % 2 & 1 ? __fmul_rn(__fadd_rn(s[0][i], s[1][i]), args.scale) : -INFINITY;
+        if (!(mask >> i % 2 & 1)) s[i] = -INFINITY;
       }
       // Columns are moved by row, so that the rows of a store lie in different banks.
       float* to = logits + g * kBlock + ((8 * warp + 2 * t) ^ (g % 4 * 8));
-      *reinterpret_cast<float2*>(to) = {s[0][0], s[0][1]};
-      *reinterpret_cast<float2*>(to + 8 * kBlock) = {s[0][2], s[0][3]};
+      *reinterpret_cast<float2*>(to) = {s[0], s[1]};
+      *reinterpret_cast<float2*>(to + 8 * kBlock) = {s[2], s[3]};
     }
     __syncthreads();
 
@@ -159,9 +159,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
       const bool has_keys = 2 * lane < kBlock;
       float2 x = {-INFINITY, -INFINITY};
       if (has_keys) x = *reinterpret_cast<const float2*>(logits + r * kBlock + ((2 * lane) ^ (r % 4 * 8)));
-      const float top = fmaxf(now_max[i], WarpMax(fmaxf(x.x, x.y)));
-      const float factor = exp2f(now_max[i] - top);
-      const float2 p = {exp2f(x.x - top), exp2f(x.y - top)};
+      const float top = fmaxf(now_max[i], __fmul_rn(WarpMax(fmaxf(x.x, x.y)), args.scale));
+      const float factor = Exp2(now_max[i] - top);
+      const float2 p = {Exp2(__fmaf_rn(x.x, args.scale, -top)), Exp2(__fmaf_rn(x.y, args.scale, -top))};
       float sum = __fadd_rn(p.x, p.y);
 #pragma unroll
       for (int other = 1; other < 16; other *= 2) sum += __shfl_xor_sync(0xffffffff, sum, other);
@@ -217,8 +217,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float top = chunk == 0 ? now_max[i] : fmaxf(all_max[i], now_max[i]);
-        const float factor = chunk == 0 ? 0 : exp2f(all_max[i] - top);
-        const float now_factor = exp2f(now_max[i] - top);
+        const float factor = chunk == 0 ? 0 : Exp2(all_max[i] - top);
+        const float now_factor = Exp2(now_max[i] - top);
         all_sum[i] = __fmaf_rn(all_sum[i], factor, __fmul_rn(now_sum[i], now_factor));
         all_max[i] = top;
         now_max[i] = kLowest;
@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
     const int head = first_head + 2 * warp + i;
     const float sum = all_sum[i] + __shfl_xor_sync(0xffffffff, all_sum[i], 16);
     if (lane == 0 && head < args.heads) {
-      factors[2 * warp + i] = 1 / (sum + exp2f(SinkLogit(args, head) - all_max[i]));
+      factors[2 * warp + i] = 1 / (sum + Exp2(SinkLogit(args, head) - all_max[i]));
     }
   }
   __syncthreads();

@@ -6,6 +6,7 @@
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/exponential.cuh"
 
 namespace foresight::cuda {
 
@@ -111,8 +112,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float top = fmaxf(space.all_max[h + 8 * half], space.now_max[h + 8 * half]);
-        factors[half] = exp2f(space.all_max[h + 8 * half] - top);
-        now_factors[half] = exp2f(space.now_max[h + 8 * half] - top);
+        factors[half] = Exp2(space.all_max[h + 8 * half] - top);
+        now_factors[half] = Exp2(space.now_max[h + 8 * half] - top);
       }
       __syncthreads();
     }
@@ -124,8 +125,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     if (threadIdx.x < kHeads) {
       const int r = threadIdx.x;
       const float top = first ? space.now_max[r] : fmaxf(space.all_max[r], space.now_max[r]);
-      const float factor = first ? 0 : exp2f(space.all_max[r] - top);
-      const float now_factor = exp2f(space.now_max[r] - top);
+      const float factor = first ? 0 : Exp2(space.all_max[r] - top);
+      const float now_factor = Exp2(space.now_max[r] - top);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         space.all_sum[half][r] = __fmaf_rn(first ? 0 : space.all_sum[half][r], factor,
@@ -190,9 +191,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     }
     EndCopies();
     const QueryTiles tiles = {space.in.q[0][0], sizeof(space.in.q[0][0]), sizeof(space.in.q[0])};
-    for (int head = warp; head < kHeads; head += kWarps) {
-      LoadQuery<kParts>(args, row, first_head + head, tiles, head);
-    }
+    LoadQueries<kParts, 1>(args, row, first_head, kHeads, tiles, warp, kWarps);
     AwaitCopies<0>();
     __syncthreads();
     for (int u = threadIdx.x / 4; u < 8 * own_tiles * Keys::kRawSlices; u += kClusterThreads / 4) {
@@ -204,7 +203,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     __syncthreads();
 
     // A tile's logits and their maximum by a warp; meanwhile the other warps fetch this block's values.
-    float s[kM][2][4] = {};
+    float s[kM][4] = {};
     if (warp >= kTiles) {
       constexpr int kFetching = (kWarps - kTiles) * 4;
       if (rank < Keys::kRawSlices) {
@@ -237,10 +236,10 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
                              ChunkOf(space.in.q[part][slice], 16 * m + lane % 16, 2 * (k + odd) + lane / 16));
               }
               if constexpr (kParts == 2) {
-                MmaBf16(s[m][odd], q[1], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
-                MmaBf16(s[m][odd], q[0], keys_of[1][2 * odd], keys_of[1][2 * odd + 1]);
+                MmaBf16(s[m], q[1], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
+                MmaBf16(s[m], q[0], keys_of[1][2 * odd], keys_of[1][2 * odd + 1]);
               }
-              MmaBf16(s[m][odd], q[0], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
+              MmaBf16(s[m], q[0], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
             }
           }
         }
@@ -254,10 +253,11 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
           float top = -INFINITY;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            float& x = s[m][0][2 * half + i];
-            x = mask >> i & 1 ? __fmul_rn(__fadd_rn(x, s[m][1][2 * half + i]), args.scale) : -INFINITY;
+            float& x = s[m][2 * half + i];
+            if (!(mask >> i & 1)) x = -INFINITY;
             top = fmaxf(top, x);
           }
+          top = __fmul_rn(top, args.scale);
           top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
           top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
           if (t == 0) space.tops[rank][16 * m + g + 8 * half][warp] = top;
@@ -313,7 +313,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       if (b == 0) before = start;
       if (b < blocks) {
         space.maxima[b][r] = top;
-        space.factors[b][r] = exp2f(before - top);
+        space.factors[b][r] = Exp2(before - top);
       }
       __syncwarp();
       if (b == blocks - 1) space.now_max[r] = top;
@@ -329,7 +329,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         for (int half = 0; half < 2; ++half) {
           const int r = 16 * m + g + 8 * half;
           const float top = space.maxima[b][r];
-          const float p[2] = {exp2f(s[m][0][2 * half] - top), exp2f(s[m][0][2 * half + 1] - top)};
+          const float p[2] = {Exp2(__fmaf_rn(s[m][2 * half], args.scale, -top)),
+                              Exp2(__fmaf_rn(s[m][2 * half + 1], args.scale, -top))};
           float sum = __fadd_rn(p[0], p[1]);
           sum += __shfl_xor_sync(0xffffffff, sum, 1);
           sum += __shfl_xor_sync(0xffffffff, sum, 2);
@@ -428,7 +429,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     for (int half = 0; half < 2; ++half) {
       const int r = h + 8 * half;
       if (first_head + r >= args.heads) continue;
-      const float sum = space.all_sum[0][r] + space.all_sum[1][r] + exp2f(space.sinks[r] - space.all_max[r]);
+      const float sum = space.all_sum[0][r] + space.all_sum[1][r] + Exp2(space.sinks[r] - space.all_max[r]);
       StoreOutput<kParts == 1>(args, row, first_head + r, kSliceDims * rank + 8 * column + 2 * t,
                                {all[2 * half], all[2 * half + 1]}, 1 / sum);
     }

@@ -23,11 +23,36 @@ void LaunchClustersOf(const KernelContext& ctx, int rows, const Attending& atten
                  sizeof(ClusterSpace<Keys, kM>), attending);
 }
 
-// Whether clusters for 16 m heads each can all run at once. Parts of a GPU hold whole clusters alone, which
-// leaves some of its processors without one: an eighth is enough on an H200.
-bool FitInClusters(const KernelContext& ctx, int rows, int heads, int m) {
-  const int64_t blocks = int64_t{rows} * CeilDiv(heads, 16 * m) * kClusterBlocks;
-  return 8 * blocks <= 7 * int64_t{DeviceOf(ctx).num_sms()};
+// Whether clusters of `cluster` blocks for a row and `heads_each` of its heads can all run at once. Parts of
+// a GPU hold whole clusters alone, which leaves some of its processors without one: of an H200's 132 up to
+// twelve.
+bool FitInClusters(const KernelContext& ctx, int rows, int heads, int heads_each, int cluster) {
+  const int64_t blocks = int64_t{rows} * CeilDiv(heads, heads_each) * cluster;
+  return 11 * blocks <= 10 * int64_t{DeviceOf(ctx).num_sms()};
+}
+
+// Packed entries of 512 values on sm_90a. The fewer heads a cluster has, the less its blocks send one
+// another.
+void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
+  const int rows = attending.rows;
+  const int heads = attending.heads;
+  constexpr int64_t kLong = 2048;  // clusters take a long list's chunks one after another
+  if (attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong) {
+    return LaunchWideAttention(ctx, attending);
+  }
+  if (FitInClusters(ctx, rows, heads, 16, kClusterBlocks)) {
+    return LaunchClustersOf<PackedKeys, 1>(ctx, rows, attending);
+  }
+  for (int heads_each : {32, 64}) {
+    if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
+      return LaunchPanelAttention(ctx, attending, 8, heads_each);
+    }
+  }
+  const bool one_chunk =
+      attending.compressed == CompressedKeys::kNone || (attending.compressed == CompressedKeys::kPicked &&
+                                                        attending.topk <= ChunkEntries(attending.compressed));
+  if (one_chunk && FitInClusters(ctx, rows, heads, 64, 4)) return LaunchPanelAttention(ctx, attending, 4, 64);
+  LaunchWideAttention(ctx, attending);
 }
 
 }  // namespace
@@ -39,6 +64,7 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
   const int64_t slices = CeilDiv(args.layout.dim, kSliceDims);
   CHECK(packed == ctx.faithful());
   CHECK(slices <= kMaxSlices);
+  CHECK(args.layout.dim % 8 == 0 && args.layout.rope_dim % 8 == 0);
   const Attending attending = {
       .sequences = args.sequences.data(),
       .num_sequences = static_cast<int>(args.sequences.size()),
@@ -64,21 +90,16 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
   const int rows = args.rows;
   const int capability = DeviceOf(ctx).capability();
   const bool released_shape = args.layout.dim == 512 && args.layout.rope_dim == 64;
-  const bool wide = packed && capability == 90 && released_shape;
-  // Clusters take a long list's chunks one after another.
-  constexpr int64_t kLong = 2048;
-  if (wide && args.compressed == CompressedKeys::kAll && args.entries_max > kLong) {
-    return LaunchWideAttention(ctx, attending);
-  }
-  if (capability >= 90 && released_shape && FitInClusters(ctx, rows, args.heads, 1)) {
+  if (packed && capability == 90 && released_shape) return AttendOnHopper(ctx, attending);
+  const bool clusters = capability >= 90 && released_shape;
+  if (clusters && FitInClusters(ctx, rows, args.heads, 16, kClusterBlocks)) {
     return packed ? LaunchClustersOf<PackedKeys, 1>(ctx, rows, attending)
                   : LaunchClustersOf<FloatKeys, 1>(ctx, rows, attending);
   }
   if (!packed) return LaunchBlocks<FloatKeys>(ctx, rows, attending);
-  if (capability >= 90 && released_shape && FitInClusters(ctx, rows, args.heads, 2)) {
+  if (clusters && FitInClusters(ctx, rows, args.heads, 32, kClusterBlocks)) {
     return LaunchClustersOf<PackedKeys, 2>(ctx, rows, attending);
   }
-  if (wide) return LaunchWideAttention(ctx, attending);
   LaunchBlocks<PackedKeys>(ctx, rows, attending);
 }
 

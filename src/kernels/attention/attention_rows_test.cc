@@ -156,7 +156,7 @@ TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
                 2 * (shape.numerics == faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
           << "heads " << shape.heads << " position " << d->position;
     }
-    for (int count : {2, 7, 13, 33, 64, 128}) {
+    for (int count : {2, 3, 4, 7, 8, 12, 15, 16, 20, 30, 32, 64, 128}) {
       Rows rows;
       for (int i = 0; i < count; ++i) rows.push_back(decodings[(3 * i + count) % decodings.size()].get());
       const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
@@ -188,7 +188,7 @@ TEST_F(AttentionRowsCuda, OfLongListsFollowTheDefinitionAndAreTheSameInAnyCompan
       const Rows row = {decodings[i].get()};
       EXPECT_EQ(Attend(CudaKernelsForHostArguments(), ctx, shape, row, /*known=*/false)[0], alone[i]);
     }
-    for (int count : {3, 12, 20, 40, 70}) {
+    for (int count : {3, 8, 12, 20, 40, 70}) {
       Rows rows;
       for (int i = 0; i < count; ++i) rows.push_back(decodings[(i + count) % decodings.size()].get());
       const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);

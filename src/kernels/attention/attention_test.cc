@@ -237,6 +237,18 @@ TEST_P(Attention, IsTheSameToTheBitInAnyChunksAndCompany) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, Attention, testing::ValuesIn(Cases()));
 
+// Released heads: any number of rows of a sequence chooses other kernels.
+std::vector<Case> CudaCases() {
+  std::vector<Case> cases = Cases();
+  cases.push_back({.numerics = Numerics::kFaithful,
+                   .heads = 64,
+                   .dim = 512,
+                   .window = 40,
+                   .compressed = CompressedKeys::kPicked,
+                   .topk = 12});
+  return cases;
+}
+
 using AttentionCuda = OnDevice<testing::TestWithParam<Case>>;
 
 TEST_P(AttentionCuda, FollowsTheDefinition) {
@@ -273,7 +285,7 @@ TEST_P(AttentionCuda, IsTheSameToTheBitInAnyChunksAndCompany) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, AttentionCuda, testing::ValuesIn(Cases()));
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionCuda, testing::ValuesIn(CudaCases()));
 
 // The parts of one row are spread over threads when there is enough to do: released heads, one row.
 TEST(AttentionOfOneRow, IsTheSameToTheBitOnAnyThreads) {

@@ -7,6 +7,7 @@
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/exponential.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
@@ -34,13 +35,14 @@ struct WideWork {
 struct WideSpace {
   std::byte q[8][kWideHeads * kTileRowBytes];  // [slices, heads]
   std::byte keys[2][8][64 * kTileRowBytes];    // [buffers, slices, keys]
-  std::byte p[kWideHeads * kTileRowBytes];
-  static constexpr int kListed = 20;  // blocks of keys whose places are known ahead
+  std::byte p[2][kWideHeads * kTileRowBytes];  // of blocks in turn
+  static constexpr int kListed = 20;           // blocks of keys whose places are known ahead
   const std::byte* entries[kListed][64];
   uint32_t listed[kListed][2];  // which keys are there
   uint32_t present[2][2];       // the same of the buffers' blocks
   float maxima[2][kWideHeads];  // of each half of the keys
   float sums[2][kWideHeads];
+  float turns[2][32];  // cosines and sines
   SharedBarrier full[2];
   SharedBarrier empty[2];
 };
@@ -62,14 +64,18 @@ __device__ inline void GatherKeys(const KeyList<64>& list, int begin_block, int 
       for (int n = 0; n < kAtOnce; ++n) {
         compressed[n] = list.CompressedEntry(first_block * 64 + begin + n * kThreads + thread);
       }
+      const std::byte* entries[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        entries[n] = list.Entry(first_block * 64 + begin + n * kThreads + thread, compressed[n]);
+      }
 #pragma unroll
       for (int n = 0; n < kAtOnce; ++n) {
         const int i = begin + n * kThreads + thread;
         if (i >= num_blocks * 64) continue;  // whole warps
         const int slot = (first_block + i / 64) % Space::kListed;
-        const std::byte* entry = list.Entry(first_block * 64 + i, compressed[n]);
-        space.entries[slot][i % 64] = entry;
-        const uint32_t mask = __ballot_sync(0xffffffff, entry != nullptr);
+        space.entries[slot][i % 64] = entries[n];
+        const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
         if (thread % 32 == 0) space.listed[slot][i / 32 % 2] = mask;
       }
     }
@@ -163,7 +169,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   const uint64_t keys_at = OperandAt(&space.keys[0][0][32 * kTileRowBytes * warpgroup]);
   const uint64_t values_at = OperandAt(space.keys[0][4 * warpgroup], sizeof(space.keys[0][0]));
   float o[2][64];  // columns in two halves
-  float s[2][16];
+  float s[16];
   const auto multiply_keys = [&](int buffer) {
     const uint64_t queries = Unknown(q_at);
     const uint64_t at = Unknown(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
@@ -171,10 +177,10 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
 #pragma unroll
     for (int k = 0; k < 32; ++k) {
       const int offset = k / 4 * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
-      if (k < 2) {
-        WarpgroupMmaN32<false>(s[k], Further(queries, offset), Further(at, offset));
+      if (k == 0) {
+        WarpgroupMmaN32<false>(s, Further(queries, offset), Further(at, offset));
       } else {
-        WarpgroupMmaN32<true>(s[k % 2], Further(queries, offset), Further(at, offset));
+        WarpgroupMmaN32<true>(s, Further(queries, offset), Further(at, offset));
       }
     }
     EndProducts();
@@ -184,61 +190,64 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
     const int row = (kDivided ? item % work.lists : item) / work.head_groups;
     const int first_head = item % work.head_groups * kWideHeads;
+    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
-#pragma unroll 2
-    for (int head = threadIdx.x / 32; head < kWideHeads; head += 256 / 32) {
-      LoadQuery<1>(args, row, first_head + head, {space.q[0], sizeof(space.q[0]), 0}, head);
+    LoadQueries<1, 4, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
+                            threadIdx.x / 32, 8);
+    if (threadIdx.x < 64) {
+      space.turns[threadIdx.x / 32][lane] =
+          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
     }
     FenceForProducts();
     GroupBarrier<1>(256);
 
-    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
     const int blocks = list.blocks();
     const int first_chunk = kDivided ? item / work.lists : 0;
     if (kDivided && first_chunk >= list.chunks()) continue;
+    float sinks[2];
     float now_max[2], now_sum[2] = {}, all_max[2] = {}, all_sum[2] = {};  // of rows h and h + 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int head = first_head + h + 8 * half;
-      now_max[half] =
-          first_chunk > 0 ? kLowest : fmaxf(head < args.heads ? SinkLogit(args, head) : 0, kLowest);
+      sinks[half] = head < args.heads ? SinkLogit(args, head) : 0;
+      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sinks[half], kLowest);
     }
+    float factor[2] = {1, 1};  // of what was before the last block
+    float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
     // From logits to probabilities in shared memory.
     const auto weigh_keys = [&](int buffer) {
-      const uint32_t mask = space.present[buffer][warpgroup] >> (2 * t);
+      const uint32_t present = space.present[buffer][warpgroup];
+      if (present != 0xffffffff) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          if (!(present >> (i / 4 * 8 + i % 2 + 2 * t) & 1)) s[i] = -INFINITY;
+        }
+      }
       float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const bool present = mask >> (i / 4 * 8 + i % 2) & 1;
-        s[0][i] = present ? __fmul_rn(__fadd_rn(s[0][i], s[1][i]), args.scale) : -INFINITY;
-        top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[0][i]);
-      }
+      for (int i = 0; i < 16; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+#pragma unroll
+      for (float& x : top) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 1));
-        top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2));
+        top[half] = __fmul_rn(fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2)), args.scale);
         if (t == 0) space.maxima[warpgroup][h + 8 * half] = top[half];
       }
-      GroupBarrier<1>(256);
-      float factor[2];
+      GroupBarrier(3 + warp, 64);  // the two warps that have a head's keys
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         top[half] = fmaxf(now_max[half], fmaxf(top[half], space.maxima[warpgroup ^ 1][h + 8 * half]));
-        factor[half] = exp2f(now_max[half] - top[half]);
+        factor[half] = Exp2(now_max[half] - top[half]);
         now_max[half] = top[half];
-        float sums[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const float p[2] = {exp2f(s[0][4 * j + 2 * half] - top[half]),
-                              exp2f(s[0][4 * j + 2 * half + 1] - top[half])};
-          reinterpret_cast<uint32_t*>(ChunkOf(space.p, h + 8 * half, 4 * warpgroup + j))[t] =
+          const float* own = &s[4 * j + 2 * half];
+          const float p[2] = {Exp2(__fmaf_rn(own[0], args.scale, -top[half])),
+                              Exp2(__fmaf_rn(own[1], args.scale, -top[half]))};
+          reinterpret_cast<uint32_t*>(ChunkOf(space.p[buffer], h + 8 * half, 4 * warpgroup + j))[t] =
               PackBf16(p[0], p[1]);
-          sums[j] = __fadd_rn(p[0], p[1]);
-          sums[j] += __shfl_xor_sync(0xffffffff, sums[j], 1);
-          sums[j] += __shfl_xor_sync(0xffffffff, sums[j], 2);
+          pairs[half][j] = __fadd_rn(p[0], p[1]);
         }
-        now_sum[half] = __fmaf_rn(now_sum[half], factor[half],
-                                  __fadd_rn(__fadd_rn(sums[0], sums[1]), __fadd_rn(sums[2], sums[3])));
       }
       if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) {
 #pragma unroll
@@ -247,8 +256,24 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       FenceForProducts();
       GroupBarrier<1>(256);
     };
+    // The weights of the last block, while its values are added: lane t gets tile t's sum, then all lanes
+    // their sum.
+    const auto add_weights = [&] {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* own = pairs[half];
+        const bool odd = t % 2 != 0;
+        const float low = (odd ? own[1] : own[0]) + __shfl_xor_sync(0xffffffff, odd ? own[0] : own[1], 1);
+        const float high = (odd ? own[3] : own[2]) + __shfl_xor_sync(0xffffffff, odd ? own[2] : own[3], 1);
+        const bool upper = t / 2 != 0;
+        float sum = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
+        sum += __shfl_xor_sync(0xffffffff, sum, 1);
+        sum += __shfl_xor_sync(0xffffffff, sum, 2);
+        now_sum[half] = __fmaf_rn(now_sum[half], factor[half], sum);
+      }
+    };
     const auto add_values = [&](int buffer) {
-      const uint64_t probabilities = Unknown(p_at);
+      const uint64_t probabilities = Unknown(Further(p_at, buffer * static_cast<int>(sizeof(space.p[0]))));
       const uint64_t at = Unknown(Further(values_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
       WarpgroupFence();
 #pragma unroll
@@ -265,30 +290,31 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
 
     int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
     const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
+    int chunk = first_chunk;
 #pragma unroll 1
-    for (int chunk = first_chunk; chunk < end_chunk; ++chunk) {
+    do {
       const int end = list.ChunkBegin(chunk + 1);
 #pragma unroll
       for (int i = 0; i < 128; ++i) o[i / 64][i % 64] = 0;
       space.full[count % 2].Wait(count / 2 % 2);
       multiply_keys(count % 2);
-      AwaitProducts<0>(s[0]);
-      AwaitProducts<0>(s[1]);
+      AwaitProducts<0>(s);
       weigh_keys(count % 2);
 #pragma unroll 1
       for (++block; block < end; ++block) {
         const int buffer = count++ % 2;
         add_values(buffer);
+        add_weights();
         space.full[buffer ^ 1].Wait(count / 2 % 2);
         multiply_keys(buffer ^ 1);  // while the values of the block before are added
         AwaitProducts<1>(o[0]);
         AwaitProducts<1>(o[1]);
         if (lane == 0) space.empty[buffer].Arrive();
-        AwaitProducts<0>(s[0]);
-        AwaitProducts<0>(s[1]);
+        AwaitProducts<0>(s);
         weigh_keys(buffer ^ 1);
       }
       add_values(count % 2);
+      add_weights();
       AwaitProducts<0>(o[0]);
       AwaitProducts<0>(o[1]);
       if (lane == 0) space.empty[count % 2].Arrive();
@@ -301,8 +327,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float most = first ? now_max[half] : fmaxf(all_max[half], now_max[half]);
-        factors[half] = first ? 0 : exp2f(all_max[half] - most);
-        now_factors[half] = exp2f(now_max[half] - most);
+        factors[half] = first ? 0 : Exp2(all_max[half] - most);
+        now_factors[half] = Exp2(now_max[half] - most);
         all_sum[half] = __fmaf_rn(all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
         all_max[half] = most;
         now_max[half] = kLowest;
@@ -319,7 +345,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
           if (!last) all[256 * i] = x;
         }
       }
-    }
+    } while (++chunk < end_chunk);
 
     if (kDivided && list.chunks() > 1) {
       float* to = work.chunk_outputs + static_cast<int64_t>(item) * kChunkFloats + threadIdx.x;
@@ -342,16 +368,17 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     for (int half = 0; half < 2; ++half) {
       const int head = first_head + h + 8 * half;
       if (head >= args.heads) continue;
-      const float sum = space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] +
-                        exp2f(SinkLogit(args, head) - all_max[half]);
-      const float factor = 1 / sum;
+      const float sum =
+          space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] + Exp2(sinks[half] - all_max[half]);
+      const float share = 1 / sum;
 #pragma unroll
       for (int n = 0; n < 32; ++n) {
         const float2 v = {o[n / 16][n % 16 * 4 + 2 * half], o[n / 16][n % 16 * 4 + 2 * half + 1]};
         if (n < 24) {  // the last slice alone is rotary
-          StoreOutput<true, false>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, factor);
+          StoreOutput<true, false>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share);
         } else {
-          StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, factor);
+          StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share, space.turns[0],
+                            space.turns[1]);
         }
       }
     }
@@ -383,8 +410,8 @@ __global__ void __launch_bounds__(256) MergeChunks(Attending args, WideWork work
     for (int half = 0; half < 2; ++half) {
       const float now_max = work.chunk_maxima[at * kWideHeads + h + 8 * half];
       const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
-      const float factor = c == 0 ? 0 : exp2f(max[half] - most);
-      const float now_factor = exp2f(now_max - most);
+      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
+      const float now_factor = Exp2(now_max - most);
       max[half] = most;
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
@@ -401,7 +428,7 @@ __global__ void __launch_bounds__(256) MergeChunks(Attending args, WideWork work
   for (int half = 0; half < 2; ++half) {
     const int head = item % work.head_groups * kWideHeads + h + 8 * half;
     if (head >= args.heads) continue;
-    const float factor = 1 / (sums[0][half] + sums[1][half] + exp2f(SinkLogit(args, head) - max[half]));
+    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int d = 256 * (threadIdx.x / 128) + 8 * (2 * blockIdx.x + n) + 2 * t;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention/attention.h"
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/sequences.cuh"
 
@@ -39,26 +40,35 @@ __device__ inline float SinkLogit(const Attending& args, int head) {
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 
 // Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
-// turned back.
+// turned back by the row's cos and sin [rope_dim / 2].
 // kMayTurn is false where the caller knows that these aren't.
 template <bool kFaithful, bool kMayTurn = true>
-__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
+__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor,
+                                   const float* cos, const float* sin) {
   const int dim = args.layout.dim;
   const int nope = dim - args.layout.rope_dim;
   v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
   if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
   if (kMayTurn && d >= nope) {
-    const int64_t at = (static_cast<int64_t>(row) * args.layout.rope_dim + d - nope) / 2;
-    const float cos = args.cos[at];
-    const float sin = args.sin[at];
-    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
+    const float c = cos[(d - nope) / 2];
+    const float s = sin[(d - nope) / 2];
+    v = {__fmaf_rn(v.x, c, __fmul_rn(v.y, s)), __fmaf_rn(v.y, c, -__fmul_rn(v.x, s))};
     if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
   }
   *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
 }
+template <bool kFaithful, bool kMayTurn = true>
+__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
+  const int64_t turns = static_cast<int64_t>(row) * (args.layout.rope_dim / 2);
+  StoreOutput<kFaithful, kMayTurn>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
+}
 
 // SequenceOf by a whole warp: looks at 128 sequences in the time of one.
 __device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int row) {
+  // Its members arrive meanwhile if it is the one that it is where each has one row.
+  const SequenceRows* guess = args.sequences + min(row, args.num_sequences - 1);
+#pragma unroll
+  for (size_t i = 0; i < sizeof(SequenceRows); i += 32) Touch(reinterpret_cast<const std::byte*>(guess) + i);
   int count = 0;  // of sequences that begin at `row` or before
 #pragma unroll 4
   for (int i = 0; i < args.num_sequences; i += 32) {

@@ -19,39 +19,79 @@ struct QueryTiles {
   int part_bytes;
 };
 
-// The query of a head becomes row `tile_row` of the tiles, by one warp. A lane has neighbours lane of each
-// slice.
-template <int kParts>
-__device__ inline void LoadQuery(const Attending& args, int row, int head, const QueryTiles& tiles,
-                                 int tile_row) {
+// Queries of heads first_head + i become rows i of the tiles, for each i of `warp`, `warp` + `warps` .. below
+// `count`, a multiple of kAtOnce * warps: kAtOnce of them at a time. A lane has chunks of eight values `lane`
+// and `lane` + 32, one of them rotary at most.
+template <int kParts, int kAtOnce, bool kReleasedShape = false>
+__device__ inline void LoadQueries(const Attending& args, int row, int first_head, int count,
+                                   const QueryTiles& tiles, int warp, int warps) {
+  constexpr int kGroups = kMaxSlices / 4;
   const int lane = threadIdx.x % 32;
-  const int dim = args.layout.dim;
-  const int first_rotary = (dim - args.layout.rope_dim) / 2;
-  const float2* from =
-      reinterpret_cast<const float2*>(args.q + (static_cast<int64_t>(row) * args.heads + head) * dim);
-  float2 x[kMaxSlices];
-  float squares = 0;
-#pragma unroll
-  for (int slice = 0; slice < kMaxSlices; ++slice) {
-    const int pair = 32 * slice + lane;
-    x[slice] = head < args.heads && pair < dim / 2 ? from[pair] : float2{0, 0};
+  const int dim = kReleasedShape ? 512 : args.layout.dim;
+  const int turns = kReleasedShape ? 32 : args.layout.rope_dim / 2;
+  const int first_rotary = (dim - 2 * turns) / 8;  // chunk
+  const int turn = (lane - first_rotary) & 31;
+  float cos[4] = {}, sin[4] = {};
+  if (4 * turn < turns) {
+    *reinterpret_cast<float4*>(cos) = *reinterpret_cast<const float4*>(args.cos + row * turns + 4 * turn);
+    *reinterpret_cast<float4*>(sin) = *reinterpret_cast<const float4*>(args.sin + row * turns + 4 * turn);
   }
+  const float share = 1.0f / static_cast<float>(dim);
+#pragma unroll 1
+  for (int begin = warp; begin < count; begin += kAtOnce * warps) {
+    float x[kAtOnce][kGroups][8] = {};
 #pragma unroll
-  for (const float2& v : x) squares = __fmaf_rn(v.y, v.y, __fmaf_rn(v.x, v.x, squares));
-  const float rinv = 1.0f / sqrtf(__fadd_rn(WarpSum(squares) / static_cast<float>(dim), args.query_eps));
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int head = first_head + begin + i * warps;
+      const float* from = args.q + (static_cast<int64_t>(row) * args.heads + head) * dim + 8 * lane;
 #pragma unroll
-  for (int slice = 0; slice < kMaxSlices; ++slice) {
-    if (slice * kSliceDims >= dim) break;
-    const int pair = 32 * slice + lane;
-    float2 v = {__fmul_rn(x[slice].x, rinv), __fmul_rn(x[slice].y, rinv)};
-    if (pair >= first_rotary && pair < dim / 2) {
-      const int64_t at = static_cast<int64_t>(row) * (args.layout.rope_dim / 2) + pair - first_rotary;
-      v = Turned(v, args.cos[at], args.sin[at]);
+      for (int group = 0; group < kGroups; ++group) {
+        if (head >= args.heads || 8 * (32 * group + lane) >= dim) continue;
+        const float4* chunk = reinterpret_cast<const float4*>(from + 256 * group);
+        *reinterpret_cast<float4*>(x[i][group]) = chunk[0];
+        *reinterpret_cast<float4*>(x[i][group] + 4) = chunk[1];
+      }
     }
-    std::byte* to = ChunkOf(tiles.data + slice * tiles.slice_bytes, tile_row, lane / 4) + lane % 4 * 4;
-    *reinterpret_cast<uint32_t*>(to) = PackBf16(v.x, v.y);
-    if constexpr (kParts == 2) {
-      *reinterpret_cast<uint32_t*>(to + tiles.part_bytes) = PackBf16(Remainder(v.x), Remainder(v.y));
+    float squares[kAtOnce] = {};
+#pragma unroll
+    for (int k = 0; k < 8 * kGroups; ++k) {
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        squares[i] = __fmaf_rn(x[i][k / 8][k % 8], x[i][k / 8][k % 8], squares[i]);
+      }
+    }
+#pragma unroll
+    for (int other = 16; other > 0; other /= 2) {
+#pragma unroll
+      for (float& sum : squares) sum += __shfl_xor_sync(0xffffffff, sum, other);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float rinv = rsqrtf(__fmaf_rn(squares[i], share, args.query_eps));
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        const int chunk = 32 * group + lane;
+        float* v = x[i][group];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) v[k] = __fmul_rn(v[k], rinv);
+        if (!(kReleasedShape && group == 0) && chunk >= first_rotary && 8 * chunk < dim) {
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const float2 turned = Turned({v[2 * k], v[2 * k + 1]}, cos[k], sin[k]);
+            v[2 * k] = turned.x;
+            v[2 * k + 1] = turned.y;
+          }
+        }
+        if (chunk / 8 * kSliceDims >= dim) continue;
+        std::byte* to = ChunkOf(tiles.data + chunk / 8 * tiles.slice_bytes, begin + i * warps, chunk % 8);
+        *reinterpret_cast<uint4*>(to) = {PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
+                                         PackBf16(v[6], v[7])};
+        if constexpr (kParts == 2) {
+          *reinterpret_cast<uint4*>(to + tiles.part_bytes) = {
+              PackBf16(Remainder(v[0]), Remainder(v[1])), PackBf16(Remainder(v[2]), Remainder(v[3])),
+              PackBf16(Remainder(v[4]), Remainder(v[5])), PackBf16(Remainder(v[6]), Remainder(v[7]))};
+        }
+      }
     }
   }
 }
