@@ -279,7 +279,7 @@ Status Model::RunLayers(StepState& step) {
                       .streams = step.streams});
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
-    if (weights_.dspark) TapLayer(layer, step);
+    if (weights_.dspark) step.pending_tap = TapOf(layer);
     if (step.inputs->observer != nullptr) {
       MixBack(step);
       ASSIGN_OR_RETURN(const auto streams, Read(step.streams, step.rows * row_floats, host_outputs_));
@@ -288,6 +288,7 @@ Status Model::RunLayers(StepState& step) {
   }
   StoreKeys(step);
   MixBack(step);
+  StorePendingTap(step);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
   return Status();
 }
@@ -309,6 +310,7 @@ void Model::Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepSt
                                      .dim = config().hidden_size,
                                      .streams = step.streams,
                                      .back = step.Pending(),
+                                     .tap = PendingTap(step),
                                      .fn = hc.fn,
                                      .base = hc.base,
                                      .scale = hc.scale,
@@ -320,6 +322,7 @@ void Model::Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepSt
                                      .post = step.post,
                                      .comb = step.comb});
   step.is_pending = false;
+  step.pending_tap = -1;
 }
 
 void Model::MixBack(StepState& step) {

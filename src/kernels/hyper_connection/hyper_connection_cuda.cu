@@ -4,6 +4,8 @@
 #include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/sequences.cuh"
+#include "kernels/taps/tap_row.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -361,7 +363,7 @@ __device__ const float* Rehearsed(const HyperConnectionPreArgs& args) {
 
 // logits: what comb is made of, [m, m].
 template <int kM>
-__device__ void FindComb(const HyperConnectionPreArgs& args, int64_t row, const float* logits, bool stores) {
+__device__ void FindComb(const HyperConnectionPreArgs& args, int row, const float* logits, bool stores) {
   const int m = args.m;
   float c[kM][kM];
 #pragma unroll
@@ -375,14 +377,13 @@ __device__ void FindComb(const HyperConnectionPreArgs& args, int64_t row, const 
 #pragma unroll
     for (int k = 0; k < kM; ++k) {
       if (stores && threadIdx.x == (j * kM + k) % 32 && j < m && k < m)
-        args.comb[(row * m + j) * m + k] = c[j][k];
+        args.comb[(int64_t{row} * m + j) * m + k] = c[j][k];
     }
   }
 }
 
 // How the output is mixed back, of one row: post, and comb by the first warp.
-__device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices,
-                            int64_t row) {
+__device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices, int row) {
   constexpr int kWarps = kRowThreads / 32;
   constexpr int kRounds = (kMaxStreams * (1 + kMaxStreams) + kWarps - 1) / kWarps;
   __shared__ float logits[kMaxStreams * kMaxStreams];
@@ -404,7 +405,7 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
       const float value = own_scale(MixLogit(own_sum, sums[kRounds], int64_t{m} * args.dim, args.norm_eps));
       if (own < 2 * m) {
         const float post = 2.0f * Sigmoid(value);
-        if (real) args.post[row * m + own - m] = post;
+        if (real) args.post[int64_t{row} * m + own - m] = post;
       } else {
         logits[own - 2 * m] = value;
       }
@@ -420,13 +421,20 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
 }
 
 // Two thread blocks per row: one mixes; the other finds out how the output is mixed back, which takes as
-// long.
+// long. A third one taps the streams, if the launch has it.
 __global__ void __launch_bounds__(kRowThreads)
-    PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful) {
+    PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful,
+              const SequenceRows* tapped, int num_tapped, TapSource tap) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (blockIdx.y == 2) {
+    AwaitInputs();
+    const SequenceRows& sequence = SequenceOf(tapped, num_tapped, row);
+    StoreTapRow(tap, sequence, row - sequence.first_row);
+    return;
+  }
   const int m = args.m;
-  const int64_t row = blockIdx.x;
   const int outputs = m * (2 + m);
-  const int64_t cols = int64_t{m} * args.dim;
+  const int cols = m * args.dim;
   partial += row * (outputs + 1) * slices;
   if (blockIdx.y == 1) {
     FindMixBack(args, partial, slices, row);
@@ -436,11 +444,11 @@ __global__ void __launch_bounds__(kRowThreads)
   const NormWeights norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
   RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
-    const StreamQuads streams(real ? args.streams + row * cols : Rehearsed(args), m, args.dim);
+    const StreamQuads streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m, args.dim);
     FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
             weights);
     MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, nullptr,
-               args.x + row * args.dim);
+               args.x + int64_t{row} * args.dim);
   });
 }
 
@@ -506,8 +514,11 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
   ArenaScope scope(*ctx.scratch);
   const Slice slice = Slice::Of(args.m, args.dim);
   const float* partial = MixLogits(ctx, slice, args.fn, args.streams, args.back, nullptr, args.rows);
-  Launch(ctx, PreKernel, dim3(static_cast<unsigned>(args.rows), 2), kRowThreads, 0, args, partial,
-         slice.count(), ctx.faithful());
+  const unsigned blocks = args.tap.sequences.empty() ? 2 : 3;  // of a row
+  Launch(ctx, PreKernel, dim3(static_cast<unsigned>(args.rows), blocks), kRowThreads, 0, args, partial,
+         slice.count(), ctx.faithful(), args.tap.sequences.data(),
+         static_cast<int>(args.tap.sequences.size()),
+         TapSource{args.m, args.dim, args.tap.offset, args.streams, ctx.faithful()});
 }
 
 void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args) {

@@ -19,7 +19,6 @@ struct StreamedProducts {
   int cols = 0;
   const float* x = nullptr;  // [rows, groups, cols]
   bool quantize = false;
-  bool rehearses = true;  // RehearseAndRun, of every thread block
 };
 
 // False, and nothing is launched, unless this is made for the device, the shapes and the number of rows.

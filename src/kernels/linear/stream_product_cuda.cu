@@ -108,7 +108,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   };
 
   // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing.
-  RehearseAndRun(of.rehearses, [&](bool real) {
+  RehearseAndRun(true, [&](bool real) {
     if (count <= kTileWarps) {
       prepare.template operator()<1>(real);
     } else if (count <= 4 * kTileWarps) {
