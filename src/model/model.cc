@@ -15,6 +15,8 @@ constexpr size_t kStepAddressSpace = size_t{64} << 30;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
 // Kernels do the same for all counts of entries up to this one.
 constexpr int64_t kLeastEntriesMax = 512;
+// Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
+constexpr int kForkedRowsMax = 4;
 
 Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
   return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
@@ -397,11 +399,12 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   num_targets = 0;
   float* q = project(attn.wq_b, LinearNumerics::kProjection);
   float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
-  table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
-
-  int32_t* picks = nullptr;
-  if (attn.indexer) {
-    picks = arena_.Allocate<int32_t>(rows * c.index_topk);
+  int32_t* picks = attn.indexer ? arena_.Allocate<int32_t>(rows * c.index_topk) : nullptr;
+  const auto multiply = [&](int first, int count) {
+    table_.linear(ctx_,
+                  {.rows = step.rows, .x = qr, .targets = {targets + first, static_cast<size_t>(count)}});
+  };
+  const auto pick = [&] {
     table_.indexer(ctx_, {.sequences = sequences,
                           .rows = step.rows,
                           .entries_max = step.entries_max,
@@ -414,7 +417,21 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .cos = cos,
                           .sin = sin,
                           .picks = picks});
-    if (step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
+  };
+  const bool forks =
+      attn.indexer && !device().is_host() && step.rows <= kForkedRowsMax && step.inputs->observer == nullptr;
+  if (forks) {
+    ArenaHold hold(arena_);
+    device().Fork([&] {
+      multiply(1, 1);
+      pick();
+    });
+    multiply(0, 1);
+    device().Join();
+  } else {
+    multiply(0, num_targets);
+    if (attn.indexer) pick();
+    if (attn.indexer && step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
   }
 
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
