@@ -17,7 +17,7 @@ struct Shape {
   int m;
   int dim;
 };
-constexpr Shape kShapes[] = {{4, 256}, {2, 40}, {1, 516}, {8, 72}, {4, 2048}};
+constexpr Shape kShapes[] = {{4, 256}, {2, 40}, {1, 516}, {8, 72}, {4, 2048}, {4, 4104}};
 
 class HyperConnectionCudaTest : public OnDevice<> {
  protected:
