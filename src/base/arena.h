@@ -39,6 +39,7 @@ class Arena {
   size_t high_water() const { return high_water_; }
   void Rewind(size_t used) {
     DCHECK(used <= used_);
+    if (is_held_) return;
     if (!is_borrowed_) ASAN_POISON_MEMORY_REGION(base_ + used, used_ - used);
     used_ = used;
   }
@@ -51,6 +52,29 @@ class Arena {
   size_t used_ = 0;
   size_t high_water_ = 0;
   bool is_borrowed_ = false;
+  bool is_held_ = false;
+
+  friend class ArenaHold;
+};
+
+// What is allocated within its scope lies apart, even if it is given back before: the scope's end gives all
+// of it back.
+class ArenaHold {
+ public:
+  explicit ArenaHold(Arena& arena) : arena_(arena), used_(arena.used()) {
+    CHECK(!arena_.is_held_);
+    arena_.is_held_ = true;
+  }
+  ~ArenaHold() {
+    arena_.is_held_ = false;
+    arena_.Rewind(used_);
+  }
+  ArenaHold(const ArenaHold&) = delete;
+  ArenaHold& operator=(const ArenaHold&) = delete;
+
+ private:
+  Arena& arena_;
+  size_t used_;
 };
 
 // Gives back at scope end what was allocated within.

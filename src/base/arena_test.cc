@@ -31,6 +31,21 @@ TEST(Arena, AScopeGivesBackWhatWasAllocatedWithin) {
   EXPECT_EQ(arena.Allocate<float>(10), first);
 }
 
+TEST(Arena, AHoldKeepsWhatIsGivenBackWithinApart) {
+  Arena arena(1 << 20);
+  const size_t before = arena.used();
+  {
+    ArenaHold hold(arena);
+    float* first = nullptr;
+    {
+      ArenaScope scope(arena);
+      first = arena.Allocate<float>(1000);
+    }
+    EXPECT_GE(arena.Allocate<float>(10), first + 1000);
+  }
+  EXPECT_EQ(arena.used(), before);
+}
+
 TEST(ArenaDeathTest, RunningPastTheReservationIsABug) {
   Arena arena(4096);
   EXPECT_DEATH(arena.Allocate<char>(5000), "too small");

@@ -71,6 +71,10 @@ class Device {
   // this key, sizes and addresses included. A device may record them once and replay them: nothing else in
   // `launches` happens then.
   virtual void Replay(uint64_t key, const std::function<void()>& launches);
+  // `branch` launches kernels that may run beside what comes after this call, up to the next Join: neither
+  // needs what the other writes, and they share no scratch memory (ArenaHold).
+  virtual void Fork(const std::function<void()>& branch) { branch(); }
+  virtual void Join() {}
   // Recordings so far: a call that makes one takes far longer than its repetitions.
   virtual int64_t recordings() const { return 0; }
   // Kernels make use of no compute capability above this one from here on.

@@ -99,16 +99,26 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   return outputs;
 }
 
-void Model::TapLayer(int layer, StepState& step) {
+int Model::TapOf(int layer) const {
   const std::vector<int>& taps = config().dspark.target_layer_ids;
   const auto tap = std::find(taps.begin(), taps.end(), layer);
-  if (tap == taps.end()) return;
-  MixBack(step);
-  table_.store_tap(ctx_, {.sequences = step.taps,
+  return tap == taps.end() ? -1 : static_cast<int>(tap - taps.begin());
+}
+
+TapTarget Model::PendingTap(const StepState& step) const {
+  if (step.pending_tap < 0) return {};
+  return {.sequences = step.taps, .offset = int64_t{step.pending_tap} * config().hidden_size};
+}
+
+void Model::StorePendingTap(StepState& step) {
+  if (step.pending_tap < 0) return;
+  const TapTarget tap = PendingTap(step);
+  table_.store_tap(ctx_, {.sequences = tap.sequences,
                           .m = config().hc_mult,
                           .dim = config().hidden_size,
-                          .offset = (tap - taps.begin()) * config().hidden_size,
+                          .offset = tap.offset,
                           .streams = step.streams});
+  step.pending_tap = -1;
 }
 
 void Model::TakeUpTaps(std::span<SequenceState* const> sequences, int block) {

@@ -15,6 +15,8 @@ constexpr size_t kStepAddressSpace = size_t{64} << 30;
 constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
 // Kernels do the same for all counts of entries up to this one.
 constexpr int64_t kLeastEntriesMax = 512;
+// Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
+constexpr int kForkedRowsMax = 4;
 
 Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
   return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
@@ -301,7 +303,7 @@ Status Model::RunLayers(StepState& step) {
                       .streams = step.streams});
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
-    if (weights_.dspark) TapLayer(layer, step);
+    if (weights_.dspark) step.pending_tap = TapOf(layer);
     if (step.inputs->observer != nullptr) {
       MixBack(step);
       ASSIGN_OR_RETURN(const auto streams, Read(step.streams, step.rows * row_floats, host_outputs_));
@@ -310,6 +312,7 @@ Status Model::RunLayers(StepState& step) {
   }
   StoreKeys(step);
   MixBack(step);
+  StorePendingTap(step);
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
   return Status();
 }
@@ -331,6 +334,7 @@ void Model::Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepSt
                                      .dim = config().hidden_size,
                                      .streams = step.streams,
                                      .back = step.Pending(),
+                                     .tap = PendingTap(step),
                                      .fn = hc.fn,
                                      .base = hc.base,
                                      .scale = hc.scale,
@@ -342,6 +346,7 @@ void Model::Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepSt
                                      .post = step.post,
                                      .comb = step.comb});
   step.is_pending = false;
+  step.pending_tap = -1;
 }
 
 void Model::MixBack(StepState& step) {
@@ -416,11 +421,12 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   num_targets = 0;
   float* q = project(attn.wq_b, LinearNumerics::kProjection);
   float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
-  table_.linear(ctx_, {.rows = step.rows, .x = qr, .targets = {targets, static_cast<size_t>(num_targets)}});
-
-  int32_t* picks = nullptr;
-  if (attn.indexer) {
-    picks = arena_.Allocate<int32_t>(rows * c.index_topk);
+  int32_t* picks = attn.indexer ? arena_.Allocate<int32_t>(rows * c.index_topk) : nullptr;
+  const auto multiply = [&](int first, int count) {
+    table_.linear(ctx_,
+                  {.rows = step.rows, .x = qr, .targets = {targets + first, static_cast<size_t>(count)}});
+  };
+  const auto pick = [&] {
     table_.indexer(ctx_, {.sequences = sequences,
                           .rows = step.rows,
                           .entries_max = step.entries_max,
@@ -433,7 +439,21 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
                           .cos = cos,
                           .sin = sin,
                           .picks = picks});
-    if (step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
+  };
+  const bool forks =
+      attn.indexer && !device().is_host() && step.rows <= kForkedRowsMax && step.inputs->observer == nullptr;
+  if (forks) {
+    ArenaHold hold(arena_);
+    device().Fork([&] {
+      multiply(1, 1);
+      pick();
+    });
+    multiply(0, 1);
+    device().Join();
+  } else {
+    multiply(0, num_targets);
+    if (attn.indexer) pick();
+    if (attn.indexer && step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
   }
 
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);

@@ -143,7 +143,11 @@ class Model {
   // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
   void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
             float* logits);
-  void TapLayer(int layer, StepState& step);
+  // Which of the DSpark head's taps layer `layer` has; -1: none.
+  int TapOf(int layer) const;
+  // Where step.pending_tap goes; the next mix stores it with what it mixes back, or StorePendingTap does.
+  TapTarget PendingTap(const StepState& step) const;
+  void StorePendingTap(StepState& step);
   // `count` floats of device memory as the host reads them.
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
   // Makes context rows of the pending taps, before a draft block of `block` tokens.

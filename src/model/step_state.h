@@ -43,6 +43,7 @@ struct Model::StepState {
   float* post = nullptr;
   float* comb = nullptr;
   bool is_pending = false;  // the output isn't mixed back yet
+  int pending_tap = -1;     // which tap is to be stored of the streams once it is; -1: none
   float* logits = nullptr;  // [R, V]
   float* hidden = nullptr;  // [R, D] before the norm; null when nobody asks
   // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.

@@ -20,6 +20,7 @@ MAY_SPILL = [
     (r"PackedScoresKernel<\d, false>", 40, "to be mended"),
     (r"WideAttention<false>", 8, "to be mended"),
     (r"PanelAttention<", 456, "what its gathering threads know of the list; to be mended"),
+    (r"PreKernel<true>", 24, "64 registers, so that it starts beside the kernels before; not in a loop"),
 ]
 
 ENTRY = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")

@@ -42,29 +42,33 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   // Before anything is taken of it.
   RETURN_IF_ERROR(CheckCudaCapability(device->name_, device->capability_));
   RETURN_IF_ERROR(check(cudaSetDevice(ordinal), "cudaSetDevice"));
-  RETURN_IF_ERROR(
-      check(cudaStreamCreateWithFlags(&device->stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  for (cudaStream_t* stream : {&device->stream_, &device->branch_stream_}) {
+    RETURN_IF_ERROR(check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "cudaStreamCreate"));
+  }
   RETURN_IF_ERROR(check(cudaMalloc(&device->zeros_, kZeros * sizeof(int)), "cudaMalloc"));
   RETURN_IF_ERROR(
       check(cudaMemsetAsync(device->zeros_, 0, kZeros * sizeof(int), device->stream_), "cudaMemsetAsync"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->staging_, 2 * kHalfBytes), "cudaMallocHost"));
   RETURN_IF_ERROR(check(cudaMallocHost(&device->fetching_, kFetchBytes), "cudaMallocHost"));
   device->fetched_.reserve(64);
-  for (cudaEvent_t& done : device->half_done_) {
-    RETURN_IF_ERROR(check(cudaEventCreateWithFlags(&done, cudaEventDisableTiming), "cudaEventCreate"));
+  for (cudaEvent_t* event :
+       {&device->half_done_[0], &device->half_done_[1], &device->forked_, &device->joined_}) {
+    RETURN_IF_ERROR(check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "cudaEventCreate"));
   }
   return device;
 }
 
 CudaDevice::~CudaDevice() {
   ForgetGraphs();
-  for (cudaEvent_t done : half_done_) {
-    if (done != nullptr) cudaEventDestroy(done);
+  for (cudaEvent_t event : {half_done_[0], half_done_[1], forked_, joined_}) {
+    if (event != nullptr) cudaEventDestroy(event);
   }
   if (staging_ != nullptr) cudaFreeHost(staging_);
   if (fetching_ != nullptr) cudaFreeHost(fetching_);
   if (zeros_ != nullptr) cudaFree(zeros_);
-  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+  for (cudaStream_t stream : {stream_, branch_stream_}) {
+    if (stream != nullptr) cudaStreamDestroy(stream);
+  }
 }
 
 int64_t CudaDevice::AvailableBytes() const {
@@ -169,6 +173,20 @@ void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
     found = graphs_.emplace(key, Record(launches)).first;
   }
   if (found->second != nullptr) Note(cudaGraphLaunch(found->second, stream_), "replay of a step");
+}
+
+// In a recording the branch becomes one of the graph.
+void CudaDevice::Fork(const std::function<void()>& branch) {
+  Note(cudaEventRecord(forked_, stream_), "fork of a step");
+  Note(cudaStreamWaitEvent(branch_stream_, forked_), "fork of a step");
+  std::swap(stream_, branch_stream_);
+  branch();
+  std::swap(stream_, branch_stream_);
+}
+
+void CudaDevice::Join() {
+  Note(cudaEventRecord(joined_, branch_stream_), "join of a step");
+  Note(cudaStreamWaitEvent(stream_, joined_), "join of a step");
 }
 
 void CudaDevice::ForgetGraphs() {

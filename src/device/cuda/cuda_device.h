@@ -1,4 +1,4 @@
-// A CUDA device: one stream, in whose order everything happens.
+// A CUDA device: one stream, in whose order everything happens, but for branches.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -28,6 +28,8 @@ class CudaDevice final : public Device {
   Status Synchronize() override;
   // As one CUDA graph per key, once it has come often enough.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
+  void Fork(const std::function<void()>& branch) override;
+  void Join() override;
   int64_t recordings() const override { return recordings_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
 
@@ -50,6 +52,9 @@ class CudaDevice final : public Device {
   int num_sms_ = 0;
   int capability_ = 0;
   cudaStream_t stream_ = nullptr;
+  cudaStream_t branch_stream_ = nullptr;
+  cudaEvent_t forked_ = nullptr;
+  cudaEvent_t joined_ = nullptr;
   int* zeros_ = nullptr;
   // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
   // copied out of it has arrived.

@@ -1,6 +1,8 @@
 // Manifold-constrained hyper-connections: m residual streams instead of one (model spec 2.2, 2.3, 2.10).
 #pragma once
 
+#include <span>
+
 #include "kernels/kernel_context.h"
 #include "tensor/tensor.h"
 
@@ -37,9 +39,15 @@ struct HyperConnectionPostArgs {
   float* streams = nullptr;
 };
 
+// Where what is tapped of the streams goes, as in StoreTapArgs; nowhere without sequences.
+struct TapTarget {
+  std::span<const SequenceRows> sequences;
+  int64_t offset = 0;
+};
+
 // Mixes the streams into a sub-layer's input, normalises it, and computes how its output is mixed back. What
 // the sub-layer before has put out is mixed back first, if its x isn't null: its post and comb may lie where
-// those of this call go.
+// those of this call go. Then `tap` is stored as store_tap does it.
 //
 // Shapes   streams [T, m, D] f32 · fn [m*(2+m), m*D] f32 · base [m*(2+m)] · scale [3] · norm [D]
 //          x [T, D] f32 out: RMSNorm(sum_j pre_j streams_j) · post [T, m] f32 out · comb [T, m, m] f32 out,
@@ -54,6 +62,7 @@ struct HyperConnectionPreArgs {
   int dim = 0;
   float* streams = nullptr;
   SublayerOutput back;
+  TapTarget tap;
   MatrixView fn;
   VectorView base;
   VectorView scale;

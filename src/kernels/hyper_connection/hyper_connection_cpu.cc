@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/hyper_connection/hyper_connection.h"
 
 // clang-format off
@@ -253,6 +254,7 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
   const int m = args.m;
   CHECK(m <= kMaxStreams, "{} streams", m);
   if (args.back.x != nullptr) HyperConnectionPost(ctx, {args.rows, m, args.dim, args.back, args.streams});
+  StoreTap(ctx, {args.tap.sequences, m, args.dim, args.tap.offset, args.streams});
   ArenaScope scope(*ctx.scratch);
   const int64_t row_floats = int64_t{m} * args.dim;
   const float* partial =

@@ -4,6 +4,8 @@
 #include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/sequences.cuh"
+#include "kernels/taps/tap_row.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -14,7 +16,11 @@ constexpr int kRowsPerBlock = 8;
 constexpr unsigned kRehearsedRows = 32;  // of a step, at most: more take their time anyway
 constexpr int kMixThreads = 256;
 constexpr int kRowThreads = 512;  // of a row's mixing
-constexpr int kMixQuads = 4;      // values of a row that one of them has, by four
+constexpr int kMixQuads = 4;      // values of a row that one of them has, by four, at most
+// Few rows, of as few streams and values, have a kernel of their own.
+constexpr int kFewRows = 4;
+constexpr int kFewStreams = 4;
+constexpr int kFewQuads = 2;
 
 __global__ void EmbedKernel(const int32_t* tokens, const uint16_t* embed, int m, int64_t dim,
                             float* streams) {
@@ -234,18 +240,19 @@ __device__ void Sinkhorn(int m, int iters, float eps, float (&c)[kM][kM]) {
   }
 }
 
-// What a thread has of a row: kMixQuads times four neighbouring values, kRowThreads quads apart.
+// What a thread has of a row: kQuads times four neighbouring values, kRowThreads quads apart.
 __device__ int QuadOf(int q) {
   return q * kRowThreads + static_cast<int>(threadIdx.x);
 }
 
 // The norm's weights of a thread's values, which may be read before the inputs are there.
+template <int kQuads>
 struct NormWeights {
-  float4 quads[kMixQuads];
+  float4 quads[kQuads];
 
   __device__ NormWeights(const VectorView& norm, int dim) {
 #pragma unroll
-    for (int q = 0; q < kMixQuads; ++q) {
+    for (int q = 0; q < kQuads; ++q) {
       const int i = QuadOf(q);
       quads[q] = i < dim / 4 ? float4{VectorValue(norm, 4 * i), VectorValue(norm, 4 * i + 1),
                                       VectorValue(norm, 4 * i + 2), VectorValue(norm, 4 * i + 3)}
@@ -256,6 +263,7 @@ struct NormWeights {
 
 // A thread's values of the streams. The first of them, all that it has of four streams of 4096, are on their
 // way while the weights of the mix are found out; others are read where they are needed.
+template <bool kHasAll>
 class StreamQuads {
  public:
   __device__ StreamQuads(const float* streams, int m, int dim) : streams_(streams), m_(m), dim_(dim) {
@@ -278,13 +286,15 @@ class StreamQuads {
       }
       next = kStreamsAhead;
     }
-    for (int j = next; j < m_; ++j) sum = AddScaled(sum, weight[j], Load(q, j));
+    if constexpr (!kHasAll) {
+      for (int j = next; j < m_; ++j) sum = AddScaled(sum, weight[j], Load(q, j));
+    }
     return sum;
   }
 
  private:
-  static constexpr int kQuadsAhead = 2;
-  static constexpr int kStreamsAhead = 4;
+  static constexpr int kQuadsAhead = kFewQuads;
+  static constexpr int kStreamsAhead = kFewStreams;
 
   __device__ float4 Load(int q, int j) const {
     return LoadQuad(streams_ + int64_t{j} * dim_ + 4 * QuadOf(q));
@@ -297,13 +307,15 @@ class StreamQuads {
 };
 
 // out = RMSNorm(sum_j weight_j streams_j); `hidden`, unless null, receives the value before the norm.
-__device__ void MixAndNorm(bool faithful, int dim, const StreamQuads& streams, const float* weight,
-                           const NormWeights& norm, float norm_eps, bool stores, float* hidden, float* out) {
+template <int kQuads>
+__device__ void MixAndNorm(bool faithful, int dim, const StreamQuads<kQuads == kFewQuads>& streams,
+                           const float* weight, const NormWeights<kQuads>& norm, float norm_eps, bool stores,
+                           float* hidden, float* out) {
   __shared__ float shared[32];
-  float4 mixed[kMixQuads];
+  float4 mixed[kQuads];
   float squares = 0;
 #pragma unroll
-  for (int q = 0; q < kMixQuads; ++q) {
+  for (int q = 0; q < kQuads; ++q) {
     const int i = QuadOf(q);
     mixed[q] = float4{0, 0, 0, 0};
     if (i >= dim / 4) continue;
@@ -315,7 +327,7 @@ __device__ void MixAndNorm(bool faithful, int dim, const StreamQuads& streams, c
   }
   const float rinv = 1.0f / sqrtf(BlockSum(squares, shared) / static_cast<float>(dim) + norm_eps);
 #pragma unroll
-  for (int q = 0; q < kMixQuads; ++q) {
+  for (int q = 0; q < kQuads; ++q) {
     const int i = QuadOf(q);
     if (i >= dim / 4) continue;
     const float4 x = mixed[q];
@@ -361,7 +373,7 @@ __device__ const float* Rehearsed(const HyperConnectionPreArgs& args) {
 
 // logits: what comb is made of, [m, m].
 template <int kM>
-__device__ void FindComb(const HyperConnectionPreArgs& args, int64_t row, const float* logits, bool stores) {
+__device__ void FindComb(const HyperConnectionPreArgs& args, int row, const float* logits, bool stores) {
   const int m = args.m;
   float c[kM][kM];
 #pragma unroll
@@ -375,17 +387,17 @@ __device__ void FindComb(const HyperConnectionPreArgs& args, int64_t row, const 
 #pragma unroll
     for (int k = 0; k < kM; ++k) {
       if (stores && threadIdx.x == (j * kM + k) % 32 && j < m && k < m)
-        args.comb[(row * m + j) * m + k] = c[j][k];
+        args.comb[(int64_t{row} * m + j) * m + k] = c[j][k];
     }
   }
 }
 
 // How the output is mixed back, of one row: post, and comb by the first warp.
-__device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices,
-                            int64_t row) {
+template <int kM>
+__device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices, int row) {
   constexpr int kWarps = kRowThreads / 32;
-  constexpr int kRounds = (kMaxStreams * (1 + kMaxStreams) + kWarps - 1) / kWarps;
-  __shared__ float logits[kMaxStreams * kMaxStreams];
+  constexpr int kRounds = (kM * (1 + kM) + kWarps - 1) / kWarps;
+  __shared__ float logits[kM * kM];
   const int m = args.m;
   const int outputs = m * (2 + m);
   const int warp = threadIdx.x / 32;
@@ -404,43 +416,54 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
       const float value = own_scale(MixLogit(own_sum, sums[kRounds], int64_t{m} * args.dim, args.norm_eps));
       if (own < 2 * m) {
         const float post = 2.0f * Sigmoid(value);
-        if (real) args.post[row * m + own - m] = post;
+        if (real) args.post[int64_t{row} * m + own - m] = post;
       } else {
         logits[own - 2 * m] = value;
       }
     }
     __syncthreads();
     if (warp > 0) return;
-    if (m <= 4) {
-      FindComb<4>(args, row, logits, real);
+    if (kM == kFewStreams || m <= kFewStreams) {
+      FindComb<kFewStreams>(args, row, logits, real);
     } else {
-      FindComb<8>(args, row, logits, real);
+      FindComb<kM>(args, row, logits, real);
     }
   });
 }
 
 // Two thread blocks per row: one mixes; the other finds out how the output is mixed back, which takes as
-// long.
-__global__ void __launch_bounds__(kRowThreads)
-    PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful) {
+// long. A third one taps the streams, if the launch has it. With kFew a block takes half of a
+// multiprocessor's registers, so it is there early, beside one of the kernels before.
+template <bool kFew>
+__global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
+    PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful,
+              const SequenceRows* tapped, int num_tapped, TapSource tap) {
+  constexpr int kM = kFew ? kFewStreams : kMaxStreams;
+  constexpr int kQuads = kFew ? kFewQuads : kMixQuads;
+  const int row = static_cast<int>(blockIdx.x);
+  if (blockIdx.y == 2) {
+    AwaitInputs();
+    const SequenceRows& sequence = SequenceOf(tapped, num_tapped, row);
+    StoreTapRow(tap, sequence, row - sequence.first_row);
+    return;
+  }
   const int m = args.m;
-  const int64_t row = blockIdx.x;
   const int outputs = m * (2 + m);
-  const int64_t cols = int64_t{m} * args.dim;
+  const int cols = m * args.dim;
   partial += row * (outputs + 1) * slices;
   if (blockIdx.y == 1) {
-    FindMixBack(args, partial, slices, row);
+    FindMixBack<kM>(args, partial, slices, row);
     return;
   }
   __shared__ float weights[kMaxStreams];
-  const NormWeights norm(args.norm, args.dim);
+  const NormWeights<kQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
   RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
-    const StreamQuads streams(real ? args.streams + row * cols : Rehearsed(args), m, args.dim);
+    const StreamQuads<kFew> streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m, args.dim);
     FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
             weights);
     MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, nullptr,
-               args.x + row * args.dim);
+               args.x + int64_t{row} * args.dim);
   });
 }
 
@@ -450,10 +473,10 @@ __global__ void __launch_bounds__(kRowThreads)
   const int m = args.m;
   const int64_t row = blockIdx.x;
   const int64_t cols = int64_t{m} * args.dim;
-  const NormWeights norm(args.norm, args.dim);
+  const NormWeights<kMixQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
   AwaitInputs();
-  const StreamQuads streams(args.streams + args.row_ids[row] * cols, m, args.dim);
+  const StreamQuads<false> streams(args.streams + args.row_ids[row] * cols, m, args.dim);
   FindMix(partial + row * (m + 1) * slices, slices, m, m, cols, args.norm_eps, scale, args.hc_eps, weights);
   float* hidden = args.hidden != nullptr ? args.hidden + row * args.dim : nullptr;
   MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, true, hidden,
@@ -506,8 +529,12 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
   ArenaScope scope(*ctx.scratch);
   const Slice slice = Slice::Of(args.m, args.dim);
   const float* partial = MixLogits(ctx, slice, args.fn, args.streams, args.back, nullptr, args.rows);
-  Launch(ctx, PreKernel, dim3(static_cast<unsigned>(args.rows), 2), kRowThreads, 0, args, partial,
-         slice.count(), ctx.faithful());
+  const unsigned blocks = args.tap.sequences.empty() ? 2 : 3;  // of a row
+  const bool few = args.rows <= kFewRows && args.m <= kFewStreams && args.dim <= 4 * kFewQuads * kRowThreads;
+  Launch(ctx, few ? PreKernel<true> : PreKernel<false>, dim3(static_cast<unsigned>(args.rows), blocks),
+         kRowThreads, 0, args, partial, slice.count(), ctx.faithful(), args.tap.sequences.data(),
+         static_cast<int>(args.tap.sequences.size()),
+         TapSource{args.m, args.dim, args.tap.offset, args.streams, ctx.faithful()});
 }
 
 void HyperConnectionPost(const KernelContext& ctx, const HyperConnectionPostArgs& args) {

@@ -17,7 +17,7 @@ struct Shape {
   int m;
   int dim;
 };
-constexpr Shape kShapes[] = {{4, 256}, {2, 40}, {1, 516}, {8, 72}, {4, 2048}};
+constexpr Shape kShapes[] = {{4, 256}, {2, 40}, {1, 516}, {8, 72}, {4, 2048}, {4, 4104}};
 
 class HyperConnectionCudaTest : public OnDevice<> {
  protected:
@@ -143,6 +143,59 @@ TEST_F(HyperConnectionCudaTest, PreEqualsTheDefinitionAndIsPure) {
         }
       }
     }
+    device_->Clear();
+  }
+}
+
+TEST_F(HyperConnectionCudaTest, PreTapsWhatItHasMixedBack) {
+  std::mt19937 rng(5);
+  const Shape s = {4, 256};
+  const int rows = 7;
+  const int64_t width = s.m * s.dim;
+  constexpr int64_t kSlots = 4;  // fewer than the second sequence has rows
+  const Parameters parameters(s, s.m * (2 + s.m), rng);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    const bool faithful = numerics == Numerics::kFaithful;
+    const std::vector<float> streams = RandomRows(rows, width, faithful, rng);
+    const std::vector<float> y = RandomRows(rows, s.dim, faithful, rng);
+    const std::vector<float> post = RandomRows(rows, s.m, false, rng);
+    const std::vector<float> comb = RandomRows(rows, s.m * s.m, false, rng);
+    const int64_t item_bytes = int64_t{3} * s.dim * (faithful ? 2 : 4);
+    HyperConnectionPreArgs args;
+    args.rows = rows;
+    args.m = s.m;
+    args.dim = s.dim;
+    args.sinkhorn_iters = 20;
+    parameters.Fill(args);
+    UploadParameters(args);
+    // The rings of both sequences.
+    auto run = [&](bool fused) {
+      std::vector<SequenceRows> sequences = {{0, 2, 9, {}}, {2, 5, 30, {}}};
+      for (SequenceRows& sequence : sequences) {
+        sequence.cache.window = {device_->Upload(std::vector<std::byte>(kSlots * item_bytes)), item_bytes,
+                                 kSlots};
+      }
+      const std::span<const SequenceRows> tapped(device_->Upload(sequences), sequences.size());
+      args.streams = device_->Upload(streams);
+      args.x = device_->Allocate<float>(rows * s.dim);
+      args.post = device_->Upload(post);
+      args.comb = device_->Upload(comb);
+      args.back = {device_->Upload(y), args.post, args.comb};
+      args.tap = fused ? TapTarget{tapped, s.dim} : TapTarget{};
+      table_->hyper_connection_pre(device_->context(numerics), args);
+      if (!fused) {
+        table_->store_tap(device_->context(numerics), {tapped, s.m, s.dim, s.dim, args.streams});
+      }
+      std::vector<std::byte> rings;
+      for (const SequenceRows& sequence : sequences) {
+        const auto ring = device_->Download(sequence.cache.window.data, kSlots * item_bytes);
+        rings.insert(rings.end(), ring.begin(), ring.end());
+      }
+      return rings;
+    };
+    const std::vector<std::byte> apart = run(/*fused=*/false);
+    EXPECT_NE(apart, std::vector<std::byte>(apart.size()));
+    EXPECT_EQ(run(/*fused=*/true), apart);
     device_->Clear();
   }
 }

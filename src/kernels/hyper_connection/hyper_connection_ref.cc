@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "kernels/hyper_connection/hyper_connection.h"
+#include "kernels/taps/taps.h"
 
 namespace foresight {
 namespace {
@@ -98,6 +99,7 @@ void HyperConnectionPreRef(const KernelContext& ctx, const HyperConnectionPreArg
   const int m = args.m;
   CHECK(m <= kMaxStreams);
   if (args.back.x != nullptr) HyperConnectionPostRef(ctx, {args.rows, m, args.dim, args.back, args.streams});
+  StoreTapRef(ctx, {args.tap.sequences, m, args.dim, args.tap.offset, args.streams});
   ctx.pool->ParallelFor(args.rows, [&](int64_t t, int) {
     const float* streams = args.streams + t * m * args.dim;
     double mix[kMaxStreams * (2 + kMaxStreams)];

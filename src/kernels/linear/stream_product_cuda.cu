@@ -66,38 +66,37 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
 #pragma unroll 1
   for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
   // A lane keeps the scales of one round of the tile.
-  int tile_index = warp_first;
   uint32_t scales = 0;
-  const auto load_scales = [&](const StreamTile& tile) {
+  const auto load_scales = [&](int tile_index) {
     if constexpr (Format::kHasScales) {
+      const StreamTile tile = StreamTile::Of<Format>(of, tile_index, warp_k0);
       if (lane < rounds) scales = reinterpret_cast<const uint16_t*>(tile.scales)[lane];
     }
   };
-  StreamTile tile = {};
-  if (tile_index < end) {
-    tile = StreamTile::Of<Format>(of, tile_index, warp_k0);
-    load_scales(tile);
-  }
+  if (warp_first < end) load_scales(warp_first);
   if (args.split > 1) ClusterArrive();
 
-  AwaitInputs();
   const int count = idle ? 0 : blocks * of.rows;
   const auto fill = [&] {
 #pragma unroll
     for (int slot = kSlotsBefore; slot < kSlots; ++slot) stream.Copy(ring + slot * kSlotBytes);
   };
-  const auto prepare = [&]<int kBatch>() {  // as many loads at once
-    const int64_t stride = int64_t{of.groups} * of.cols;
-    const float* from = of.x + int64_t{group} * of.cols + k0;
+  // Brings the columns to shared memory. In a rehearsal the values are weights, the first ones for all
+  // blocks.
+  const auto prepare = [&]<int kBatch>(bool real) {  // as many loads at once
+    const int64_t stride = real ? int64_t{of.groups} * of.cols : 0;
+    const int block_stride = real ? kBlockK : 0;
+    const float* from =
+        real ? of.x + int64_t{group} * of.cols + k0 : reinterpret_cast<const float*>(of.products[0].w.data);
 #pragma unroll 1
     for (int begin = warp; begin < count; begin += kTileWarps * kBatch) {
       LaneValues values[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);
-        LoadColumn<Format>(values[i], from + at % of.rows * stride + at / of.rows * kBlockK);
+        LoadColumn<Format>(values[i], from + at % of.rows * stride + at / of.rows * block_stride);
       }
-      if (begin == warp) fill();
+      if (real && begin == warp) fill();
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);  // the last one's more than once
@@ -107,172 +106,183 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       }
     }
   };
-  if (count <= kTileWarps) {
-    prepare.template operator()<1>();
-  } else if (count <= 4 * kTileWarps) {
-    prepare.template operator()<4>();
-  } else {
-    prepare.template operator()<8>();
-  }
-  if (warp >= count) fill();
-  __syncthreads();
-  if (args.split > 1) ClusterWait();
 
-  const int unit_bytes = columns * 16;
-  const uint8_t* lane_x = x + (share * (blocks / args.warps) * kBlockUnits + lane / 8) * unit_bytes +
-                          min(lane % 8, columns - 1) * 16;
-  const float* lane_factors = factors + share * (blocks / args.warps) * kColumns + 2 * t;
-  const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
-  const uint8_t* lane_weights_other = ring + g * 128 + ((4 + t) ^ (g % 2 * 4)) * 16;
-  const int ring_end = kSlots * kSlotBytes;
-  int slot = 0;
-#pragma unroll 1
-  for (; tile_index < end; tile_index += step) {
-    const uint32_t tile_scales = scales;
-    StreamTile next = {};
-    const uint8_t* block_x = lane_x;
-    const float* block_factors = lane_factors;
-    float total[kTiles][4] = {};
-    float sums[kTiles][4] = {};
-    int part_left = part_blocks;
-    int part = rank * (parts / args.split) + share * (parts / args.split / args.warps);
-#pragma unroll 1
-    for (int round = 0; round < rounds; ++round) {
-      AwaitCopies<kSlots - 1>();
-      __syncwarp();
-      // Chunk c: bytes 64 c + 16 t of the rows g and g + 8.
-      uint4 weights[4][2];
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        const uint8_t* from = (c % 2 == 0 ? lane_weights : lane_weights_other) + slot + c / 2 * 2048;
-        weights[c][0] = *reinterpret_cast<const uint4*>(from);
-        weights[c][1] = *reinterpret_cast<const uint4*>(from + 1024);
-      }
-      __syncwarp();
-      stream.Copy(ring + slot);
-      slot = slot + kSlotBytes < ring_end ? slot + kSlotBytes : 0;
-      const uint32_t round_scales = __shfl_sync(0xffffffff, tile_scales, round);
+  // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing.
+  RehearseAndRun(true, [&](bool real) {
+    if (count <= kTileWarps) {
+      prepare.template operator()<1>(real);
+    } else if (count <= 4 * kTileWarps) {
+      prepare.template operator()<4>(real);
+    } else {
+      prepare.template operator()<8>(real);
+    }
+    if (real) {
+      if (warp >= count) fill();
+    } else {
+      AwaitCopies<0>();
+    }
+    __syncthreads();
+    if (real && args.split > 1) ClusterWait();
 
-      constexpr int kChunkSteps = Format::kValues / 4;
-      constexpr int kBlockChunks = kBlockSteps / kChunkSteps;
-      constexpr int kTogether = kTiles <= 2 ? kRoundBlocks : 1;  // blocks whose chains run side by side
+    const int unit_bytes = columns * 16;
+    const uint8_t* lane_x = x + (share * (blocks / args.warps) * kBlockUnits + lane / 8) * unit_bytes +
+                            min(lane % 8, columns - 1) * 16;
+    const float* lane_factors = factors + share * (blocks / args.warps) * kColumns + 2 * t;
+    const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
+    const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
+    const int tiles_end = real ? end : min(end, warp_first + 1);
+    const int tile_rounds = real ? rounds : 1;
+    const int stored_columns = real ? of.rows : 0;
+    int slot = 0;
+#pragma unroll 1
+    for (int tile_index = warp_first; tile_index < tiles_end; tile_index += step) {
+      const uint32_t tile_scales = scales;
+      const uint8_t* block_x = lane_x;
+      const float* block_factors = lane_factors;
+      float total[kTiles][4] = {};
+      float sums[kTiles][4] = {};
+      int part_left = real ? part_blocks : kRoundBlocks;
+      int part = rank * (parts / args.split) + share * (parts / args.split / args.warps);
+#pragma unroll 1
+      for (int round = 0; round < tile_rounds; ++round) {
+        AwaitCopies<kSlots - 1>();
+        __syncwarp();
+        // Chunk c: bytes 64 c + 16 t of the rows g and g + 8.
+        uint4 weights[4][2];
 #pragma unroll
-      for (int b0 = 0; b0 < kRoundBlocks; b0 += kTogether) {
-        float acc[kTogether][kTiles][4] = {};
+        for (int c = 0; c < 4; ++c) {
+          const uint8_t* from = lane_weights + (c % 2 == 0 ? 0 : to_other) + slot + c / 2 * 2048;
+          weights[c][0] = *reinterpret_cast<const uint4*>(from);
+          weights[c][1] = *reinterpret_cast<const uint4*>(from + 1024);
+        }
+        __syncwarp();
+        if (real) stream.Copy(ring + slot);
+        slot = slot + kSlotBytes < kSlots * kSlotBytes ? slot + kSlotBytes : 0;
+        const uint32_t round_scales = __shfl_sync(0xffffffff, tile_scales, round);
+
+        constexpr int kChunkSteps = Format::kValues / 4;
+        constexpr int kBlockChunks = kBlockSteps / kChunkSteps;
+        constexpr int kTogether = kTiles <= 2 ? kRoundBlocks : 1;  // blocks whose chains run side by side
 #pragma unroll
-        for (int pair = 0; pair < kBlockSteps / 2; ++pair) {
+        for (int b0 = 0; b0 < kRoundBlocks; b0 += kTogether) {
+          float acc[kTogether][kTiles][4] = {};
+#pragma unroll
+          for (int pair = 0; pair < kBlockSteps / 2; ++pair) {
+#pragma unroll
+            for (int b = 0; b < kTogether; ++b) {
+              uint32_t values[kTiles][4];
+#pragma unroll
+              for (int n = 0; n < kTiles; ++n) {
+                LoadMatrices(values[n], block_x + ((b0 + b) * kBlockUnits + 4 * pair) * unit_bytes + n * 128);
+              }
+#pragma unroll
+              for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
+                const uint4(&chunk)[2] = weights[(b0 + b) * kBlockChunks + step / kChunkSteps];
+                uint32_t a[4];
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                  const uint32_t words[4] = {chunk[half].x, chunk[half].y, chunk[half].z, chunk[half].w};
+                  Format::Decode(words, step % kChunkSteps, 0, a[half], a[half + 2]);
+                }
+#pragma unroll
+                for (int n = 0; n < kTiles; ++n) {
+                  Multiply<Format>(acc[b][n], a, values[n][step % 2 * 2], values[n][step % 2 * 2 + 1]);
+                }
+              }
+            }
+          }
 #pragma unroll
           for (int b = 0; b < kTogether; ++b) {
-            uint32_t values[kTiles][4];
+            const RowScale scale = Format::Scale(static_cast<uint8_t>(round_scales >> (8 * (b0 + b))));
+            const RowScale row_scales[2] = {scale, scale};
 #pragma unroll
             for (int n = 0; n < kTiles; ++n) {
-              LoadMatrices(values[n], block_x + ((b0 + b) * kBlockUnits + 4 * pair) * unit_bytes + n * 128);
+              const float2 f =
+                  Format::kHalf
+                      ? *reinterpret_cast<const float2*>(block_factors + (b0 + b) * kColumns + n * 8)
+                      : float2{1, 1};
+              ScaleSums<Format>(acc[b][n], row_scales, f);
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
             }
+            if (--part_left == 0) {
+              part_left = part_blocks;
+              if (!sends) {
 #pragma unroll
-            for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
-              const uint4(&chunk)[2] = weights[(b0 + b) * kBlockChunks + step / kChunkSteps];
-              uint32_t a[4];
+                for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                const uint32_t words[4] = {chunk[half].x, chunk[half].y, chunk[half].z, chunk[half].w};
-                Format::Decode(words, step % kChunkSteps, 0, a[half], a[half + 2]);
-              }
-#pragma unroll
-              for (int n = 0; n < kTiles; ++n) {
-                Multiply<Format>(acc[b][n], a, values[n][step % 2 * 2], values[n][step % 2 * 2 + 1]);
-              }
-            }
-          }
-        }
-#pragma unroll
-        for (int b = 0; b < kTogether; ++b) {
-          const RowScale scale = Format::Scale(static_cast<uint8_t>(round_scales >> (8 * (b0 + b))));
-          const RowScale row_scales[2] = {scale, scale};
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            const float2 f =
-                Format::kHalf ? *reinterpret_cast<const float2*>(block_factors + (b0 + b) * kColumns + n * 8)
-                              : float2{1, 1};
-            ScaleSums<Format>(acc[b][n], row_scales, f);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
-          }
-          if (--part_left == 0) {
-            part_left = part_blocks;
-            if (!sends) {
-#pragma unroll
-              for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  total[n][i] = __fadd_rn(total[n][i], sums[n][i]);
-                  sums[n][i] = 0;
-                }
-              }
-            } else {
-              const int local = tile_index - first;
-              float* to = received + ((local / args.split * parts + part) * columns + 2 * t) * kTileRows + g;
-#pragma unroll
-              for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                  if (n * 8 + 2 * t + i % 2 < of.rows) {
-                    float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
-                    if (args.split > 1) {
-                      StoreToBlock(own, local % args.split, sums[n][i]);
-                    } else {
-                      *own = sums[n][i];
-                    }
+                  for (int i = 0; i < 4; ++i) {
+                    total[n][i] = __fadd_rn(total[n][i], sums[n][i]);
+                    sums[n][i] = 0;
                   }
-                  sums[n][i] = 0;
                 }
+              } else {
+                const int local = tile_index - first;
+                float* to =
+                    received + ((local / args.split * parts + part) * columns + 2 * t) * kTileRows + g;
+#pragma unroll
+                for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+                  for (int i = 0; i < 4; ++i) {
+                    if (n * 8 + 2 * t + i % 2 < stored_columns) {
+                      float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
+                      if (args.split > 1) {
+                        StoreToBlock(own, local % args.split, sums[n][i]);
+                      } else {
+                        *own = sums[n][i];
+                      }
+                    }
+                    sums[n][i] = 0;
+                  }
+                }
+                ++part;
               }
-              ++part;
+            }
+          }
+        }
+        if (round == 0 && tile_index + step < tiles_end) load_scales(tile_index + step);
+        block_x += kRoundBlocks * kBlockUnits * unit_bytes;
+        block_factors += kRoundBlocks * kColumns;
+      }
+      if (!sends) {
+        const StreamTile tile = StreamTile::Of<Format>(of, tile_index, warp_k0);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int column = n * 8 + 2 * t + i % 2;
+            const int row = g + i / 2 * 8;
+            if (column < stored_columns && row < tile.rows) {
+              const float y = total[n][i];
+              tile.out[column * tile.out_stride + row] = tile.round_output ? RoundBf16(y) : y;
             }
           }
         }
       }
-      if (round == 0 && tile_index + step < end) {
-        next = StreamTile::Of<Format>(of, tile_index + step, warp_k0);
-        load_scales(next);
-      }
-      block_x += kRoundBlocks * kBlockUnits * unit_bytes;
-      block_factors += kRoundBlocks * kColumns;
     }
-    if (!sends) {
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = n * 8 + 2 * t + i % 2;
-          const int row = g + i / 2 * 8;
-          if (column < of.rows && row < tile.rows) {
-            const float y = total[n][i];
-            tile.out[column * tile.out_stride + row] = tile.round_output ? RoundBf16(y) : y;
-          }
-        }
-      }
+    if (!sends) return;
+    if (!real || args.split == 1) {
+      __syncthreads();
+    } else {
+      ClusterArrive();
+      ClusterWait();
     }
-    tile = next;
-  }
-  if (!sends) return;
-  if (args.split > 1) {
-    ClusterArrive();
-    ClusterWait();
-  } else {
-    __syncthreads();
-  }
-  const int mine = (end - first - rank + args.split - 1) / args.split;
-  for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
-    const int row = e % kTileRows;
-    const int column = e / kTileRows % of.rows;
-    const int local = e / kTileRows / of.rows;
-    const StreamTile to = StreamTile::Of<Format>(of, first + local * args.split + rank, k0);
-    const float* from = received + (local * parts * columns + column) * kTileRows + row;
-    float sum = 0;
+    const int part_stride = real ? columns * kTileRows : 0;
+    const int mine = (end - first - rank + args.split - 1) / args.split;
+    for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
+      const int row = e % kTileRows;
+      const int column = e / kTileRows % of.rows;
+      const int local = e / kTileRows / of.rows;
+      const StreamTile to = StreamTile::Of<Format>(of, first + local * args.split + rank, k0);
+      const float* from = real ? received + (local * parts * columns + column) * kTileRows + row
+                               : reinterpret_cast<const float*>(x) + row;
+      float sum = 0;
 #pragma unroll 8
-    for (int p = 0; p < parts; ++p) sum = __fadd_rn(sum, from[p * columns * kTileRows]);
-    if (row < to.rows) to.out[column * to.out_stride + row] = to.round_output ? RoundBf16(sum) : sum;
-  }
+      for (int p = 0; p < parts; ++p) sum = __fadd_rn(sum, from[p * part_stride]);
+      if (row < to.rows && real)
+        to.out[column * to.out_stride + row] = to.round_output ? RoundBf16(sum) : sum;
+    }
+  });
 }
 
 template <typename Format, int kTiles, int kSlots>

@@ -112,11 +112,10 @@ class TileStream {
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          StreamAsync(slot + to_ + half * 2048 + i * 512, rows_[i] + half * 128);
+          StreamAsync(slot + to_ + half * 2048 + i * 512, round_ + rows_[i] + half * 128);
         }
       }
-#pragma unroll
-      for (int i = 0; i < 4; ++i) rows_[i] += kRoundBytes;
+      round_ += kRoundBytes;
       if (--left_ == 0) {
         tile_ += step_;
         if (tile_ < end_) Open();
@@ -132,13 +131,15 @@ class TileStream {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int row = min(lane / 8 + 4 * i, tile.rows - 1);
-      rows_[i] = tile.weights + row * Format::Bytes(of_.cols) + lane % 8 * 16;
+      rows_[i] = row * static_cast<int>(Format::Bytes(of_.cols));
     }
+    round_ = tile.weights + lane % 8 * 16;
     left_ = rounds_;
   }
 
   const StreamedProducts& of_;
-  const uint8_t* rows_[4];
+  const uint8_t* round_ = nullptr;  // the lane's first 16 bytes, of the tile's first row
+  int rows_[4];                     // the lane's, in bytes from there
   int tile_;
   const int step_;
   const int end_;

@@ -1,30 +1,19 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/taps/tap_row.cuh"
 
 namespace foresight::cuda {
 namespace {
 
-// One thread block per row of one sequence: grid (rows of the longest, sequences).
-__global__ void StoreTapKernel(const SequenceRows* sequences, int m, int dim, int64_t offset,
-                               const float* streams, bool faithful) {
+// Blocks share the rows of sequence blockIdx.y.
+__global__ void StoreTapKernel(const SequenceRows* sequences, TapSource tap) {
   AwaitInputs();
   const SequenceRows& sequence = sequences[blockIdx.y];
-  const RingView& ring = sequence.cache.window;
-  const int64_t kept = sequence.num_rows < ring.slots ? sequence.num_rows : ring.slots;
-  for (int64_t i = sequence.num_rows - kept + blockIdx.x; i < sequence.num_rows; i += gridDim.x) {
-    std::byte* item = ring.data + (sequence.first_position + i) % ring.slots * ring.item_bytes;
-    const float* row = streams + (sequence.first_row + i) * m * dim;
-    for (int d = threadIdx.x; d < dim; d += blockDim.x) {
-      double sum = 0;  // as in the definition, to the bit: there is time for it
-      for (int j = 0; j < m; ++j) sum += row[int64_t{j} * dim + d];
-      const float mean = static_cast<float>(sum / m);
-      if (faithful) {
-        reinterpret_cast<uint16_t*>(item)[offset + d] = Bf16Bits(mean);
-      } else {
-        reinterpret_cast<float*>(item)[offset + d] = mean;
-      }
-    }
+  const int64_t slots = sequence.cache.window.slots;
+  const int skipped = sequence.num_rows > slots ? sequence.num_rows - static_cast<int>(slots) : 0;
+  for (int i = skipped + static_cast<int>(blockIdx.x); i < sequence.num_rows; i += gridDim.x) {
+    StoreTapRow(tap, sequence, i);
   }
 }
 
@@ -45,8 +34,8 @@ __global__ void LoadTapsKernel(const SequenceRows* sequences, int64_t width, boo
 }  // namespace
 
 void StoreTap(const KernelContext& ctx, const StoreTapArgs& args) {
-  Launch(ctx, StoreTapKernel, dim3(8, args.sequences.size()), 256, 0, args.sequences.data(), args.m, args.dim,
-         args.offset, args.streams, ctx.faithful());
+  Launch(ctx, StoreTapKernel, dim3(8, args.sequences.size()), 256, 0, args.sequences.data(),
+         TapSource{args.m, args.dim, args.offset, args.streams, ctx.faithful()});
 }
 
 void LoadTaps(const KernelContext& ctx, const LoadTapsArgs& args) {
