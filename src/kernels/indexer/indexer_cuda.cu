@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/indexer/indexer_parts.h"
 #include "kernels/indexer/packed_scores.cuh"
 #include "kernels/indexer/packed_scores_sm90a.h"
 #include "kernels/indexer/top_k.cuh"
@@ -183,53 +184,90 @@ void PlainScores(const KernelContext& ctx, const Indexing& args) {
          kPlainKeys * kHeadGroups, floats * sizeof(float), args);
 }
 
+// Of all rows of the step.
+Indexing MakeIndexing(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  return {.sequences = args.sequences.data(),
+          .num_sequences = static_cast<int>(args.sequences.size()),
+          .heads = args.heads,
+          .rope_dim = args.rope_dim,
+          .topk = args.topk,
+          .faithful = ctx.faithful(),
+          .key = args.key,
+          .factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key.dim) * args.heads)),
+          .iq = args.iq,
+          .w = args.w,
+          .cos = args.cos,
+          .sin = args.sin,
+          .picks = args.picks,
+          .first_row = 0,
+          .turn_rows = args.rows,
+          .scores = scores.scores,
+          .maxima = scores.maxima,
+          .stride = scores.stride};
+}
+
+bool IsPacked(const IndexerArgs& args) {
+  return args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim && args.heads <= kPackedHeads;
+}
+
+// Of the rows of a turn.
+void Scores(const KernelContext& ctx, const Indexing& args, bool packed) {
+  if (!packed) {
+    PlainScores(ctx, args);
+    return;
+  }
+  ArenaScope scope(*ctx.scratch);
+  PackedScores(ctx, args, ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2)));
+}
+
+void PrepareQueries(const KernelContext& ctx, const Indexing& args) {
+  Launch(ctx, PrepareQueryKernel, dim3(args.heads, args.turn_rows), 32, args.key.dim * sizeof(float), args);
+}
+
 }  // namespace
 
 void Indexer(const KernelContext& ctx, const IndexerArgs& args) {
   const int64_t stride = std::max<int64_t>(
       kLeastStride, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(args.entries_max))));
-  Indexing indexing = {
-      .sequences = args.sequences.data(),
-      .num_sequences = static_cast<int>(args.sequences.size()),
-      .heads = args.heads,
-      .rope_dim = args.rope_dim,
-      .topk = args.topk,
-      .faithful = ctx.faithful(),
-      .key = args.key,
-      .factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key.dim) * args.heads)),
-      .iq = args.iq,
-      .w = args.w,
-      .cos = args.cos,
-      .sin = args.sin,
-      .picks = args.picks,
-      .first_row = 0,
-      .turn_rows = args.rows,
-      .scores = nullptr,
-      .stride = stride};
+  Indexing indexing = MakeIndexing(ctx, args, {.stride = stride});
   if (stride <= args.topk) {  // no row has more entries than it may pick
     Pick(ctx, indexing);
     return;
   }
-  const bool packed =
-      args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim && args.heads <= kPackedHeads;
-  if (!packed) {
-    Launch(ctx, PrepareQueryKernel, dim3(args.heads, args.rows), 32, args.key.dim * sizeof(float), indexing);
-  }
+  const bool packed = IsPacked(args);
+  if (!packed) PrepareQueries(ctx, indexing);
   ArenaScope scope(*ctx.scratch);
   const int64_t turn_rows = std::clamp<int64_t>(kScoreBytes / (stride * int64_t{sizeof(float)}), 1,
                                                 std::clamp<int64_t>(args.rows, 1, kTurnRows));
   indexing.scores = ctx.scratch->Allocate<float>(turn_rows * stride);
-  uint16_t* queries = packed ? ctx.scratch->Allocate<uint16_t>(turn_rows * (kQueryBytes / 2)) : nullptr;
+  indexing.maxima = ctx.scratch->Allocate<float>(turn_rows * stride / IndexScores::kMaximumOf);
   for (int first = 0; first < args.rows; first += turn_rows) {
     indexing.first_row = first;
     indexing.turn_rows = static_cast<int>(std::min<int64_t>(turn_rows, args.rows - first));
-    if (packed) {
-      PackedScores(ctx, indexing, queries);
-    } else {
-      PlainScores(ctx, indexing);
-    }
+    Scores(ctx, indexing, packed);
     Pick(ctx, indexing);
   }
 }
 
+namespace {
+
+void IndexerScores(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  const Indexing indexing = MakeIndexing(ctx, args, scores);
+  if (!IsPacked(args)) PrepareQueries(ctx, indexing);
+  Scores(ctx, indexing, IsPacked(args));
+}
+
+void IndexerPicks(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  Pick(ctx, MakeIndexing(ctx, args, scores));
+}
+
+}  // namespace
 }  // namespace foresight::cuda
+
+namespace foresight {
+
+Result<IndexerParts> CudaIndexerParts() {
+  return IndexerParts{.scores = cuda::IndexerScores, .picks = cuda::IndexerPicks};
+}
+
+}  // namespace foresight

@@ -24,7 +24,9 @@ struct Indexing {
   // The rows of this turn: [first_row, first_row + turn_rows) of the step.
   int first_row;
   int turn_rows;
-  float* scores;  // [turn_rows, stride]
+  // As IndexScores has them, of this turn's rows.
+  float* scores;
+  float* maxima;
   int64_t stride;
 
   // The number of entries that the row sees.
