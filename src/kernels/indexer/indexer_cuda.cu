@@ -115,58 +115,52 @@ __global__ void __launch_bounds__(kPlainKeys* kHeadGroups) PlainScoresKernel(Ind
     }
     partial[group][key] = sum;
     __syncthreads();
-    if (group == 0 && first + key < visible) {
-      args.scores[blockIdx.y * args.stride + first + key] =
-          (partial[0][key] + partial[1][key]) + (partial[2][key] + partial[3][key]);
+    if (group == 0) {
+      static_assert(kPlainKeys == 2 * kMaximumOf);
+      const float score = (partial[0][key] + partial[1][key]) + (partial[2][key] + partial[3][key]);
+      if (first + key < visible) args.scores[blockIdx.y * args.stride + first + key] = score;
+      const float known = first + key < visible ? score : -INFINITY;
+      const float lower = LargestOfWarp(key < kMaximumOf ? known : -INFINITY);
+      const float upper = LargestOfWarp(key < kMaximumOf ? -INFINITY : known);
+      if (key % kMaximumOf == 0) {
+        args.maxima[(blockIdx.y * args.stride + first + key) / kMaximumOf] = key == 0 ? lower : upper;
+      }
     }
   }
 }
 
-// The picks of a row by a cluster of kBlocks.
-template <int kBlocks, int kThreads, typename Scores>
+// The picks of a row by one block.
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads) PickKernel(Indexing args) {
-  __shared__ TopKShared shared;
-  shared.Clear<kThreads>();
+  __shared__ TopKShared<kThreads> shared;
+  shared.Clear();
   AwaitInputs();
-  const int turn_row = blockIdx.x / kBlocks;
-  const int rank = blockIdx.x % kBlocks;
+  const int turn_row = blockIdx.x;
   const int row = args.first_row + turn_row;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   const int visible = args.Visible(sequence, row);
   int32_t* picks = args.picks + static_cast<int64_t>(row) * args.topk;
   if (visible <= args.topk) {
-    if (rank > 0) return;
     for (int i = threadIdx.x; i < args.topk; i += kThreads) picks[i] = i < visible ? i : -1;
     return;
   }
-  const Scores scores(args.scores + turn_row * args.stride, TopKShare(visible, kBlocks, rank, kThreads));
-  TopK<kBlocks, kThreads>(scores, args.topk, rank, shared, picks);
+  TopK(args.scores + turn_row * args.stride, args.maxima + turn_row * (args.stride / kMaximumOf), visible,
+       args.topk, shared, picks);
 }
 
-// Long rows are picked from by clusters. While there are SMs for all, large blocks are faster; with many rows
-// two small ones per SM are.
+// While there are SMs for all rows, large blocks are faster; with more rows two small ones per SM are, if
+// they can hold as many runs as are listed.
 void Pick(const KernelContext& ctx, const Indexing& args) {
-  constexpr int kBlocks = 8;
-  constexpr int kLarge = 1024;
-  constexpr int kSmall = 512;
-  const bool clusters = args.stride > kLarge * 4 && DeviceOf(ctx).capability() >= 90;
-  const unsigned blocks = clusters ? kBlocks : 1;
-  const bool large = int64_t{args.turn_rows} * blocks <= DeviceOf(ctx).num_sms();
-  const auto launch = [&](auto kernel, int threads) {
-    LaunchClusters(ctx, kernel, blocks, dim3(blocks * args.turn_rows), threads, 0, args);
-  };
-  if (large && args.stride <= kLarge * 4) {
-    launch(PickKernel<1, kLarge, HeldScores<1>>, kLarge);
-  } else if (!clusters) {
-    launch(PickKernel<1, kSmall, RowScores>, kSmall);
-  } else if (large && args.stride <= kBlocks * kLarge * 8) {
-    launch(PickKernel<kBlocks, kLarge, HeldScores<2>>, kLarge);
+  if (args.turn_rows <= DeviceOf(ctx).num_sms() || args.topk > 512) {
+    Launch(ctx, PickKernel<1024>, dim3(args.turn_rows), 1024, 0, args);
   } else {
-    launch(PickKernel<kBlocks, kSmall, RowScores>, kSmall);
+    Launch(ctx, PickKernel<512>, dim3(args.turn_rows), 512, 0, args);
   }
 }
 
-void PackedScores(const KernelContext& ctx, const Indexing& args, uint16_t* queries) {
+void PackedScores(const KernelContext& ctx, const Indexing& args) {
+  ArenaScope scope(*ctx.scratch);
+  uint16_t* queries = ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2));
   Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 4, args.turn_rows), 128, 0, args, queries);
   if (DeviceOf(ctx).capability() == 90) {
     LaunchPackedScoresSm90a(ctx, args, queries);
@@ -212,12 +206,11 @@ bool IsPacked(const IndexerArgs& args) {
 
 // Of the rows of a turn.
 void Scores(const KernelContext& ctx, const Indexing& args, bool packed) {
-  if (!packed) {
+  if (packed) {
+    PackedScores(ctx, args);
+  } else {
     PlainScores(ctx, args);
-    return;
   }
-  ArenaScope scope(*ctx.scratch);
-  PackedScores(ctx, args, ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2)));
 }
 
 void PrepareQueries(const KernelContext& ctx, const Indexing& args) {

@@ -29,23 +29,30 @@ const std::pair<const char*, Scores> kScores[] = {
     {"all equal", [](int, int, std::mt19937&) { return -1.5f; }},
     {"few values", [](int, int, std::mt19937& r) { return static_cast<float>(r() % 5) - 2; }},
     {"mostly zeros of both signs",
-     [](int, int, std::mt19937& r) { return r() % 300 == 0 ? 1.0f : r() % 2 == 0 ? 0.0f : -0.0f; }},
+     [](int, int, std::mt19937& r) { return r() % 300 == 0 ? 1.0f
+                                            : r() % 2 == 0 ? 0.0f
+                                                           : -0.0f; }},
     {"rising", [](int i, int, std::mt19937&) { return static_cast<float>(i); }},
     {"falling", [](int i, int, std::mt19937&) { return static_cast<float>(-i); }},
     {"nearly equal", [](int, int, std::mt19937& r) { return 1 + static_cast<float>(r() % 64) * 0x1p-23f; }},
     {"large ones side by side",
-     [](int i, int count, std::mt19937& r) { return Normal(0, 0, r) + (i / 900 == count / 2000 ? 100.0f : 0.0f); }},
+     [](int i, int count, std::mt19937& r) {
+       return Normal(0, 0, r) + (i / 900 == count / 2000 ? 100.0f : 0.0f);
+     }},
     {"of every size",
-     [](int, int, std::mt19937& r) { return std::ldexp(Normal(0, 0, r), static_cast<int>(r() % 240) - 120); }},
+     [](int, int, std::mt19937& r) {
+       return std::ldexp(Normal(0, 0, r), static_cast<int>(r() % 240) - 120);
+     }},
     {"no numbers and infinities",
      [](int, int, std::mt19937& r) {
        const uint32_t kind = r() % 8;
-       return kind == 0   ? std::numeric_limits<float>::quiet_NaN()
-              : kind == 1 ? -kInfinity
+       return kind == 0                     ? std::numeric_limits<float>::quiet_NaN()
+              : kind == 1                   ? -kInfinity
               : kind == 2 && r() % 200 == 0 ? kInfinity
                                             : Normal(0, 0, r);
      }},
-    {"minus infinity but for a few", [](int i, int, std::mt19937&) { return i % 1000 == 7 ? 1.0f : -kInfinity; }},
+    {"minus infinity but for a few",
+     [](int i, int, std::mt19937&) { return i % 1000 == 7 ? 1.0f : -kInfinity; }},
 };
 
 // The definition: larger first, of equal ones the lower index; no number is minus infinity.
@@ -86,7 +93,8 @@ void ExpectLargest(KernelDevice& device, const Scores& of, int rows, int count, 
   }
   std::vector<SequenceRows> sequences;
   for (int row = 0; row < rows; ++row) {
-    sequences.push_back({.first_row = row, .num_rows = 1, .first_position = count * int64_t{4} + 2, .cache = {}});
+    sequences.push_back(
+        {.first_row = row, .num_rows = 1, .first_position = count * int64_t{4} + 2, .cache = {}});
   }
   const IndexerParts parts = *CudaIndexerParts();
   int32_t* picks = device.Allocate<int32_t>(int64_t{rows} * topk);

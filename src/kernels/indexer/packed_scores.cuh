@@ -18,6 +18,7 @@ namespace foresight::cuda {
 constexpr int kPackedKeyBytes = 68;  // 64 of codes, four scales
 constexpr int kTileKeys = 64;        // that a warpgroup scores at a time
 constexpr int kWarpKeys = 16;        // of these per warp
+static_assert(kWarpKeys == kMaximumOf);
 constexpr int kWarpTileBytes = kWarpKeys * kPackedKeyBytes;
 constexpr int kScoreGroups = 4;  // warpgroups of a block
 constexpr int kScoreThreads = 128 * kScoreGroups;
@@ -316,6 +317,7 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
       upcoming = block(tile + (kStages + 1) * kScoreGroups);
       const int key = KeyTiles::WarpKey(tile) + lane / 4 + lane % 2 * 8;  // that the lane stores
       float* scores = args.scores + int64_t{pass.first_row - args.first_row} * args.stride + key;
+      float* maxima = args.maxima + (scores - args.scores) / kMaximumOf;  // lane 0's key is the warp's first
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= pass.rows) break;
@@ -336,6 +338,8 @@ __global__ void __launch_bounds__(kScoreThreads, 1)
         const float sum = SumOfQuad(sums[0], sums[1]);
         const int row_visible = static_cast<int>((seen_before + pass.first_row + r) / args.kRatio);
         if (lane % 4 < 2 && key < row_visible) scores[r * args.stride] = sum;
+        const float largest = LargestOfWarp(key < row_visible ? sum : -INFINITY);
+        if (lane == 0 && key < row_visible) maxima[r * (args.stride / kMaximumOf)] = largest;
       }
     }
     __pipeline_wait_prior(0);
