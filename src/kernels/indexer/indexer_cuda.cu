@@ -55,14 +55,15 @@ __global__ void PrepareQueryKernel(Indexing args) {
   for (int i = threadIdx.x; i < dim / 2; i += 32) values[i] = reinterpret_cast<float2*>(x)[i];
 }
 
-// The queries [turn_rows, kQueryBytes] of this turn's rows. One warp per head; a row that needs no scores is
-// left alone.
-__global__ void __launch_bounds__(128) PackQueryKernel(Indexing args, uint16_t* queries) {
+// The queries [turn_rows, kQueryBytes] of this turn's rows. One warp per eight heads; a row that needs no
+// scores is left alone.
+__global__ void __launch_bounds__(64) PackQueryKernel(Indexing args, uint16_t* queries) {
   AwaitInputs();
   const int row = args.first_row + blockIdx.y;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   if (args.Visible(sequence, row) <= args.topk) return;
-  PackHead(args, row, blockIdx.x * 4 + threadIdx.x / 32, queries + int64_t{blockIdx.y} * (kQueryBytes / 2));
+  PackedHeads heads(args, row, (blockIdx.x * 2 + threadIdx.x / 32) * 8);
+  heads.StoreTo(queries + int64_t{blockIdx.y} * (kQueryBytes / 2));
 }
 
 // Value i of an index key.
@@ -160,8 +161,11 @@ void Pick(const KernelContext& ctx, const Indexing& args) {
 
 void PackedScores(const KernelContext& ctx, const Indexing& args) {
   ArenaScope scope(*ctx.scratch);
-  uint16_t* queries = ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2));
-  Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 4, args.turn_rows), 128, 0, args, queries);
+  uint16_t* queries = nullptr;
+  if (RowsShare(ctx, args)) {
+    queries = ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2));
+    Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 16, args.turn_rows), 64, 0, args, queries);
+  }
   if (DeviceOf(ctx).capability() == 90) {
     LaunchPackedScoresSm90a(ctx, args, queries);
   } else {
@@ -201,7 +205,8 @@ Indexing MakeIndexing(const KernelContext& ctx, const IndexerArgs& args, const I
 }
 
 bool IsPacked(const IndexerArgs& args) {
-  return args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim && args.heads <= kPackedHeads;
+  return args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim &&
+         args.heads <= kPackedHeads && args.rope_dim % kPackedRopeStep == 0;
 }
 
 // Of the rows of a turn.
