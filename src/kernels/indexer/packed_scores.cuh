@@ -463,14 +463,20 @@ inline bool RowsShare(const KernelContext& ctx, const Indexing& args) {
 // `queries` as PackQueryKernel makes them, if rows share tiles.
 template <bool kHopper>
 void LaunchPackedScores(const KernelContext& ctx, const Indexing& args, const uint16_t* queries) {
-  const int64_t tiles = args.stride / kTileKeys * args.turn_rows;
-  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(DeviceOf(ctx).num_sms(), tiles)));
+  const int sms = DeviceOf(ctx).num_sms();
+  const int64_t tiles = args.stride / kTileKeys;
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(sms, tiles * args.turn_rows)));
   const auto launch = [&]<int kRows, int kGroups>() {
     Launch(ctx, PackedScoresKernel<kRows, kGroups, kHopper>, blocks, 128 * kGroups,
            ScoresShared<kRows, kGroups>::Bytes(args.num_sequences), args, queries);
   };
   if (RowsShare(ctx, args)) {
-    launch.template operator()<kHopper ? 8 : 4, 3>();
+    // The more rows, the more queries a block waits for before it begins.
+    if (kHopper && tiles > sms) {
+      launch.template operator()<kHopper ? 8 : 4, 3>();
+    } else {
+      launch.template operator()<4, 3>();
+    }
   } else {
     launch.template operator()<1, kHopper ? 4 : 3>();
   }
