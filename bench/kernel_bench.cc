@@ -17,6 +17,7 @@
 
 #include "bench/kernels/device_data.h"
 #include "kernels/backend.h"
+#include "kernels/indexer/indexer_parts.h"
 
 namespace foresight {
 namespace {
@@ -36,7 +37,8 @@ struct Timing {
 
 struct Flash {
   int dim = 4096, heads = 64, head_dim = 512, rope_dim = 64, q_lora = 1024, o_groups = 8, o_lora = 1024;
-  int experts = 256, per_token = 6, intermediate = 2048, index_heads = 64, index_dim = 128, streams = 4;
+  int experts = 256, per_token = 6, intermediate = 2048, index_heads = 64, index_dim = 128, index_topk = 512,
+      streams = 4;
 };
 constexpr Flash kFlash;
 
@@ -340,34 +342,71 @@ void KernelBench::Attention(const std::string& what, int heads, int sequences, i
 
 void KernelBench::Indexer(int sequences, int rows_each, int keys) {
   const int rows = sequences * rows_each;
-  const std::string name = fmt::format("indexer {} keys, {} x {} rows", keys, sequences, rows_each);
-  if (!Wants(name)) return;
+  const std::string shape = fmt::format("{} x {} rows", sequences, rows_each);
+  const std::string both = fmt::format("indexer {} keys, {}", keys, shape);
+  const std::string scores_alone = fmt::format("index scores of {} keys, {}", keys, shape);
+  const std::string picks_alone = fmt::format("picks {} of {} scores, {}", kFlash.index_topk, keys, shape);
+  const std::string picks_cached = picks_alone + ", scores in the cache";
+  if (!Wants(both) && !Wants(scores_alone) && !Wants(picks_cached)) return;
+  const Result<IndexerParts> parts = CudaIndexerParts();
+  if (!parts.ok()) {
+    status_ = parts.error();
+    return;
+  }
   ArenaScope scope(data_.arena());
   const IndexKeyLayout key{CacheFormat::kPacked, kFlash.index_dim};
   const int sets = std::clamp(static_cast<int>(kColdBytes / (keys * key.bytes() * sequences)) + 1, 1, 32);
-  std::vector<const SequenceRows*> lists;
-  for (int i = 0; i < sets; ++i)
-    lists.push_back(data_.Upload(Sequences(sequences, rows_each, keys, 4, true)));
+  std::vector<IndexerArgs> calls;
   float* iq = data_.Upload(Values(int64_t{rows} * kFlash.index_heads * kFlash.index_dim));
   const float* w = data_.Upload(Values(int64_t{rows} * kFlash.index_heads));
   const float* angles = data_.Upload(std::vector<float>(rows * kFlash.rope_dim / 2, 0.5f));
-  int32_t* picks = data_.Allocate<int32_t>(int64_t{rows} * 512);
-  Measure(name, static_cast<double>(sequences) * keys * static_cast<double>(key.bytes()) + 8.0 * rows * keys,
-          2.0 * rows * keys * kFlash.index_heads * kFlash.index_dim, std::max(sets, 12), [&](int i) {
-            backend_.kernels->indexer(context(),
-                                      {.sequences = {lists[i % sets], static_cast<size_t>(sequences)},
-                                       .rows = rows,
-                                       .entries_max = keys,
-                                       .heads = kFlash.index_heads,
-                                       .rope_dim = kFlash.rope_dim,
-                                       .topk = 512,
-                                       .key = key,
-                                       .iq = iq,
-                                       .w = w,
-                                       .cos = angles,
-                                       .sin = angles,
-                                       .picks = picks});
-          });
+  int32_t* picks = data_.Allocate<int32_t>(int64_t{rows} * kFlash.index_topk);
+  for (int i = 0; i < sets; ++i) {
+    const SequenceRows* list = data_.Upload(Sequences(sequences, rows_each, keys, 4, true));
+    calls.push_back({.sequences = {list, static_cast<size_t>(sequences)},
+                     .rows = rows,
+                     .entries_max = keys,
+                     .heads = kFlash.index_heads,
+                     .rope_dim = kFlash.rope_dim,
+                     .topk = kFlash.index_topk,
+                     .key = key,
+                     .iq = iq,
+                     .w = w,
+                     .cos = angles,
+                     .sin = angles,
+                     .picks = picks});
+  }
+  const double key_bytes = static_cast<double>(sequences) * keys * static_cast<double>(key.bytes());
+  const double score_bytes = 4.0 * rows * keys;
+  const double flops = 2.0 * rows * keys * kFlash.index_heads * kFlash.index_dim;
+  if (Wants(both)) {
+    Measure(both, key_bytes + 2 * score_bytes, flops, std::max(sets, 12),
+            [&](int i) { backend_.kernels->indexer(context(), calls[i % sets]); });
+  }
+  // One call's scores and their maxima after another.
+  const int64_t scores_each = int64_t{rows} * keys;
+  const int64_t floats_each = scores_each + scores_each / IndexScores::kMaximumOf;
+  const int copies = std::clamp(static_cast<int>(kColdBytes / (4 * floats_each)) + 1, 1, 400);
+  float* scores = data_.Allocate<float>(copies * floats_each);
+  const auto of_call = [&](int i) {
+    float* of = scores + i % copies * floats_each;
+    return IndexScores{.scores = of, .maxima = of + scores_each, .stride = keys};
+  };
+  if (Wants(scores_alone)) {
+    Measure(scores_alone, key_bytes + score_bytes, flops, std::max(sets, 12),
+            [&](int i) { parts->scores(context(), calls[i % sets], of_call(0)); });
+  }
+  if (!Wants(picks_cached)) return;
+  parts->scores(context(), calls[0], of_call(0));
+  for (int i = 1; i < copies; ++i) {
+    backend_.device->Copy(of_call(i).scores, scores, floats_each * static_cast<int64_t>(sizeof(float)));
+  }
+  if (Wants(picks_alone)) {
+    Measure(picks_alone, score_bytes, 0, std::max(copies, 12),
+            [&](int i) { parts->picks(context(), calls[0], of_call(i)); });
+  }
+  // As in a step, where they were written just before.
+  Measure(picks_cached, score_bytes, 0, 12, [&](int) { parts->picks(context(), calls[0], of_call(0)); });
 }
 
 void KernelBench::Small(int rows) {
@@ -539,7 +578,7 @@ void KernelBench::RunAll() {
     Indexer(1, 1, keys);
     Indexer(1, 6, keys);
     Indexer(8, 1, keys);
-    if (keys <= 65536) Indexer(64, 1, keys);
+    Indexer(64, 1, keys);
   }
   for (int rows : {1, 8, 64}) Small(rows);
   for (int sequences : {1, 8, 64, 256}) {

@@ -17,7 +17,6 @@ MAY_SPILL = [
     (r"ExpertStreamKernel<[\w:]+, true>", 112, "clean numerics"),
     (r"SkinnyProductKernel<[\w:]+, false, .*ExpertTasks", 392, "experts of more than 4 pairs each, which have no kernel of their own yet"),
     (r"ExpertStreamKernel<[\w:]+Fp8Weights, false>", 8, "to be mended"),
-    (r"PackedScoresKernel<\d, false>", 40, "to be mended"),
     (r"WideAttention<false>", 8, "to be mended"),
     (r"PanelAttention<", 456, "what its gathering threads know of the list; to be mended"),
     (r"PreKernel<true>", 24, "64 registers, so that it starts beside the kernels before; not in a loop"),

@@ -35,30 +35,6 @@ __device__ inline void ClusterWait() {
 #endif
 }
 
-// What lies in block `rank`'s shared memory where `own` is in this block's.
-__device__ inline uint32_t LoadOfBlock(const uint32_t* own, int rank) {
-  uint32_t value = 0;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("{ .reg .b32 from; mapa.shared::cluster.u32 from, %1, %2; ld.shared::cluster.u32 %0, [from]; }"
-               : "=r"(value)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(own))), "r"(rank)
-               : "memory");
-#endif
-  return value;
-}
-__device__ inline uint4 LoadOfBlock(const uint4* own, int rank) {
-  uint4 value = {};
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{ .reg .b32 from; mapa.shared::cluster.u32 from, %4, %5; "
-      "ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [from]; }"
-      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-      : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(own))), "r"(rank)
-      : "memory");
-#endif
-  return value;
-}
-
 // Writes to block `rank`'s shared memory where `own` is in this block's.
 __device__ inline void StoreToBlock(float* own, int rank, float value) {
 #if __CUDA_ARCH__ >= 900

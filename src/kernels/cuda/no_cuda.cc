@@ -1,4 +1,5 @@
-// Stands for cuda/table.cc in a build without CUDA.
+// Stands for the CUDA tables in a build without CUDA.
+#include "kernels/indexer/indexer_parts.h"
 #include "kernels/kernel_table.h"
 
 namespace foresight {
@@ -9,6 +10,10 @@ Result<const KernelTable*> CudaKernels() {
 
 Result<const KernelTable*> PortableCudaKernels() {
   return CudaKernels();
+}
+
+Result<IndexerParts> CudaIndexerParts() {
+  return CudaKernels().error();
 }
 
 }  // namespace foresight

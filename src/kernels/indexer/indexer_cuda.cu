@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/indexer/indexer_parts.h"
 #include "kernels/indexer/packed_scores.cuh"
 #include "kernels/indexer/packed_scores_sm90a.h"
 #include "kernels/indexer/top_k.cuh"
@@ -54,14 +55,15 @@ __global__ void PrepareQueryKernel(Indexing args) {
   for (int i = threadIdx.x; i < dim / 2; i += 32) values[i] = reinterpret_cast<float2*>(x)[i];
 }
 
-// The queries [turn_rows, kQueryBytes] of this turn's rows. One warp per head; a row that needs no scores is
-// left alone.
-__global__ void __launch_bounds__(128) PackQueryKernel(Indexing args, uint16_t* queries) {
+// The queries [turn_rows, kQueryBytes] of this turn's rows. One warp per eight heads; a row that needs no
+// scores is left alone.
+__global__ void __launch_bounds__(64) PackQueryKernel(Indexing args, uint16_t* queries) {
   AwaitInputs();
   const int row = args.first_row + blockIdx.y;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   if (args.Visible(sequence, row) <= args.topk) return;
-  PackHead(args, row, blockIdx.x * 4 + threadIdx.x / 32, queries + int64_t{blockIdx.y} * (kQueryBytes / 2));
+  PackedHeads heads(args, row, (blockIdx.x * 2 + threadIdx.x / 32) * 8);
+  heads.StoreTo(queries + int64_t{blockIdx.y} * (kQueryBytes / 2));
 }
 
 // Value i of an index key.
@@ -114,59 +116,56 @@ __global__ void __launch_bounds__(kPlainKeys* kHeadGroups) PlainScoresKernel(Ind
     }
     partial[group][key] = sum;
     __syncthreads();
-    if (group == 0 && first + key < visible) {
-      args.scores[blockIdx.y * args.stride + first + key] =
-          (partial[0][key] + partial[1][key]) + (partial[2][key] + partial[3][key]);
+    if (group == 0) {
+      static_assert(kPlainKeys == 2 * kMaximumOf);
+      const float score = (partial[0][key] + partial[1][key]) + (partial[2][key] + partial[3][key]);
+      if (first + key < visible) args.scores[blockIdx.y * args.stride + first + key] = score;
+      const float known = first + key < visible ? score : -INFINITY;
+      const float lower = LargestOfWarp(key < kMaximumOf ? known : -INFINITY);
+      const float upper = LargestOfWarp(key < kMaximumOf ? -INFINITY : known);
+      if (key % kMaximumOf == 0) {
+        args.maxima[(blockIdx.y * args.stride + first + key) / kMaximumOf] = key == 0 ? lower : upper;
+      }
     }
   }
 }
 
-// The picks of a row by a cluster of kBlocks.
-template <int kBlocks, int kThreads, typename Scores>
+// The picks of a row by one block.
+template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads) PickKernel(Indexing args) {
-  __shared__ TopKShared shared;
-  shared.Clear<kThreads>();
+  __shared__ TopKShared<kThreads> shared;
+  shared.Clear();
   AwaitInputs();
-  const int turn_row = blockIdx.x / kBlocks;
-  const int rank = blockIdx.x % kBlocks;
+  const int turn_row = blockIdx.x;
   const int row = args.first_row + turn_row;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   const int visible = args.Visible(sequence, row);
   int32_t* picks = args.picks + static_cast<int64_t>(row) * args.topk;
   if (visible <= args.topk) {
-    if (rank > 0) return;
     for (int i = threadIdx.x; i < args.topk; i += kThreads) picks[i] = i < visible ? i : -1;
     return;
   }
-  const Scores scores(args.scores + turn_row * args.stride, TopKShare(visible, kBlocks, rank, kThreads));
-  TopK<kBlocks, kThreads>(scores, args.topk, rank, shared, picks);
+  TopK(args.scores + turn_row * args.stride, args.maxima + turn_row * (args.stride / kMaximumOf), visible,
+       args.topk, shared, picks);
 }
 
-// Long rows are picked from by clusters. While there are SMs for all, large blocks are faster; with many rows
-// two small ones per SM are.
+// While there are SMs for all rows, large blocks are faster; with more rows two small ones per SM are, if
+// they can hold as many runs as are listed.
 void Pick(const KernelContext& ctx, const Indexing& args) {
-  constexpr int kBlocks = 8;
-  constexpr int kLarge = 1024;
-  constexpr int kSmall = 512;
-  const bool clusters = args.stride > kLarge * 4 && DeviceOf(ctx).capability() >= 90;
-  const unsigned blocks = clusters ? kBlocks : 1;
-  const bool large = int64_t{args.turn_rows} * blocks <= DeviceOf(ctx).num_sms();
-  const auto launch = [&](auto kernel, int threads) {
-    LaunchClusters(ctx, kernel, blocks, dim3(blocks * args.turn_rows), threads, 0, args);
-  };
-  if (large && args.stride <= kLarge * 4) {
-    launch(PickKernel<1, kLarge, HeldScores<1>>, kLarge);
-  } else if (!clusters) {
-    launch(PickKernel<1, kSmall, RowScores>, kSmall);
-  } else if (large && args.stride <= kBlocks * kLarge * 8) {
-    launch(PickKernel<kBlocks, kLarge, HeldScores<2>>, kLarge);
+  if (args.turn_rows <= DeviceOf(ctx).num_sms() || args.topk > 512) {
+    Launch(ctx, PickKernel<1024>, dim3(args.turn_rows), 1024, 0, args);
   } else {
-    launch(PickKernel<kBlocks, kSmall, RowScores>, kSmall);
+    Launch(ctx, PickKernel<512>, dim3(args.turn_rows), 512, 0, args);
   }
 }
 
-void PackedScores(const KernelContext& ctx, const Indexing& args, uint16_t* queries) {
-  Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 4, args.turn_rows), 128, 0, args, queries);
+void PackedScores(const KernelContext& ctx, const Indexing& args) {
+  ArenaScope scope(*ctx.scratch);
+  uint16_t* queries = nullptr;
+  if (RowsShare(ctx, args)) {
+    queries = ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2));
+    Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 16, args.turn_rows), 64, 0, args, queries);
+  }
   if (DeviceOf(ctx).capability() == 90) {
     LaunchPackedScoresSm90a(ctx, args, queries);
   } else {
@@ -183,53 +182,90 @@ void PlainScores(const KernelContext& ctx, const Indexing& args) {
          kPlainKeys * kHeadGroups, floats * sizeof(float), args);
 }
 
+// Of all rows of the step.
+Indexing MakeIndexing(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  return {.sequences = args.sequences.data(),
+          .num_sequences = static_cast<int>(args.sequences.size()),
+          .heads = args.heads,
+          .rope_dim = args.rope_dim,
+          .topk = args.topk,
+          .faithful = ctx.faithful(),
+          .key = args.key,
+          .factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key.dim) * args.heads)),
+          .iq = args.iq,
+          .w = args.w,
+          .cos = args.cos,
+          .sin = args.sin,
+          .picks = args.picks,
+          .first_row = 0,
+          .turn_rows = args.rows,
+          .scores = scores.scores,
+          .maxima = scores.maxima,
+          .stride = scores.stride};
+}
+
+bool IsPacked(const IndexerArgs& args) {
+  return args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim &&
+         args.heads <= kPackedHeads && args.rope_dim % kPackedRopeStep == 0;
+}
+
+// Of the rows of a turn.
+void Scores(const KernelContext& ctx, const Indexing& args, bool packed) {
+  if (packed) {
+    PackedScores(ctx, args);
+  } else {
+    PlainScores(ctx, args);
+  }
+}
+
+void PrepareQueries(const KernelContext& ctx, const Indexing& args) {
+  Launch(ctx, PrepareQueryKernel, dim3(args.heads, args.turn_rows), 32, args.key.dim * sizeof(float), args);
+}
+
 }  // namespace
 
 void Indexer(const KernelContext& ctx, const IndexerArgs& args) {
   const int64_t stride = std::max<int64_t>(
       kLeastStride, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(args.entries_max))));
-  Indexing indexing = {
-      .sequences = args.sequences.data(),
-      .num_sequences = static_cast<int>(args.sequences.size()),
-      .heads = args.heads,
-      .rope_dim = args.rope_dim,
-      .topk = args.topk,
-      .faithful = ctx.faithful(),
-      .key = args.key,
-      .factor = static_cast<float>(1.0 / std::sqrt(static_cast<double>(args.key.dim) * args.heads)),
-      .iq = args.iq,
-      .w = args.w,
-      .cos = args.cos,
-      .sin = args.sin,
-      .picks = args.picks,
-      .first_row = 0,
-      .turn_rows = args.rows,
-      .scores = nullptr,
-      .stride = stride};
+  Indexing indexing = MakeIndexing(ctx, args, {.stride = stride});
   if (stride <= args.topk) {  // no row has more entries than it may pick
     Pick(ctx, indexing);
     return;
   }
-  const bool packed =
-      args.key.format == CacheFormat::kPacked && args.key.dim == kPackedDim && args.heads <= kPackedHeads;
-  if (!packed) {
-    Launch(ctx, PrepareQueryKernel, dim3(args.heads, args.rows), 32, args.key.dim * sizeof(float), indexing);
-  }
+  const bool packed = IsPacked(args);
+  if (!packed) PrepareQueries(ctx, indexing);
   ArenaScope scope(*ctx.scratch);
   const int64_t turn_rows = std::clamp<int64_t>(kScoreBytes / (stride * int64_t{sizeof(float)}), 1,
                                                 std::clamp<int64_t>(args.rows, 1, kTurnRows));
   indexing.scores = ctx.scratch->Allocate<float>(turn_rows * stride);
-  uint16_t* queries = packed ? ctx.scratch->Allocate<uint16_t>(turn_rows * (kQueryBytes / 2)) : nullptr;
+  indexing.maxima = ctx.scratch->Allocate<float>(turn_rows * stride / IndexScores::kMaximumOf);
   for (int first = 0; first < args.rows; first += turn_rows) {
     indexing.first_row = first;
     indexing.turn_rows = static_cast<int>(std::min<int64_t>(turn_rows, args.rows - first));
-    if (packed) {
-      PackedScores(ctx, indexing, queries);
-    } else {
-      PlainScores(ctx, indexing);
-    }
+    Scores(ctx, indexing, packed);
     Pick(ctx, indexing);
   }
 }
 
+namespace {
+
+void IndexerScores(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  const Indexing indexing = MakeIndexing(ctx, args, scores);
+  if (!IsPacked(args)) PrepareQueries(ctx, indexing);
+  Scores(ctx, indexing, IsPacked(args));
+}
+
+void IndexerPicks(const KernelContext& ctx, const IndexerArgs& args, const IndexScores& scores) {
+  Pick(ctx, MakeIndexing(ctx, args, scores));
+}
+
+}  // namespace
 }  // namespace foresight::cuda
+
+namespace foresight {
+
+Result<IndexerParts> CudaIndexerParts() {
+  return IndexerParts{.scores = cuda::IndexerScores, .picks = cuda::IndexerPicks};
+}
+
+}  // namespace foresight

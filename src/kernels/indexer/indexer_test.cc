@@ -10,6 +10,7 @@
 
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
+#include "kernels/indexer/indexer_parts.h"
 
 namespace foresight {
 namespace {
@@ -247,13 +248,14 @@ TEST_F(IndexerTilesCuda, DoNotChangePicks) {
 
 // Sequences with long contexts, of which only the last rows exist. Keys are random codes, or all the same.
 struct LongSequence {
-  LongSequence(const Case& c, int entries, int rows, uint32_t seed, bool all_equal = false)
+  LongSequence(const Case& c, int entries, int rows, uint32_t seed, bool all_equal = false,
+               int per_block = 64)
       : entries(entries),
         rows(rows),
         cache({.entry = {.format = CacheFormat::kPacked, .dim = 64},
                .index_key = c.layout(),
                .num_entries = entries,
-               .per_block = 64}) {
+               .per_block = per_block}) {
     std::mt19937 random(seed);
     const int64_t bytes = c.layout().bytes();
     std::vector<std::byte> key(static_cast<size_t>(bytes));
@@ -347,6 +349,62 @@ TEST_F(IndexerLongCuda, PicksTheSameAloneAndInCompany) {
     KernelHost host(2);
     const std::vector<int32_t> want = LongPicks(RefKernels(), host.context(c.numerics), c, {&s}, s.rows - 1);
     EXPECT_LE(Differences(c, {own.end() - c.topk, own.end()}, want), 2) << s.entries << " entries";
+  }
+}
+
+// Bits of the scores, and the maxima that go with them.
+TEST_F(IndexerLongCuda, ScoresTheSameAloneAndInCompany) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};
+  const KernelContext ctx = device_->context(c.numerics);
+  const int entries = 1037;
+  const int64_t stride = 2048;
+  // Blocks of other sizes than a tile take another way to the tensor cores.
+  const LongSequence s(c, entries, 13, 1);
+  const LongSequence in_small_blocks(c, entries, 13, 1, /*all_equal=*/false, /*per_block=*/16);
+  const IndexerParts parts = *CudaIndexerParts();
+  // Of rows from `begin` on, [rows, entries], after those of `before` rows of another sequence.
+  const auto scores_of = [&](const LongSequence& of, int begin, int end) {
+    const int rows = end - begin;
+    DeviceCopies copies(ctx);
+    std::vector<SequenceRows> sequences = {
+        {0, rows, entries * int64_t{4} + 3 - (of.rows - begin), of.cache.view()}};
+    const auto of_rows = [&](const std::vector<float>& x) {
+      const int64_t width = std::ssize(x) / of.rows;
+      return std::vector<float>(x.begin() + begin * width, x.begin() + end * width);
+    };
+    const std::vector<float> angles(rows * c.rope_dim / 2, 0.6f);
+    const std::vector<float> q = of_rows(of.q), w = of_rows(of.w);
+    std::vector<float> scores(rows * stride, -7.0f), maxima(scores.size() / 16, -7.0f);
+    parts.scores(ctx,
+                 {.sequences = copies.In(std::span<const SequenceRows>(sequences), 4),
+                  .rows = rows,
+                  .entries_max = entries,
+                  .heads = c.heads,
+                  .rope_dim = c.rope_dim,
+                  .topk = c.topk,
+                  .key = c.layout(),
+                  .iq = const_cast<float*>(copies.In(q.data(), std::ssize(q))),
+                  .w = copies.In(w.data(), std::ssize(w)),
+                  .cos = copies.In(angles.data(), std::ssize(angles)),
+                  .sin = copies.In(angles.data(), std::ssize(angles))},
+                 {copies.InOut(scores.data(), std::ssize(scores)),
+                  copies.InOut(maxima.data(), std::ssize(maxima)), stride});
+    copies.Finish();
+    for (int r = 0; r < rows; ++r) {
+      const int visible = static_cast<int>((sequences[0].first_position + r + 1) / 4);
+      const float* row = &scores[r * stride];
+      for (int i = 0; i < visible; i += 16) {
+        EXPECT_EQ(maxima[(r * stride + i) / 16], *std::max_element(row + i, row + std::min(i + 16, visible)));
+      }
+    }
+    return scores;
+  };
+  const std::vector<float> together = scores_of(s, 0, s.rows);
+  EXPECT_EQ(scores_of(in_small_blocks, 0, s.rows), together);
+  for (int row : {0, 3, 7, 8, 12}) {
+    const std::vector<float> want(together.begin() + row * stride, together.begin() + (row + 1) * stride);
+    EXPECT_EQ(scores_of(s, row, row + 1), want) << "row " << row;
+    EXPECT_EQ(scores_of(in_small_blocks, row, row + 1), want) << "row " << row;
   }
 }
 
