@@ -562,8 +562,8 @@ void KernelBench::RunAll() {
     Linear("router 256 x 4096", rows, {{kBF16, 256}}, 4096, LinearNumerics::kFloat32);
     Linear("head 129280 x 4096", rows, {{kBF16, 129280}}, 4096, LinearNumerics::kFloat32);
   }
-  for (int rows : {1, 8, 64}) Moe(rows, /*with_shared=*/false);
-  for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 512}) Moe(rows, /*with_shared=*/true);
+  for (int rows : {1, 8, 64, 512, 4096}) Moe(rows, /*with_shared=*/false);
+  for (int rows : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096}) Moe(rows, /*with_shared=*/true);
   for (int sequences : {1, 2, 4, 8, 16, 24, 32, 64, 128}) {
     Attention("Flash 128 + 512 keys", 64, sequences, 1, 512, 16384, CompressedKeys::kPicked);
   }

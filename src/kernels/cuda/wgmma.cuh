@@ -54,13 +54,17 @@ __device__ inline void EndProducts() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 #endif
 }
-// Until all groups but the last kLeft are done. `c` are registers that they write: the compiler is kept from
-// moving their use before it.
-template <int kLeft, int kCount>
-__device__ inline void AwaitProducts(float (&c)[kCount]) {
+// Until all groups but the last kLeft are done.
+template <int kLeft>
+__device__ inline void AwaitProducts() {
 #ifdef FORESIGHT_WGMMA
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 #endif
+}
+// The same; `c` are registers that they write: the compiler is kept from moving their use before it.
+template <int kLeft, int kCount>
+__device__ inline void AwaitProducts(float (&c)[kCount]) {
+  AwaitProducts<kLeft>();
 #pragma unroll
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
@@ -232,6 +236,33 @@ __device__ inline void WarpgroupMmaN128(float (&c)[64], uint64_t a, uint64_t b) 
 #endif
 }
 
+// c [64, 8] = (kAdd ? c : 0) + a [64, 16] b [16, 8] of f16; b K-major, a in registers as for MmaF16.
+template <bool kAdd>
+__device__ inline void WarpgroupMmaF16(float (&c)[4], const uint32_t (&a)[4], uint64_t b) {
+#ifdef FORESIGHT_WGMMA
+  asm volatile(
+      "{ .reg .pred add; setp.ne.b32 add, %9, 0; "
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, "
+      "{%4, %5, %6, %7}, %8, add, 1, 1, 0; }"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+#endif
+}
+
+// The same of 16 columns; element i of columns 8 j..8 j + 7 in c[4 j + i].
+template <bool kAdd>
+__device__ inline void WarpgroupMmaF16(float (&c)[8], const uint32_t (&a)[4], uint64_t b) {
+#ifdef FORESIGHT_WGMMA
+  asm volatile(
+      "{ .reg .pred add; setp.ne.b32 add, %13, 0; "
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, add, 1, 1, 0; }"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
+#endif
+}
+
 // The same of 32 columns, f16 or bf16; element i of columns 8 j..8 j + 7 in c[4 j + i].
 template <bool kAdd, bool kHalf>
 __device__ inline void WarpgroupMma(float (&c)[16], const uint32_t (&a)[4], uint64_t b) {
@@ -336,6 +367,14 @@ __device__ inline void WarpgroupMma(float (&c)[64], const uint32_t (&a)[4], uint
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
   }
 #endif
+}
+
+// Of a matrix of 8 rows of 8 elements of 16 bits, of which a lane has elements 2t and 2t+1 of row g: those of
+// column g.
+__device__ inline uint32_t TransposeMatrix(uint32_t of_row) {
+  uint32_t of_column;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(of_column) : "r"(of_row));
+  return of_column;
 }
 
 }  // namespace foresight::cuda

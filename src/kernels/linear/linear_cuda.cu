@@ -96,8 +96,10 @@ void RunAs(const KernelContext& ctx, Tasks& tasks, const float* x, int64_t x_row
                         CeilDiv(tasks.rows, shape.tile_columns), staged ? tasks.rows : 0);
 }
 
-StreamedProducts Streamed(const LinearTasks& tasks, const float* x, InputNumerics numerics) {
+template <int kParts>
+StreamedProducts Streamed(const PlainTasks<kParts>& tasks, const float* x, InputNumerics numerics) {
   StreamedProducts streamed;
+  streamed.parts = kParts;
   streamed.count = tasks.count;
   streamed.groups = static_cast<int>(tasks.rows_per_column);
   streamed.rows = tasks.rows;
@@ -270,7 +272,9 @@ void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args) {
       tasks.products[tasks.count++] = product;
     }
   }
-  if (tasks.count > 0) RunAs<Fp8Weights>(ctx, tasks, args.x, args.rows, numerics);
+  if (tasks.count == 0) return;
+  if (!numerics.split && WideProducts(ctx, Streamed(tasks, args.x, numerics))) return;
+  RunAs<Fp8Weights>(ctx, tasks, args.x, args.rows, numerics);
 }
 
 void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {

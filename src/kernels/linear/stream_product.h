@@ -17,6 +17,7 @@ struct StreamedProducts {
   int groups = 1;
   int rows = 0;
   int cols = 0;
+  int parts = kLinearParts;  // of a sum, at most; WideProducts alone takes another number
   const float* x = nullptr;  // [rows, groups, cols]
   bool quantize = false;
 };

@@ -25,7 +25,7 @@ inline bool PlaceTiles(StreamedProducts& of, int multiple) {
   const DType dtype = of.products[0].w.dtype;
   const int blocks = of.cols / kBlockK;
   if ((dtype != DType::kF8E4M3 && dtype != DType::kBF16) || of.cols % (2 * kBlockK) != 0 ||
-      blocks % PartBlocks(blocks, kLinearParts) != 0 || !IsAligned(of.x, 16)) {
+      blocks % PartBlocks(blocks, of.parts) != 0 || !IsAligned(of.x, 16)) {
     return false;
   }
   int tiles = 0;

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
   const int k0 = rank * slice;
   const int blocks = slice / kBlockK;
   const int rounds = blocks / kRoundBlocks;
-  const int part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
+  const int part_blocks = PartBlocks(of.cols / kBlockK, of.parts);
   const int parts = of.cols / kBlockK / part_blocks;
   const int columns = min(of.rows - column_tile * kColumns, kColumns);
 
@@ -350,12 +350,12 @@ bool Run(const KernelContext& ctx, WideArgs& args) {
   // The cheapest of what fits, in tenths of a microsecond.
   int columns = 0;
   double least = 0;
-  const int parts = blocks / PartBlocks(blocks, kLinearParts);
+  const int parts = blocks / PartBlocks(blocks, of.parts);
   for (int wide = 32; wide <= (of.rows > 64 ? 128 : of.rows > 32 ? 64 : 32); wide *= 2) {
     for (int split = 1; split <= (wide == 128 ? 1 : kMaxSplit); split *= 2) {
       if (wide == 64 && split == 2) continue;                          // what a cluster sends must fit
       if (Format::kHasScales && of.cols / split > 32 * 256) continue;  // a lane keeps the scales of a round
-      if (of.cols % (split * 256) != 0 || blocks % (split * PartBlocks(blocks, kLinearParts)) != 0) break;
+      if (of.cols % (split * 256) != 0 || blocks % (split * PartBlocks(blocks, of.parts)) != 0) break;
       const int items = of.groups * group_tiles * static_cast<int>(CeilDiv(of.rows, wide));
       // Larger clusters don't fill every multiprocessor.
       const int tiles =

@@ -32,6 +32,25 @@ struct ExpertPlan {
 
 constexpr int kPlanThreads = kRouterThreads;
 
+// By a whole thread block: use(pair, expert) of every pair.
+template <typename Use>
+__device__ inline void ForPairs(const int32_t* ids, int pairs, const Use& use) {
+  constexpr int kAtOnce = 8;  // loads
+  for (int first = threadIdx.x; first < pairs; first += kAtOnce * kPlanThreads) {
+    int experts[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int pair = first + i * kPlanThreads;
+      experts[i] = pair < pairs ? __ldcg(&ids[pair]) : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int pair = first + i * kPlanThreads;
+      if (pair < pairs) use(pair, experts[i]);
+    }
+  }
+}
+
 // By one thread block; counts [num_experts] in shared memory. Other blocks may have written ids.
 __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num_experts, int tile_columns,
                                 const ExpertPlan& plan, int* counts) {
@@ -44,7 +63,7 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   }
   for (int e = threadIdx.x; e < num_experts; e += kPlanThreads) counts[e] = 0;
   __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) atomicAdd(&counts[__ldcg(&ids[i])], 1);
+  ForPairs(ids, pairs, [&](int, int expert) { atomicAdd(&counts[expert], 1); });
   __syncthreads();
   // A thread's experts are neighbours; what lies before them is a sum over lower lanes and warps.
   const int each = (num_experts + kPlanThreads - 1) / kPlanThreads;
@@ -84,11 +103,11 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   }
   if (threadIdx.x == kPlanThreads - 1) *plan.num_tiles = tile;
   __syncthreads();
-  for (int i = threadIdx.x; i < pairs; i += kPlanThreads) {
-    const int place = atomicAdd(&counts[__ldcg(&ids[i])], 1);
-    plan.list[place] = i;
-    plan.rows[place] = i / slots;
-  }
+  ForPairs(ids, pairs, [&](int pair, int expert) {
+    const int place = atomicAdd(&counts[expert], 1);
+    plan.list[place] = pair;
+    plan.rows[place] = pair / slots;
+  });
 }
 
 template <typename Format>
@@ -149,6 +168,23 @@ __global__ void __launch_bounds__(kPlanThreads)
   if (shared.data == nullptr) return;
   values.Load<Fp8Weights>(source, row, block, k);
   StoreBlock<Fp8Weights>(values, quantize, shared, row, block);
+}
+
+// At most so many tiles hold the routed pairs: an expert with any has at most one that isn't full.
+inline int MaxTiles(const MoeArgs& args, int tile_columns) {
+  const int pairs = args.rows * args.experts_per_token;
+  return std::min(pairs, std::min(pairs, static_cast<int>(args.experts.size())) + pairs / tile_columns);
+}
+
+inline ExpertPlan AllocatePlan(const KernelContext& ctx, const MoeArgs& args, int max_tiles,
+                               int num_counters) {
+  const int64_t pairs = int64_t{args.rows} * (args.experts_per_token + 1);
+  return {.list = ctx.scratch->Allocate<int32_t>(pairs),
+          .rows = ctx.scratch->Allocate<int32_t>(pairs),
+          .tiles = ctx.scratch->Allocate<ExpertTile>(max_tiles),
+          .num_tiles = ctx.scratch->Allocate<int>(1),
+          .counters = ctx.scratch->Allocate<int>(num_counters),
+          .num_counters = num_counters};
 }
 
 template <typename Format>

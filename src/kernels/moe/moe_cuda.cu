@@ -5,6 +5,7 @@
 #include "kernels/cuda/product.cuh"
 #include "kernels/moe/expert_plan.cuh"
 #include "kernels/moe/expert_stream.cuh"
+#include "kernels/moe/expert_wide.h"
 #include "kernels/moe/swiglu.cuh"
 
 namespace foresight::cuda {
@@ -94,22 +95,6 @@ void Combine(const KernelContext& ctx, const MoeArgs& args, const float* routed,
          shared, args.dim, ctx.faithful(), args.out);
 }
 
-// At most so many tiles hold the routed pairs: an expert with any has at most one that isn't full.
-int MaxTiles(const MoeArgs& args, int tile_columns) {
-  const int pairs = args.rows * args.experts_per_token;
-  return std::min(pairs, std::min(pairs, static_cast<int>(args.experts.size())) + pairs / tile_columns);
-}
-
-ExpertPlan AllocatePlan(const KernelContext& ctx, const MoeArgs& args, int max_tiles, int num_counters) {
-  const int64_t pairs = int64_t{args.rows} * (args.experts_per_token + 1);
-  return {.list = ctx.scratch->Allocate<int32_t>(pairs),
-          .rows = ctx.scratch->Allocate<int32_t>(pairs),
-          .tiles = ctx.scratch->Allocate<ExpertTile>(max_tiles),
-          .num_tiles = ctx.scratch->Allocate<int>(1),
-          .counters = ctx.scratch->Allocate<int>(num_counters),
-          .num_counters = num_counters};
-}
-
 // The experts of a step share few rows each, or many.
 constexpr int64_t kTiledPairs = 40;  // of an expert, from which on tiles of 64 pay
 
@@ -173,6 +158,11 @@ void ByProduct(const KernelContext& ctx, const MoeArgs& args) {
   float* routed = ctx.scratch->Allocate<float>(int64_t{args.rows} * args.experts_per_token * args.dim);
   RoutedExperts<Format>(ctx, args, routed);
   Combine(ctx, args, routed, args.HasShared() ? args.out : nullptr);
+}
+
+void Wide(const KernelContext& ctx, const MoeArgs& args) {
+  if (args.HasShared()) SharedExpert(ctx, args);
+  WideExperts(ctx, args, args.HasShared() ? args.out : nullptr);
 }
 
 constexpr int kCombinedRows = 8;  // of a step that the streaming kernel adds up by itself
@@ -249,9 +239,17 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
          StreamSharedBytes(args) <= kSharedBytes;
 }
 
+// Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
+// they are.
+constexpr int kWideRows = 64;
+
 template <typename Format>
 void Experts(const KernelContext& ctx, const MoeArgs& args) {
-  if (CanStream(ctx, args)) {
+  const bool streams = CanStream(ctx, args);
+  const bool prefers_wide = Format::kDType == DType::kI8 && args.rows >= kWideRows;
+  if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
+    Wide(ctx, args);
+  } else if (streams) {
     Stream<Format>(ctx, args);
   } else {
     ByProduct<Format>(ctx, args);
@@ -260,6 +258,20 @@ void Experts(const KernelContext& ctx, const MoeArgs& args) {
 
 // Bounds the scratch that long steps take: a piece of this many rows keeps every expert busy.
 constexpr int kPieceRows = 1024;
+
+// Where longer ones are faster: at most so many rows, if scratch allows.
+constexpr int kWidePieceRows = 4096;
+
+// Of pieces of one length.
+int PieceRows(const KernelContext& ctx, const MoeArgs& args) {
+  if (!HasWideExperts(ctx, args)) return kPieceRows;
+  constexpr int64_t kBytes = int64_t{448} << 20;
+  MoeArgs piece = args;
+  for (int64_t pieces = std::max(CeilDiv(args.rows, kWidePieceRows), 1u);; ++pieces) {
+    piece.rows = static_cast<int>(CeilDiv(args.rows, pieces));
+    if (piece.rows <= kPieceRows || WideExpertsBytes(piece) <= kBytes) return std::max(piece.rows, 1);
+  }
+}
 
 void Piece(const KernelContext& ctx, const MoeArgs& args) {
   ArenaScope scope(*ctx.scratch);
@@ -281,12 +293,13 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
   CHECK(args.expert_dtype == DType::kI8 || args.expert_dtype == DType::kF8E4M3);
   CHECK(!args.HasShared() || args.shared.w1.dtype == DType::kF8E4M3);
   CHECK(args.dim % 32 == 0 && args.intermediate % 32 == 0);  // rows for 16-byte loads
-  const bool whole = args.rows <= kPieceRows;
+  const int piece_rows = PieceRows(ctx, args);
+  const bool whole = args.rows <= piece_rows;
   if (args.router != nullptr && !whole) Router(ctx, *args.router);
-  for (int begin = 0; begin < args.rows; begin += kPieceRows) {
+  for (int begin = 0; begin < args.rows; begin += piece_rows) {
     MoeArgs piece = args;
     if (!whole) piece.router = nullptr;
-    piece.rows = std::min(kPieceRows, args.rows - begin);
+    piece.rows = std::min(piece_rows, args.rows - begin);
     piece.x += int64_t{begin} * args.dim;
     piece.ids += int64_t{begin} * args.experts_per_token;
     piece.weights += int64_t{begin} * args.experts_per_token;

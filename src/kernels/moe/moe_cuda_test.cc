@@ -339,21 +339,127 @@ TEST_F(MoeCudaTest, RepeatsItself) {
   }
 }
 
+// Experts whose sums' leading bits cancel, under scales that are far apart, so that bits show in what order
+// the sums were made. Blocks of K come in pairs of opposite signs, but for one code in eight; activations do
+// because rows of w1 and w3 do.
+class MoeCancellingCudaTest : public MoeCudaTest, public testing::WithParamInterface<DType> {
+ protected:
+  static constexpr int kDim = 1152, kIntermediate = 384;
+
+  void MakeCancelling(int num_experts, int slots, std::mt19937& rng, Layer& layer) {
+    Make(GetParam(), num_experts, slots, kDim, kIntermediate, 0, rng, layer, Kind::kNoShared);
+    const bool fp8 = GetParam() == DType::kF8E4M3;
+    for (RandomMatrix& w : layer.weights) {
+      const int64_t bytes = w.view.row_bytes(), block = fp8 ? 128 : 64;
+      const int64_t scales = w.view.scale_cols(), block_scales = fp8 ? 1 : 4;
+      for (int64_t i = 0; i < std::ssize(w.scales); ++i) {
+        w.scales[i] = static_cast<uint8_t>((fp8 ? 112 : 120) - rng() % 18);
+        if (i % scales / block_scales % 2 == 1) w.scales[i] = w.scales[i - block_scales];
+      }
+      for (int64_t i = 0; i < std::ssize(w.data); ++i) {
+        const bool repeats = w.view.cols == kDim && i / bytes % 256 >= 128;
+        if (repeats) {
+          w.data[i] = w.data[i - 128 * bytes];
+        } else if (i % bytes / block % 2 == 1) {
+          w.data[i] = w.data[i - block] ^ (rng() % 4 == 0 ? (fp8 ? 0x81 : 0x89) : (fp8 ? 0x80 : 0x88));
+          if (fp8 && (w.data[i] & 0x7f) == 0x7f) w.data[i] ^= 1;  // no NaN
+        }
+      }
+    }
+    device_->Clear();
+    for (size_t e = 0; e < layer.experts.size(); ++e) layer.on_device[e] = Upload(layer.experts[e]);
+    layer.device_args.experts = {device_->Upload(layer.on_device), layer.on_device.size()};
+    layer.device_args.shared = {};
+  }
+  static std::vector<float> CancellingRows(int rows, std::mt19937& rng) {
+    std::vector<float> x = RandomRows(rows, kDim, true, rng);
+    for (size_t i = 0; i < x.size(); ++i) {
+      if (i % kDim / 128 % 2 == 1) x[i] = x[i - 128];
+    }
+    return x;
+  }
+  std::vector<float> EachAlone(const Layer& layer, const std::vector<float>& x,
+                               const std::vector<int32_t>& ids, const std::vector<float>& weights) {
+    const int slots = layer.args.experts_per_token;
+    std::vector<float> alone;
+    for (size_t t = 0; t * kDim < x.size(); ++t) {
+      const std::vector<float> y =
+          RunCuda(Numerics::kFaithful, layer, 1, &x[t * kDim], &ids[t * slots], &weights[t * slots]);
+      alone.insert(alone.end(), y.begin(), y.end());
+    }
+    return alone;
+  }
+};
+
+TEST_P(MoeCancellingCudaTest, RowsAreEqualInEveryCompany) {
+  std::mt19937 rng(8);
+  Layer layer;
+  const int slots = 2, max_rows = 260;
+  MakeCancelling(6, slots, rng, layer);
+  const std::vector<float> x = CancellingRows(max_rows, rng);
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+  for (int t = 0; t < max_rows; ++t) {  // most rows of one expert
+    ids.insert(ids.end(), {3, t % 4 == 0 ? 1 : t % 37 == 1 ? 0 : 4});
+    weights.insert(weights.end(), {0.25f + 0.01f * static_cast<float>(t % 7), 0.5f});
+  }
+  const std::vector<float> alone = EachAlone(layer, x, ids, weights);
+  for (int rows : {2, 8, 9, 13, 15, 16, 17, 24, 25, 32, 33, 47, 64, 65, 95, 97, 128, 129, 260}) {
+    const std::vector<float> got =
+        RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
+    for (int t = 0; t < rows; ++t) {
+      ASSERT_EQ(std::memcmp(&alone[t * kDim], &got[t * kDim], kDim * sizeof(float)), 0)
+          << "row " << t << " of " << rows;
+    }
+  }
+}
+
+// Experts without rows and with any number of them, among few experts and many.
+TEST_P(MoeCancellingCudaTest, ExpertsMayHaveAnyNumberOfRows) {
+  std::mt19937 rng(9);
+  std::vector<int32_t> ids;
+  for (const auto& [expert, rows] :
+       {std::pair{1, 1}, {2, 63}, {3, 64}, {4, 65}, {5, 200}, {6, 7}, {7, 8}, {8, 9}, {9, 129}}) {
+    ids.insert(ids.end(), rows, expert);
+  }
+  std::shuffle(ids.begin(), ids.end(), rng);
+  const int rows = static_cast<int>(ids.size());
+  const std::vector<float> x = CancellingRows(rows, rng);
+  std::vector<float> weights;
+  for (int t = 0; t < rows; ++t) weights.push_back(0.1f + 0.01f * static_cast<float>(t % 100));
+  for (int num_experts : {10, 45}) {
+    Layer layer;
+    MakeCancelling(num_experts, 1, rng, layer);
+    const std::vector<float> alone = EachAlone(layer, x, ids, weights);
+    const std::vector<float> got =
+        RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
+    for (int t = 0; t < rows; ++t) {
+      ASSERT_EQ(std::memcmp(&alone[t * kDim], &got[t * kDim], kDim * sizeof(float)), 0)
+          << "row " << t << " of expert " << ids[t] << " of " << num_experts;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, MoeCancellingCudaTest, testing::Values(DType::kI8, DType::kF8E4M3),
+                         [](const auto& info) { return info.param == DType::kI8 ? "Mxfp4" : "Fp8"; });
+
 // More rows than one piece, all of one expert.
 TEST_F(MoeCudaTest, LongStepsArePure) {
   std::mt19937 rng(4);
-  Layer layer;
-  const int dim = 64, slots = 1, rows = 2050;
-  Make(DType::kI8, 5, slots, dim, 32, 10, rng, layer);
-  const std::vector<float> x = RandomRows(rows, dim, true, rng);
-  const std::vector<int32_t> ids(rows, 3);
-  const std::vector<float> weights(rows, 0.5f);
-  const std::vector<float> got =
-      RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
-  for (int t : {0, 1023, 1024, 2049}) {
-    const std::vector<float> alone =
-        RunCuda(Numerics::kFaithful, layer, 1, x.data() + t * dim, ids.data(), weights.data());
-    EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * dim, alone.size() * sizeof(float)), 0) << t;
+  for (int dim : {64, 128}) {
+    Layer layer;
+    const int slots = 1, rows = 2050;
+    Make(DType::kI8, 5, slots, dim, dim == 64 ? 32 : 128, 10, rng, layer);
+    const std::vector<float> x = RandomRows(rows, dim, true, rng);
+    const std::vector<int32_t> ids(rows, 3);
+    const std::vector<float> weights(rows, 0.5f);
+    const std::vector<float> got =
+        RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
+    for (int t : {0, 1023, 1024, 2049}) {
+      const std::vector<float> alone =
+          RunCuda(Numerics::kFaithful, layer, 1, x.data() + t * dim, ids.data(), weights.data());
+      EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * dim, alone.size() * sizeof(float)), 0) << t;
+    }
   }
 }
 
