@@ -51,6 +51,32 @@ __device__ inline void ForPairs(const int32_t* ids, int pairs, const Use& use) {
   }
 }
 
+// The plan of up to 32 pairs, by one warp. Other blocks may have written ids.
+__device__ inline void PlanFewPairs(const int32_t* ids, int pairs, int slots, int tile_columns,
+                                    const ExpertPlan& plan) {
+  const int lane = threadIdx.x % 32;
+  const int id = lane < pairs ? __ldcg(&ids[lane]) : -1;
+  const unsigned before = (1u << lane) - 1;
+  const unsigned same = __match_any_sync(0xffffffff, id);
+  const int rank = __popc(same & before);
+  const int count = __popc(same);
+  int end = rank == 0 && lane < pairs ? count : 0;  // of the expert's pairs, behind those of lower lanes'
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int x = __shfl_up_sync(0xffffffff, end, step);
+    if (lane >= step) end += x;
+  }
+  const int first = __shfl_sync(0xffffffff, end, __ffs(static_cast<int>(same)) - 1) - count;
+  const bool begins = lane < pairs && rank % tile_columns == 0;
+  const unsigned tiles = __ballot_sync(0xffffffff, begins);
+  if (begins) plan.tiles[__popc(tiles & before)] = {id, first + rank, min(tile_columns, count - rank)};
+  if (lane == 0) *plan.num_tiles = __popc(tiles);
+  if (lane < pairs) {
+    plan.list[first + rank] = lane;
+    plan.rows[first + rank] = lane / slots;
+  }
+}
+
 // By one thread block; counts [num_experts] in shared memory. Other blocks may have written ids.
 __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num_experts, int tile_columns,
                                 const ExpertPlan& plan, int* counts) {
@@ -60,6 +86,10 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   for (int i = threadIdx.x; i < rows; i += kPlanThreads) {
     plan.list[pairs + i] = pairs + i;
     plan.rows[pairs + i] = i;
+  }
+  if (pairs <= 32) {
+    if (threadIdx.x < 32) PlanFewPairs(ids, pairs, slots, tile_columns, plan);
+    return;
   }
   for (int e = threadIdx.x; e < num_experts; e += kPlanThreads) counts[e] = 0;
   __syncthreads();

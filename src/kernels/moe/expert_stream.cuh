@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/product_tile.cuh"
 #include "kernels/moe/expert_plan.cuh"
 #include "kernels/moe/swiglu.cuh"
@@ -216,7 +217,7 @@ class SlabStream {
 #pragma unroll
         for (int part = 0; part < kRowCopies; ++part) {
           if (part * 512 < bytes) {
-            __pipeline_memcpy_async(to + i * Shape::kPitch + part * 512, from + part * 512, 16);
+            policy_.Copy(to + i * Shape::kPitch + part * 512, from + part * 512);
           }
         }
         from += row_bytes;
@@ -242,8 +243,8 @@ class SlabStream {
         const int64_t row = WeightRow(first, matrix) + lane / 4;
         const int block = lane % 4 * 4;
         if (block_ + block < blocks_) {
-          __pipeline_memcpy_async(&slab.scales[first + lane / 4][block],
-                                  tile.scales[matrix] + (row * blocks_ + block_ + block) * 4, 16);
+          policy_.Copy(&slab.scales[first + lane / 4][block],
+                       tile.scales[matrix] + (row * blocks_ + block_ + block) * 4);
         }
       }
     } else {
@@ -272,6 +273,7 @@ class SlabStream {
   const StreamTile* tiles_;
   SlabRing<kSlabs>& ring_;
   const int warp_;
+  const CopyOnce policy_;
   StreamCursor next_;  // item
   RingPlace<kSlabs> place_;
   int group_ = 0;
@@ -638,7 +640,7 @@ class StreamFinisher {
 
   template <typename F>
   __device__ void Prepare(const StreamTile& tile, int block) {
-    constexpr int kBatch = 4;  // as many loads at once
+    constexpr int kBatch = 2;  // as many loads at once
     const auto source = [&](int64_t pair, int64_t i) {
       return __ldcg(args_.hidden + pair * args_.intermediate + i);
     };
@@ -670,17 +672,42 @@ class StreamFinisher {
     }
     if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
     Fence();
-    for (int row = 0; row < args_.rows; ++row) {
-      const float* from = args_.y + int64_t{row} * args_.slots * args_.dim + output;
-      const float last =
-          args_.shared_tiles == 0
-              ? 0.0f
-              : __ldcg(args_.y + (int64_t{args_.rows} * args_.slots + row) * args_.dim + output);
-      float sum = 0;
-#pragma unroll 8
-      for (int k = 0; k < args_.slots; ++k) sum += __ldcg(from + int64_t{k} * args_.dim);
-      sum += last;
-      args_.out[int64_t{row} * args_.dim + output] = args_.swiglu.faithful ? RoundBf16(sum) : sum;
+    Combine(group * kGroupRows);
+  }
+
+  __device__ float Rounded(float y) const {
+    return args_.swiglu.faithful ? RoundBf16(y) : y;
+  }
+
+  // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
+  // neighbours a lane, and two rows at once.
+  __device__ void Combine(int first) const {
+    constexpr int kSlots = 6;  // whose loads are sent for at once
+    constexpr int kLanes = kGroupRows / 2;
+    const int lane = threadIdx.x % 32;
+    const int output = first + lane % kLanes * 2;
+    const auto load = [&](int pair) {
+      return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
+    };
+    for (int row = lane / kLanes; row < args_.rows; row += 32 / kLanes) {
+      float2 last = {};
+      if (args_.shared_tiles != 0) last = load(args_.rows * args_.slots + row);
+      float2 sum = {};
+      for (int slot = 0; slot < args_.slots; slot += kSlots) {
+        float2 y[kSlots];
+#pragma unroll
+        for (int k = 0; k < kSlots; ++k) {
+          if (slot + k < args_.slots) y[k] = load(row * args_.slots + slot + k);
+        }
+#pragma unroll
+        for (int k = 0; k < kSlots; ++k) {
+          if (slot + k >= args_.slots) break;
+          sum.x += y[k].x;
+          sum.y += y[k].y;
+        }
+      }
+      *reinterpret_cast<float2*>(args_.out + int64_t{row} * args_.dim + output) = {Rounded(sum.x + last.x),
+                                                                                   Rounded(sum.y + last.y)};
     }
   }
 

@@ -235,6 +235,29 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
   }
 }
 
+// As little as there can be of everything: also what a sanitizer can follow.
+TEST_F(MoeCudaTest, OneBlockOfOneExpert) {
+  std::mt19937 rng(9);
+  Layer layer;
+  const int dim = 128;
+  Make(DType::kI8, 1, 1, dim, 128, 10, rng, layer);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    const std::vector<float> x = RandomRows(2, dim, true, rng);
+    const std::vector<int32_t> ids = {0, 0};
+    const std::vector<float> weights = {0.5f, 1.5f};
+    const std::vector<float> got = RunCuda(numerics, layer, 2, x.data(), ids.data(), weights.data());
+    std::vector<float> want(got.size());
+    MoeArgs args = layer.args;
+    args.rows = 2;
+    args.x = x.data();
+    args.ids = ids.data();
+    args.weights = weights.data();
+    args.out = want.data();
+    RefKernels().moe(host_.context(numerics), args);
+    EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean);
+  }
+}
+
 // Every row has the same experts, and the same values, so that each row's outputs are to be equal.
 TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
   std::mt19937 rng(5);
