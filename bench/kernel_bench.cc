@@ -435,6 +435,7 @@ void KernelBench::Small(int rows) {
                                                .dim = kFlash.dim,
                                                .streams = streams,
                                                .back = back,
+                                               .tap = {},
                                                .fn = fn[i],
                                                .base = base,
                                                .scale = {DType::kF32, 3, scale.data},
