@@ -19,8 +19,8 @@ struct ExpertTile {
   int count;
 };
 
-// The pairs by expert, in no order within one, and the tiles of at most tile_columns that cover the routed
-// ones. The shared expert's pairs stand behind them, in their order.
+// The pairs by expert, experts ascending, in no order within one, and in any order the tiles of at most
+// tile_columns that cover the routed ones. The shared expert's pairs stand behind them, in their order.
 struct ExpertPlan {
   int32_t* list;  // [rows * slots + rows]
   int32_t* rows;  // of these pairs
@@ -60,13 +60,9 @@ __device__ inline void PlanFewPairs(const int32_t* ids, int pairs, int slots, in
   const unsigned same = __match_any_sync(0xffffffff, id);
   const int rank = __popc(same & before);
   const int count = __popc(same);
-  int end = rank == 0 && lane < pairs ? count : 0;  // of the expert's pairs, behind those of lower lanes'
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int x = __shfl_up_sync(0xffffffff, end, step);
-    if (lane >= step) end += x;
-  }
-  const int first = __shfl_sync(0xffffffff, end, __ffs(static_cast<int>(same)) - 1) - count;
+  int first = 0;  // pairs of lower experts
+#pragma unroll 8
+  for (int other = 0; other < pairs; ++other) first += __shfl_sync(0xffffffff, id, other) < id;
   const bool begins = lane < pairs && rank % tile_columns == 0;
   const unsigned tiles = __ballot_sync(0xffffffff, begins);
   if (begins) plan.tiles[__popc(tiles & before)] = {id, first + rank, min(tile_columns, count - rank)};

@@ -467,6 +467,37 @@ INSTANTIATE_TEST_SUITE_P(Formats, MoeCancellingCudaTest, testing::Values(DType::
                          [](const auto& info) { return info.param == DType::kI8 ? "Mxfp4" : "Fp8"; });
 
 // More rows than one piece, all of one expert.
+// Few rows of few experts: more pairs than the streaming kernel takes, and few enough to be planned by a
+// warp.
+TEST_F(MoeCudaTest, FewPairsOfFewExpertsArePure) {
+  std::mt19937 rng(9);
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    Layer layer;
+    const int experts = 4, slots = 2, dim = 256;
+    Make(dtype, experts, slots, dim, 128, 10, rng, layer);
+    for (int rows = 7; rows <= 17; ++rows) {
+      const std::vector<float> x = RandomRows(rows, dim, true, rng);
+      std::vector<int32_t> ids;
+      std::vector<float> weights;
+      for (int t = 0; t < rows; ++t) {
+        const auto first = static_cast<int32_t>(rng() % experts);
+        ids.push_back(first);
+        ids.push_back(static_cast<int32_t>((first + 1 + rng() % (experts - 1)) % experts));
+        weights.push_back(0.7f);
+        weights.push_back(0.3f);
+      }
+      const std::vector<float> got =
+          RunCuda(Numerics::kFaithful, layer, rows, x.data(), ids.data(), weights.data());
+      for (int t = 0; t < rows; ++t) {
+        const std::vector<float> alone = RunCuda(Numerics::kFaithful, layer, 1, x.data() + t * dim,
+                                                 ids.data() + t * slots, weights.data() + t * slots);
+        EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * dim, alone.size() * sizeof(float)), 0)
+            << rows << " rows, row " << t;
+      }
+    }
+  }
+}
+
 TEST_F(MoeCudaTest, LongStepsArePure) {
   std::mt19937 rng(4);
   for (int dim : {64, 128}) {
