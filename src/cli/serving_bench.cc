@@ -39,10 +39,9 @@ class Batch {
     --open_;
     return number.status();
   }
-  // Ends them all, and returns when they have ended.
+  // Ends them all, and returns when they have ended. Cancels without the lock, which those that end wait for.
   void Cancel(Engine& engine) {
-    for (RequestNumber number : numbers_)
-      engine.Cancel(number);  // without the lock: those that end wait for it
+    for (RequestNumber number : numbers_) engine.Cancel(number);
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return open_ == 0; });
   }

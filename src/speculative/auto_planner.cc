@@ -1,7 +1,6 @@
 #include "speculative/auto_planner.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "base/check.h"
@@ -12,10 +11,6 @@ namespace {
 constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
-
-int Longest(std::span<const int> depths) {
-  return depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
-}
 
 }  // namespace
 

@@ -15,8 +15,7 @@ constexpr int kLookaheadMax = 32;
 // Of a step with drafts of these depths.
 StepValue ValueOf(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
   const auto drafting = std::count_if(depths.begin(), depths.end(), [](int depth) { return depth > 0; });
-  const int deepest = depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
-  return StepValue(load, costs, static_cast<int>(drafting), deepest);
+  return StepValue(load, costs, static_cast<int>(drafting), Longest(depths));
 }
 
 // All that each request may have.
@@ -39,6 +38,10 @@ void AdmitTop(Frontier& frontier, FrontierQueue& queue) {
 }
 
 }  // namespace
+
+int Longest(std::span<const int> depths) {
+  return depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
+}
 
 CapacityPlan::CapacityPlan() : counts_(kBins), sums_(kBins) {}
 

@@ -32,6 +32,9 @@ class StepValue {
   std::span<const double> verify_ms_;
 };
 
+// The most tokens that one of the requests drafts.
+int Longest(std::span<const int> depths);
+
 // The best number of drafts for survivals known beforehand, and what it would give. In O(drafts): survivals
 // are sorted into 512 equal bins and taken for the mean of their bin, which is close enough for a guess about
 // the future.
