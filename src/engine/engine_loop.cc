@@ -276,6 +276,7 @@ bool EngineLoop::Step() {
                       .draft_ms = draft_seconds * 1e3,
                       .verify_ms = (model_seconds + draw_seconds) * 1e3,
                       .host_ms = host_seconds * 1e3,
+                      .draft_is_apart = !speculation_->has_late_drafts(),
                       .is_example = runtime_.device().recordings() == recordings};
   }
   speculation_->EndStep(times);

@@ -113,6 +113,7 @@ Speculation::Speculation(const SpeculationOptions& options, Runtime& runtime, co
   loads_.reserve(limits.max_sequences);
   rounds_.reserve(limits.max_sequences);
   round_candidates_.reserve(limits.max_sequences);
+  late_rounds_.reserve(limits.max_sequences);
   accepted_.reserve(limits.max_sequences);
 }
 
@@ -162,6 +163,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
 
   rounds_.clear();
   round_candidates_.clear();
+  late_rounds_.clear();
   longest_draft_ = 0;
   for (int i = 0; i < std::ssize(candidates); ++i) {
     if (depths[i] == 0) continue;
@@ -184,16 +186,19 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
   const Status proposed = Propose();
   for (size_t r = 0; r < rounds_.size(); ++r) {
     Sequence& s = *candidates[round_candidates_[r]].sequence;
+    const int i = round_candidates_[r];
     const int drafted = proposed.ok() ? static_cast<int>(s.block->tokens().size()) : 0;
     s.result.drafts.drafted += drafted;
-    if (!drafter_->has_confidences() || s.block->is_pending()) {
-      planning_.SetConfidencesFromHistory(round_candidates_[r], drafted);
-      continue;
+    if (drafted > 0 && s.block->is_pending()) late_rounds_.push_back(r);
+    if (drafted == 0) {
+      planning_.SetConfidences(i, {});
+    } else if (!drafter_->has_confidences()) {
+      planning_.SetConfidencesFromHistory(i, drafted);
+    } else if (s.block->is_pending()) {
+      planning_.ExpectConfidences(i, drafted);
+    } else {
+      planning_.SetConfidences(i, Confidences(r));
     }
-    for (int k = 0; k < drafted; ++k) {
-      confidences_[k] = calibration_.Confidence(s.regime, k, rounds_[r].evidence[k]);
-    }
-    planning_.SetConfidences(round_candidates_[r], std::span(confidences_).first(drafted));
   }
   lengths_ = planning_.Plan();
   if (!proposed.ok()) {
@@ -206,12 +211,28 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
 Status Speculation::Propose() {
   if (rounds_.empty()) return Status();
   RETURN_IF_ERROR(drafter_->Propose(rounds_));
-  const bool waits = planning_.ReadsConfidences() &&
+  const bool waits = drafter_->has_confidences() && planning_.ReadsConfidences() &&
                      std::any_of(rounds_.begin(), rounds_.end(),
                                  [](const DraftRound& round) { return round.block->is_pending(); });
   if (!waits) return Status();
   RETURN_IF_ERROR(device_.Synchronize());
   return drafter_->Settle();
+}
+
+Status Speculation::Settle() {
+  RETURN_IF_ERROR(drafter_->Settle());
+  if (!drafter_->has_confidences()) return Status();
+  for (const size_t r : late_rounds_) planning_.SetLateConfidences(round_candidates_[r], Confidences(r));
+  return Status();
+}
+
+std::span<const float> Speculation::Confidences(size_t r) {
+  const Sequence& s = *candidates_[round_candidates_[r]].sequence;
+  const size_t drafted = s.block->tokens().size();
+  for (size_t k = 0; k < drafted; ++k) {
+    confidences_[k] = calibration_.Confidence(s.regime, static_cast<int>(k), rounds_[r].evidence[k]);
+  }
+  return std::span(confidences_).first(drafted);
 }
 
 void Speculation::Judged(int i, int accepted) {

@@ -70,7 +70,7 @@ class Speculation {
   Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
                                      const std::function<bool(Sequence&, int rows)>& reserve);
   // After Device::Synchronize. Errors as Draft.
-  Status Settle() { return drafter_->Settle(); }
+  Status Settle();
   // So many of the drafts of candidate `i` that were to be verified were accepted.
   void Judged(int i, int accepted);
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
@@ -80,6 +80,8 @@ class Speculation {
   // Sequences that drafted in this step, and the most tokens that one of them was to draft.
   int num_drafting() const { return static_cast<int>(rounds_.size()); }
   int longest_draft() const { return longest_draft_; }
+  // Whether some of them were still being drawn when the step's rows were known.
+  bool has_late_drafts() const { return !late_rounds_.empty(); }
   // Seconds that a step of one row takes at this length; 0: not known.
   double PlainStepSeconds(int64_t context_tokens) const;
   // A line for the start-up log.
@@ -100,6 +102,8 @@ class Speculation {
 
   // Drafts of rounds_, pending only where the planner doesn't ask for more.
   Status Propose();
+  // Of what round r has drafted.
+  std::span<const float> Confidences(size_t r);
 
   const SpeculationOptions options_;
   const int vocab_size_;
@@ -119,6 +123,7 @@ class Speculation {
   std::vector<RequestLoad> loads_;
   std::vector<DraftRound> rounds_;
   std::vector<int> round_candidates_;  // [rounds]
+  std::vector<size_t> late_rounds_;    // of which drafts were pending when the plan was made
   int longest_draft_ = 0;
   std::vector<DraftEvidence> evidence_;  // [rounds, drafts_max]
   std::vector<float> confidences_;       // [drafts_max]

@@ -56,6 +56,8 @@ class Profiler {
   // A token from each row of the chunks, one after the other.
   Status DrawOnHost(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
   Status DrawOnDevice(const StepOutputs& outputs, std::span<const SequenceChunk> chunks);
+  // Of the host, until a step of one row runs on a device that has been waited for.
+  Result<double> LaunchMs();
   // Of the drafts of `sequences` states, after a step that gives them what they need.
   // Drafts of `depth` tokens each.
   Result<double> DraftMs(int sequences, int depth);
@@ -122,6 +124,21 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
   RETURN_IF_ERROR(on_device_ ? DrawOnDevice(out, chunks) : DrawOnHost(out, chunks));
   const double ms = MsSince(start);
   for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
+  return ms;
+}
+
+Result<double> Profiler::LaunchMs() {
+  const TokenId tokens[] = {NextToken()};
+  const int32_t logit_rows[] = {0};
+  const SequenceChunk chunks[] = {{.sequence = &states_.front(), .num_rows = 1}};
+  RETURN_IF_ERROR(runtime_.device().Synchronize());
+  const Clock::time_point start = Clock::now();
+  ASSIGN_OR_RETURN([[maybe_unused]] const StepOutputs out,
+                   runtime_.model().Step(
+                       {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = true}));
+  const double ms = MsSince(start);
+  RETURN_IF_ERROR(runtime_.device().Synchronize());
+  RETURN_IF_ERROR(states_.front().Truncate(options_.context_tokens));
   return ms;
 }
 
@@ -265,6 +282,9 @@ Result<StepCostTable> Profiler::Run() {
   }
   ASSIGN_OR_RETURN(const double first_ms, median([&] { return DraftMs(1, /*depth=*/1); }));
   table.draft_first_share = std::min(1.0, first_ms / table.draft_ms.front().ms);
+  if (on_device_ && drafter_->has_confidences()) {
+    ASSIGN_OR_RETURN(table.wait_ms, median([&] { return LaunchMs(); }));
+  }
   // The rest of a step, until serving has shown it: a small part.
   table.host_ms = 0.02 * verify.front().ms;
   return table;

@@ -11,6 +11,19 @@ namespace {
 constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
+constexpr double kSparedShare = 1.0 / 32;
+
+// Of rows that are worth less than they cost, the difference.
+double SparedMs(const RoundConfidences& round, double row_ms, double token_ms) {
+  double ms = 0;
+  for (int r = 0; r < round.num_requests(); ++r) {
+    double survival = 1;
+    for (const float confidence : round.of(r)) {
+      ms += std::max(0.0, row_ms - (survival *= confidence) * token_ms);
+    }
+  }
+  return ms;
+}
 
 }  // namespace
 
@@ -65,6 +78,8 @@ AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCost
 void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                           std::span<int> depths) {
   CHECK(costs != nullptr);
+  reads_confidences_ = true;
+  tries_now_ = false;
   bool any = false;
   for (size_t r = 0; r < depths.size(); ++r) {
     const RequestLoad& request = load.requests[r];
@@ -81,11 +96,13 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   const Length best = BestLength(load, *costs, depths);
   if (best.gain_ms > (gain_min_ - 1) * StepValue(load, *costs, 0, 0).Ms(0)) {
     step_back_off_.Succeeded();
+    reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
     if (best.tokens == Longest(depths)) return;
     for (int& depth : depths) depth = std::min(depth, best.tokens);
     planner_.Start(load, history, *costs, depths);
   } else if (step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
+    tries_now_ = true;
     Try(load, history, *costs, best, depths);
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
@@ -109,12 +126,16 @@ void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, c
 
 void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {
   CHECK(costs != nullptr);
+  const RoundConfidences& round = result.round;
   int drafting = 0;
+  int drafted = 0;
+  int longest = 0;
   int admitted = 0;
-  const int longest = Longest(result.drafted);
-  for (size_t r = 0; r < load.requests.size(); ++r) {
-    drafting += result.drafted[r] > 0;
-    admitted += result.admitted[r];
+  for (int r = 0; r < round.num_requests(); ++r) {
+    drafting += round.depth(r) > 0;
+    drafted += round.depth(r);
+    longest = std::max(longest, round.depth(r));
+    admitted += round.admitted()[r];
   }
   const StepValue plain(load, *costs, 0, 0);
   guard_.Pass(plain.Ms(0));
@@ -126,11 +147,17 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   const double draft_tokens =
       (costs->DraftMs(drafting, longest) - costs->DraftMs(1, longest)) / drafting / token_ms;
   const double row_tokens = admitted == 0 ? 0 : (plain.Ms(admitted) - plain.Ms(0)) / admitted / token_ms;
-  for (size_t r = 0; r < load.requests.size(); ++r) {
-    if (result.drafted[r] == 0) continue;
+  // Whole drafts, as they are tried, would say nothing of shorter ones.
+  if (costs->WaitMs() > 0 && !tries_now_) {
+    const double row_ms = (plain.Ms(drafted) - plain.Ms(0)) / drafted;
+    const double spared = SparedMs(round, row_ms, token_ms);
+    spared_ms_ = spared_ms_ ? *spared_ms_ + kSparedShare * (spared - *spared_ms_) : spared;
+  }
+  for (int r = 0; r < round.num_requests(); ++r) {
+    if (round.depth(r) == 0) continue;
     Request& request = RequestOf(load.requests[r].id);
     // What it could expect: the coins of what it got would send good requests away.
-    const double gain = result.expected[r] - draft_tokens - row_tokens * result.admitted[r];
+    const double gain = round.expected()[r] - draft_tokens - row_tokens * round.admitted()[r];
     request.gain += (request.back_off.active() ? kProbeShare : kGainShare) * (gain - request.gain);
     if (++request.rounds <= kFreeRounds) continue;
     if (request.gain < 0) {

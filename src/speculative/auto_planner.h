@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "speculative/planner.h"
@@ -59,13 +60,15 @@ class LossGuard {
 //   all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
 // for it. Steps with rows of prompts are plain: their times tell nothing of drafts. What is drafted is
-// planned as SyncPlanner does with look-ahead.
+// planned as SyncPlanner does with look-ahead. Where a device draws and confidences have spared the step
+// fewer rows than it costs to wait for them, it goes by what history expects of them.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
 
   void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                std::span<int> depths) override;
+  bool ReadsConfidences() const override { return reads_confidences_; }
   void Admit(Frontier& frontier) override { planner_.Admit(frontier); }
   void Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) override;
 
@@ -97,7 +100,12 @@ class AutoPlanner final : public Planner {
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
   size_t tries_ = 0;
+  // What rows would have cost that confidences spared, or could have, beyond what they were worth: of a step,
+  // a moving average. Nothing: not known.
+  std::optional<double> spared_ms_;
   // Of the step at hand.
+  bool reads_confidences_ = true;
+  bool tries_now_ = false;
   std::vector<int> all_depths_;
   std::vector<double> survivals_;
   LossGuard guard_;

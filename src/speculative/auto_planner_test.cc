@@ -6,6 +6,7 @@
 #include <cmath>
 #include <map>
 #include <random>
+#include <utility>
 
 #include "speculative/planner.h"
 
@@ -31,10 +32,14 @@ struct Machine {
   // It records the second step of each kind, of so many rows with so many requests that draft, and takes so
   // many times as long for it.
   double recording = 1;
+  // Above 0: it draws the drafts itself, and a step whose planner reads their confidences waits so long for
+  // them. Other steps know them when they end.
+  double wait_ms = 0;
 
   StepCosts Costs(double verify_error = 1) const {
     StepCostTable table;
     table.host_ms = host_ms;
+    table.wait_ms = wait_ms;
     table.drafts_max = kDrafts;
     table.draft_first_share = draft_first_share;
     table.draft_ms = {{1, draft_ms + draft_each_ms}, {64, draft_ms + 64 * draft_each_ms}};
@@ -62,6 +67,13 @@ const Machine kChain{.verify = {{1, 4.7}, {4, 5.7}, {16, 7.6}, {64, 8.6}, {256, 
                      .draft_each_ms = 0.1,
                      .draft_first_share = 0.2,
                      .host_ms = 0.02};
+// Launches that the host has to wait for where confidences are read.
+const Machine kApart{.verify = {{1, 4.7}, {4, 5.7}, {16, 7.6}, {64, 8.6}, {256, 20}},
+                     .draft_ms = 2.4,
+                     .draft_each_ms = 0.1,
+                     .draft_first_share = 0.8,
+                     .host_ms = 0.02,
+                     .wait_ms = 0.3};
 // Compute bound: a row costs a row.
 const Machine kCompute{.verify = {{1, 10}, {256, 2560}}};
 
@@ -91,21 +103,29 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
     const std::span<const int> depths =
         planning.BeginStep({.requests = load, .other_rows = 0, .context_tokens = 1});
     std::vector<std::vector<double>> acceptance(requests);
+    std::vector<std::vector<float>> confidences(requests);
+    const bool late = machine.wait_ms > 0 && !planning.ReadsConfidences();
     int drafting = 0;
     int longest = 0;
     for (int r = 0; r < requests; ++r) {
       if (depths[r] == 0) continue;
       ++drafting;
       longest = std::max(longest, depths[r]);
-      std::vector<float> confidences;
       for (int j = 0; j < depths[r]; ++j) {
         const double p = std::clamp(world.acceptance + world.spread * (2 * uniform(random) - 1), 0.0, 1.0);
         acceptance[r].push_back(p);
-        confidences.push_back(static_cast<float>(std::clamp(p + world.overconfidence, 0.0, 1.0)));
+        confidences[r].push_back(static_cast<float>(std::clamp(p + world.overconfidence, 0.0, 1.0)));
       }
-      planning.SetConfidences(r, confidences);
+      if (late) {
+        planning.ExpectConfidences(r, depths[r]);
+      } else {
+        planning.SetConfidences(r, confidences[r]);
+      }
     }
     const std::span<const int> plan = planning.Plan();
+    for (int r = 0; r < requests; ++r) {
+      if (late && !confidences[r].empty()) planning.SetLateConfidences(r, confidences[r]);
+    }
     std::vector<int> accepted(requests);
     int rows = requests;
     for (int r = 0; r < requests; ++r) {
@@ -120,8 +140,10 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
                        .context_tokens = 1,
                        .draft_ms = truth.DraftMs(drafting, longest),
                        .verify_ms = verify_ms[rows] * (records ? machine.recording : 1),
-                       .host_ms = machine.host_ms,
+                       .host_ms = machine.host_ms + (drafting > 0 && !late ? machine.wait_ms : 0),
+                       .draft_is_apart = !late,
                        .is_example = !records};
+    if (late) times.verify_ms += std::exchange(times.draft_ms, 0);
     ms += times.draft_ms + times.verify_ms + times.host_ms;
     planning.EndStep(accepted, times);
   }
@@ -129,7 +151,7 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
 }
 
 TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain, &kApart}) {
     for (double acceptance : {0.05, 0.3, 0.6, 0.8, 0.95}) {
       for (double overconfidence : {0.0, 0.4}) {
         for (int requests : {1, 2, 4, 8, 16, 32}) {
@@ -146,7 +168,7 @@ TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecoding) {
 
 // Requests that are over before much is known of them.
 TEST(AutoPlanner, IsNeverMuchSlowerThanPlainDecodingOfShortRequests) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain, &kApart}) {
     for (double acceptance : {0.3, 0.6}) {
       for (double overconfidence : {0.0, 0.4}) {
         for (int requests : {1, 8, 32}) {
@@ -175,7 +197,7 @@ TEST(AutoPlanner, LosesNoMoreThanAllowedWhenDraftingIsDearerThanItBelieves) {
 // Drafts of ever other lengths come in ever other kinds of steps: what their recordings take is a cost of
 // drafting, though it says nothing of the steps that follow.
 TEST(AutoPlanner, PaysForTheRecordingsOfItsSteps) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain, &kApart}) {
     Machine recorder = *machine;
     recorder.recording = 10;
     for (double acceptance : {0.3, 0.5, 0.7}) {
@@ -191,7 +213,7 @@ TEST(AutoPlanner, PaysForTheRecordingsOfItsSteps) {
 }
 
 TEST(AutoPlanner, IsAsFastAsTheBestFixedLength) {
-  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain}) {
+  for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain, &kApart}) {
     for (double acceptance : {0.3, 0.6, 0.8, 0.95}) {
       for (int requests : {1, 4, 16, 32}) {
         const World world{.acceptance = acceptance, .spread = 0.3, .overconfidence = 0};
@@ -227,6 +249,41 @@ TEST(AutoPlanner, RecoversFromCostsThatAreWrong) {
   for (double error : {0.2, 3.0}) {
     // Profiled on another machine: verification seems too cheap or too dear.
     EXPECT_GT(Speed("auto", world, kMixture, 4, error, 4000), 0.97 * Speed("static:0", world, kMixture, 4));
+  }
+}
+
+// Where rows are cheap, confidences spare few of them: then nobody waits for them. Where rows are dear, or
+// nobody has to wait, they are read.
+TEST(AutoPlanner, ReadsConfidencesWhereTheyAreWorthTheWait) {
+  const RequestLoad load[] = {{.id = {.slot = 0, .generation = 1}, .drafts_max = kDrafts, .coupled = false}};
+  Machine dear = kApart;
+  dear.verify = {{1, 47}, {2, 57}, {4, 77}, {8, 117}};
+  Machine host = kApart;
+  host.wait_ms = 0;
+  for (const Machine* machine : std::initializer_list<const Machine*>{&kApart, &dear, &host}) {
+    StepPlanning planning =
+        StepPlanning::Create(ParsePlanner("auto").value(),
+                             {.slots_max = 1, .drafts_max = kDrafts, .rows_max = 1024}, machine->Costs())
+            .value();
+    int reading = 0;
+    int drafting = 0;
+    for (int step = 0; step < 200; ++step) {
+      const int depth = planning.BeginStep({.requests = load, .context_tokens = 1})[0];
+      const std::vector<float> confidences(depth, step % 2 == 0 ? .95f : .15f);
+      if (depth > 0) {
+        ++drafting;
+        reading += planning.ReadsConfidences();
+        planning.SetConfidences(0, confidences);
+      }
+      const int length = planning.Plan()[0];
+      planning.EndStep(std::vector<int>{std::min(length, 2)}, std::nullopt);
+    }
+    EXPECT_GT(drafting, 50);
+    if (machine == &kApart) {
+      EXPECT_LT(reading, drafting / 10);
+    } else {
+      EXPECT_GT(reading, drafting * 9 / 10);
+    }
   }
 }
 

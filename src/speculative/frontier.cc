@@ -33,11 +33,25 @@ void RoundConfidences::Set(int r, std::span<const float> confidences) {
   CHECK(r >= 0 && r < num_requests() && admitted_[r] == 0);
   CHECK(std::ssize(confidences) <= depth(r), "request {}: {} confidences for {} drafts", r,
         confidences.size(), depth(r));
-  for (float c : confidences) CHECK(c >= 0 && c <= 1, "confidence {}", c);  // NaN fails, too
+  Store(r, confidences);
   depths_[r] = static_cast<int>(confidences.size());
+  survivals_[r] = confidences.empty() ? 0 : confidences[0];
+}
+
+void RoundConfidences::SetLate(int r, std::span<const float> confidences) {
+  CHECK(r >= 0 && r < num_requests());
+  CHECK(std::ssize(confidences) == depth(r), "request {}: {} confidences for {} drafts", r,
+        confidences.size(), depth(r));
+  Store(r, confidences);
+  expected_[r] = 0;
+  double survival = 1;
+  for (int j = 0; j < admitted_[r]; ++j) expected_[r] += survival *= confidences[j];
+}
+
+void RoundConfidences::Store(int r, std::span<const float> confidences) {
+  for (float c : confidences) CHECK(c >= 0 && c <= 1, "confidence {}", c);  // NaN fails, too
   std::copy(confidences.begin(), confidences.end(),
             confidences_.begin() + static_cast<size_t>(r) * drafts_max_);
-  survivals_[r] = confidences.empty() ? 0 : confidences[0];
 }
 
 double Frontier::confidence(int r) const {

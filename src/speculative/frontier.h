@@ -23,6 +23,8 @@ class RoundConfidences {
   void Begin(std::span<const int> depths, bool all_coupled);
   // The confidences of request r, each in [0, 1]; fewer than depth(r) make it shorter. Those never set are 1.
   void Set(int r, std::span<const float> confidences);
+  // The confidences of all drafts of request r, known only now that the plan is made.
+  void SetLate(int r, std::span<const float> confidences);
 
   int num_requests() const { return static_cast<int>(depths_.size()); }
   int depth(int r) const { return depths_[r]; }
@@ -36,6 +38,8 @@ class RoundConfidences {
 
  private:
   friend class Frontier;
+  void Store(int r, std::span<const float> confidences);
+
   int drafts_max_;
   bool all_coupled_ = false;
   std::vector<int> depths_;

@@ -133,6 +133,7 @@ StepPlanning::StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimit
   requests_.reserve(limits.slots_max);
   depths_.reserve(limits.slots_max);
   have_confidences_.reserve(limits.slots_max);
+  corrected_.reserve(limits.drafts_max);
 }
 
 std::span<const int> StepPlanning::BeginStep(const StepLoad& load) {
@@ -179,15 +180,32 @@ void StepPlanning::SetConfidences(int r, std::span<const float> confidences) {
   CHECK(phase_ == Phase::kDrafting && r >= 0 && r < std::ssize(depths_));
   CHECK(std::ssize(confidences) <= depths_[r], "request {}: {} confidences for {} drafts", r,
         confidences.size(), depths_[r]);
-  std::array<float, kDraftsMax> corrected;
-  std::copy(confidences.begin(), confidences.end(), corrected.begin());
-  if (correction_) {
-    std::copy(confidences.begin(), confidences.end(),
-              uncorrected_.begin() + static_cast<size_t>(r) * limits_.drafts_max);
-    correction_->Apply(requests_[r].id, {corrected.data(), confidences.size()});
-  }
-  round_.Set(r, {corrected.data(), confidences.size()});
+  round_.Set(r, Corrected(r, confidences));
   have_confidences_[r] = true;
+}
+
+void StepPlanning::SetLateConfidences(int r, std::span<const float> confidences) {
+  CHECK(phase_ == Phase::kPlanned && r >= 0 && r < std::ssize(depths_) && !have_confidences_[r]);
+  round_.SetLate(r, Corrected(r, confidences));
+  have_confidences_[r] = true;
+}
+
+std::span<const float> StepPlanning::Corrected(int r, std::span<const float> confidences) {
+  if (!correction_) return confidences;
+  std::copy(confidences.begin(), confidences.end(),
+            uncorrected_.begin() + static_cast<size_t>(r) * limits_.drafts_max);
+  corrected_.assign(confidences.begin(), confidences.end());
+  correction_->Apply(requests_[r].id, corrected_);
+  return corrected_;
+}
+
+void StepPlanning::ExpectConfidences(int r, int drafted) {
+  CHECK(phase_ == Phase::kDrafting && drafted >= 0 && drafted <= limits_.drafts_max);
+  std::array<float, kDraftsMax> confidences;
+  for (int j = 0; j < drafted; ++j) {
+    confidences[j] = static_cast<float>(history_.MeanConfidence(requests_[r].id, j));
+  }
+  round_.Set(r, {confidences.data(), static_cast<size_t>(drafted)});
 }
 
 void StepPlanning::SetConfidencesFromHistory(int r, int drafted) {
@@ -214,12 +232,11 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
   for (int r = 0; r < std::ssize(depths_); ++r) {
     const RequestId id = requests_[r].id;
     const int verified = round_.admitted()[r];
-    depths_[r] = round_.depth(r);  // a look-up may have found less
     if (have_confidences_[r]) {
       history_.RecordConfidences(id, round_.of(r));
       const size_t place = static_cast<size_t>(r) * limits_.drafts_max;
       if (correction_) {
-        correction_->Learn(id, {&uncorrected_[place], static_cast<size_t>(depths_[r])}, verified,
+        correction_->Learn(id, {&uncorrected_[place], static_cast<size_t>(round_.depth(r))}, verified,
                            accepted[r]);
       }
     }
@@ -228,12 +245,7 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
   if (!requests_.empty()) {
     std::optional<double> ms;
     if (costs_ && times) ms = (times->draft_ms + times->verify_ms + times->host_ms) / costs_->scale();
-    planner_->Learn(load_, costs_ ? &*costs_ : nullptr,
-                    {.drafted = depths_,
-                     .admitted = round_.admitted(),
-                     .expected = round_.expected(),
-                     .accepted = accepted,
-                     .ms = ms});
+    planner_->Learn(load_, costs_ ? &*costs_ : nullptr, {.round = round_, .accepted = accepted, .ms = ms});
   }
   if (costs_ && times && times->is_example) costs_->Observe(*times);
 }

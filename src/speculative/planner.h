@@ -2,9 +2,9 @@
 //
 // A step of the engine:
 //   depths = planning.BeginStep(load)             how many tokens each request drafts: from history
-//   draft; planning.SetConfidences(r, c) for each request that drafted
+//   draft; planning.SetConfidences(r, c) for each request that drafted, or ExpectConfidences(r, drafted)
 //   lengths = planning.Plan()                     how many of them are verified
-//   verify, accept
+//   verify, accept; planning.SetLateConfidences(r, c) where they were expected
 //   planning.EndStep(accepted, times)             what the next steps may learn from
 //
 // Everything is host code on numbers, without clocks: it runs under simulation as it serves.
@@ -63,12 +63,10 @@ struct PlannerOptions {
 Result<PlannerOptions> ParsePlanner(std::string_view text);
 std::string FormatPlanner(const PlannerOptions& options);
 
-// What became of a step's drafts, by request.
+// What became of a step's drafts.
 struct StepResult {
-  std::span<const int> drafted;
-  std::span<const int> admitted;     // of those
-  std::span<const double> expected;  // to be accepted, of those, going by their confidences
-  std::span<const int> accepted;     // of those
+  const RoundConfidences& round;  // what was drafted and admitted
+  std::span<const int> accepted;  // [requests]: of those admitted
   // What the step took, at the speed of the machine when it was profiled; absent when that isn't known.
   std::optional<double> ms = std::nullopt;
 };
@@ -82,8 +80,9 @@ class Planner {
   // many the step will verify do it here. `costs` is null when the engine has none.
   virtual void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                        std::span<int> depths) = 0;
-  // Whether what it admits depends on the confidences of the drafts at hand. If not, the step that verifies
-  // them need not wait until they are known.
+  // After Prepare: whether what it admits in this step should depend on the confidences of the drafts at
+  // hand. If not, the step that verifies them need not wait until they are known, and Admit may see what
+  // history leads to expect in their place.
   virtual bool ReadsConfidences() const { return true; }
   // After drafting: which of them are verified.
   virtual void Admit(Frontier& frontier) = 0;
@@ -121,8 +120,12 @@ class StepPlanning {
   void SetConfidences(int r, std::span<const float> confidences);
   // The same for a drafter without a confidence head: the rate at which its drafts were accepted so far.
   void SetConfidencesFromHistory(int r, int drafted);
+  // The same for drafts that a device has yet to draw: what history leads to expect of them.
+  void ExpectConfidences(int r, int drafted);
   // [requests]: how many drafts to verify.
   std::span<const int> Plan();
+  // Behind Plan(): the confidences of request r's drafts, where they were expected.
+  void SetLateConfidences(int r, std::span<const float> confidences);
   // `times` absent: what it took can't be set against other steps (rows of prompts were among it).
   void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
 
@@ -137,6 +140,8 @@ class StepPlanning {
   StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
                std::optional<StepCosts> costs);
   void ShortenToRows();
+  // Keeps them as they are, and gives them as corrected by what was learnt.
+  std::span<const float> Corrected(int r, std::span<const float> confidences);
 
   std::unique_ptr<Planner> planner_;
   PlanningLimits limits_;
@@ -150,6 +155,7 @@ class StepPlanning {
   std::vector<int> depths_;
   std::vector<uint8_t> have_confidences_;  // bool
   std::vector<float> uncorrected_;         // [slots_max, drafts_max]
+  std::vector<float> corrected_;           // [drafts_max]
 };
 
 }  // namespace foresight

@@ -236,6 +236,40 @@ TEST(StepPlanning, TakesShorterDraftsAndConfidencesFromHistory) {
   EXPECT_GT(planning.history().AcceptanceRate(load[0].id, 0), 0.9);
 }
 
+// A plan made without confidences is judged, and history is told, by those that come behind it.
+TEST(StepPlanning, TakesConfidencesBehindThePlan) {
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner("static:2").value(),
+                           {.slots_max = 1, .drafts_max = 3, .rows_max = 64}, std::nullopt)
+          .value();
+  const std::vector<RequestLoad> load = {
+      {.id = {.slot = 0, .generation = 1}, .drafts_max = 3, .coupled = false}};
+  for (int i = 0; i < 3; ++i) {
+    planning.BeginStep({.requests = load, .context_tokens = 1});
+    EXPECT_FALSE(planning.ReadsConfidences());
+    planning.ExpectConfidences(0, 2);
+    EXPECT_EQ(planning.Plan()[0], 2);
+    planning.SetLateConfidences(0, std::vector<float>{.25f, .5f});
+    planning.EndStep(std::vector<int>{0}, std::nullopt);
+  }
+  // Its own begins at the first guess for all, of which it forgets an eighth a step.
+  const double expected = .25 + (.8 - .25) * std::pow(7.0 / 8, 3);
+  EXPECT_NEAR(planning.history().MeanConfidence(load[0].id, 0), expected, .02);
+}
+
+TEST(RoundConfidences, LateOnesSayWhatWasToBeExpected) {
+  RoundConfidences round(/*requests_max=*/1, /*drafts_max=*/3);
+  round.Begin(std::vector<int>{3}, /*all_coupled=*/false);
+  round.Set(0, std::vector<float>{1, 1, 1});
+  Frontier frontier(round);
+  frontier.Admit(0);
+  frontier.Admit(0);
+  round.SetLate(0, std::vector<float>{.5f, .25f, .9f});
+  EXPECT_EQ(round.expected()[0], .5 + .125);
+  EXPECT_EQ(round.of(0)[2], .9f);
+  EXPECT_EQ(round.admitted()[0], 2);
+}
+
 TEST(ParsePlanner, NamesComeBack) {
   for (const char* text : {"auto", "static:3", "threshold:0.6", "sync", "lookahead", "async", "global"}) {
     const Result<PlannerOptions> options = ParsePlanner(text);

@@ -76,6 +76,9 @@ Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int reque
   if (!(table.host_ms >= 0 && table.host_ms < 1e9)) {
     return InvalidArgument("step costs: host_ms: want 0 or more, got {}", table.host_ms);
   }
+  if (!(table.wait_ms >= 0 && table.wait_ms < 1e9)) {
+    return InvalidArgument("step costs: wait_ms: want 0 or more, got {}", table.wait_ms);
+  }
   RETURN_IF_ERROR(CheckPoints(table.draft_ms, "step costs: draft_ms"));
   if (!(table.draft_first_share > 0 && table.draft_first_share <= 1)) {
     return InvalidArgument("step costs: draft_first_share: want above 0 and at most 1, got {}",
@@ -128,13 +131,15 @@ void StepCosts::Observe(const StepTimes& times) {
   const auto ratio_of = [](double measured, double expected) {
     return std::clamp(measured / expected, 0.5, 2.0);
   };
+  const double both = ratio_of(times.draft_ms + times.verify_ms, scale_ * (draft_ms + verify_ms));
   if (times.draft_requests == 0) {
     scale_ *= 1 + kScaleShare *
                       (ratio_of(times.verify_ms + times.host_ms, scale_ * (verify_ms + table_.host_ms)) - 1);
   }
-  verify.MoveTowards(times.rows, ratio_of(times.verify_ms, scale_ * verify_ms));
+  verify.MoveTowards(times.rows, times.draft_is_apart ? ratio_of(times.verify_ms, scale_ * verify_ms) : both);
   if (times.draft_requests > 0) {
-    draft_.MoveTowards(times.draft_requests, ratio_of(times.draft_ms, scale_ * draft_ms));
+    draft_.MoveTowards(times.draft_requests,
+                       times.draft_is_apart ? ratio_of(times.draft_ms, scale_ * draft_ms) : both);
   }
   table_.host_ms += kPointShare * (times.host_ms / scale_ - table_.host_ms);
 }
@@ -146,6 +151,7 @@ StepCostTable StepCosts::Refreshed() const {
     return points;
   };
   table.host_ms *= scale_;
+  table.wait_ms *= scale_;
   table.draft_ms = scaled(draft_.points);
   for (size_t i = 0; i < contexts_.size(); ++i) table.verify_ms[contexts_[i]] = scaled(verify_[i].points);
   return table;

@@ -28,6 +28,9 @@ struct StepCostTable {
   std::string device;  // in words, for people
   int drafts_max = 0;  // tokens of a draft (gamma)
   double host_ms = 0;
+  // For how long a device stands idle in a step that waits for its drafts before it verifies them; 0: it
+  // doesn't draw them.
+  double wait_ms = 0;
   std::vector<CostPoint> draft_ms;  // by requests, for drafts of drafts_max tokens
   // What drafts of one token take of that; those of more tokens lie between in proportion.
   double draft_first_share = 1;
@@ -35,7 +38,7 @@ struct StepCostTable {
       verify_ms;  // by context in tokens (upper end of a bucket), by rows
 };
 
-// {"format": "dspark-sps", "version": 2, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sps", "version": 3, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatStepCosts(const StepCostTable& table);
 Result<StepCostTable> ParseStepCosts(std::string_view json);
 // Refuses a table of another model, build or draft length (kInvalidArgument, saying both).
@@ -54,6 +57,9 @@ struct StepTimes {
   double draft_ms = 0;
   double verify_ms = 0;
   double host_ms = 0;
+  // Whether draft_ms is all that the drafts took. If not, a device drew them while the host went on: the rest
+  // lies in verify_ms.
+  bool draft_is_apart = true;
   // Whether steps like it will take about as long. If not (the device has recorded it), it has cost what it
   // has cost and says nothing of others.
   bool is_example = true;
@@ -79,6 +85,7 @@ class StepCosts {
   // [rows_max + 1]: by rows, at the smallest bucket that holds `context_tokens` (the largest, if none does).
   std::span<const double> VerifyMs(int64_t context_tokens) const;
   double HostMs() const { return table_.host_ms; }
+  double WaitMs() const { return table_.wait_ms; }
   // Present time over profiled time, as steps show it.
   double scale() const { return scale_; }
 

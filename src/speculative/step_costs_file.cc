@@ -8,7 +8,7 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sps";
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 constexpr size_t kPointsMax = 256;
 constexpr size_t kContextsMax = 32;
 constexpr int64_t kCountMax = 1'000'000;
@@ -51,6 +51,8 @@ Result<StepCostTable> Parse(std::string_view json) {
   table.drafts_max = static_cast<int>(drafts_max);
   ASSIGN_OR_RETURN(const boost::json::value* host_ms, JsonMember(*object, "host_ms"));
   ASSIGN_OR_RETURN(table.host_ms, JsonNumber(*host_ms, "host_ms"));
+  ASSIGN_OR_RETURN(const boost::json::value* wait_ms, JsonMember(*object, "wait_ms"));
+  ASSIGN_OR_RETURN(table.wait_ms, JsonNumber(*wait_ms, "wait_ms"));
   ASSIGN_OR_RETURN(table.draft_ms, ParsePoints(*object, "draft_ms"));
   ASSIGN_OR_RETURN(const boost::json::value* first, JsonMember(*object, "draft_first_share"));
   ASSIGN_OR_RETURN(table.draft_first_share, JsonNumber(*first, "draft_first_share"));
@@ -81,10 +83,11 @@ Result<StepCostTable> Parse(std::string_view json) {
 std::string FormatStepCosts(const StepCostTable& table) {
   std::string text = fmt::format(
       "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"model\": {},\n  \"engine_build\": {},\n"
-      "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"draft_ms\": {},\n"
+      "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"wait_ms\": {:.6g},\n"
+      "  \"draft_ms\": {},\n"
       "  \"draft_first_share\": {:.6g},\n  \"verify_ms\": {{",
       kFormat, kVersion, Quoted(table.model), Quoted(table.build), Quoted(table.device), table.drafts_max,
-      table.host_ms, FormatPoints(table.draft_ms), table.draft_first_share);
+      table.host_ms, table.wait_ms, FormatPoints(table.draft_ms), table.draft_first_share);
   const char* separator = "\n";
   for (const auto& [context, points] : table.verify_ms) {
     text += fmt::format("{}    \"{}\": {}", separator, context, FormatPoints(points));

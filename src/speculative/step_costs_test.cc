@@ -11,6 +11,7 @@ StepCostTable Table() {
                       .device = "a \"machine\"",
                       .drafts_max = 5,
                       .host_ms = 0.5,
+                      .wait_ms = 0.25,
                       .draft_ms = {{1, 2}, {8, 3}},
                       .draft_first_share = 0.6,
                       .verify_ms = {}};
@@ -90,6 +91,25 @@ TEST(StepCosts, LearnsWhichStepsCostMore) {
   EXPECT_NEAR(refreshed.verify_ms.at(512)[1].ms, 32, 1.5);
 }
 
+// What drafts and rows took together says nothing of either alone, whichever of the two times it lies in.
+TEST(StepCosts, OneTimeForDraftsAndRowsKeepsTheirProportion) {
+  StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  const double draft_ms = costs.DraftMs(1);
+  const double verify_ms = costs.VerifyMs(100)[8];
+  for (int i = 0; i < 100; ++i) {
+    costs.Observe({.draft_requests = 1,
+                   .draft_tokens = costs.Refreshed().drafts_max,
+                   .rows = 8,
+                   .context_tokens = 100,
+                   .draft_ms = 0,
+                   .verify_ms = 1.2 * (draft_ms + verify_ms),
+                   .host_ms = costs.HostMs(),
+                   .draft_is_apart = false});
+  }
+  EXPECT_NEAR(costs.DraftMs(1), 1.2 * draft_ms, .02 * draft_ms);
+  EXPECT_NEAR(costs.VerifyMs(100)[8], 1.2 * verify_ms, .02 * verify_ms);
+}
+
 TEST(StepCosts, APauseDoesLittleHarm) {
   StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
   costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 1e6, .host_ms = 0.5});
@@ -111,6 +131,7 @@ TEST(StepCosts, RefusesWhatCantBe) {
   refused([](StepCostTable& t) { t.draft_ms = {{0, 1}}; });
   refused([](StepCostTable& t) { t.draft_ms = {{1, 0}}; });
   refused([](StepCostTable& t) { t.host_ms = -1; });
+  refused([](StepCostTable& t) { t.wait_ms = -1; });
   EXPECT_NE(refused([](StepCostTable& t) {
               t.verify_ms = {{512, {{1, 5}, {8, 5}}}, {1024, {{1, 5}}}};
             }).find("no time grows"),
@@ -129,6 +150,7 @@ TEST(StepCostsFile, ComesBack) {
   ASSERT_TRUE(read.ok()) << read.status().ToString();
   EXPECT_EQ(FormatStepCosts(*read), FormatStepCosts(Table()));
   EXPECT_EQ(read->device, Table().device);
+  EXPECT_EQ(read->wait_ms, 0.25);
   EXPECT_EQ(read->verify_ms.at(2048)[3].ms, 20);
 }
 
@@ -150,7 +172,7 @@ TEST(StepCostsFile, DamageIsAnError) {
     return text.replace(place, from.size(), to);
   };
   for (const std::string& bad :
-       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 2", "\"version\": 1"),
+       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 3", "\"version\": 2"),
         replaced("[1, 2]", "[1]"), replaced("[1, 2]", "[1.5, 2]"), replaced("[1, 2]", "[1, -2]"),
         replaced("[1, 2]", "{}"), replaced("\"2048\"", "\"2k\""), replaced("\"2048\"", "\"-1\""),
         replaced("\"2048\"", "\"99999999999999999999\""),
