@@ -6,6 +6,7 @@
 #include <random>
 
 #include "speculative/calibration_fit.h"
+#include "speculative/file_damage.h"
 
 namespace foresight {
 namespace {
@@ -271,12 +272,7 @@ TEST(CalibrationFile, IsRefusedForAnotherModelOrLength) {
 
 TEST(CalibrationFile, DamageIsAnError) {
   const std::string good = FormatCalibration(Table());
-  const auto replaced = [&](std::string_view from, std::string_view to) {
-    std::string text = good;
-    const size_t place = text.find(from);
-    EXPECT_NE(place, std::string::npos) << from;
-    return text.replace(place, from.size(), to);
-  };
+  const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
         replaced("version\": 4", "version\": 3"),

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "speculative/file_damage.h"
+
 namespace foresight {
 namespace {
 
@@ -35,12 +37,7 @@ TEST(DraftTraces, ComeBack) {
 
 TEST(DraftTraces, DamageIsAnError) {
   const std::string good = FormatDraftTraces(Traces());
-  const auto replaced = [&](std::string_view from, std::string_view to) {
-    std::string text = good;
-    const size_t place = text.find(from);
-    EXPECT_NE(place, std::string::npos) << from;
-    return text.replace(place, from.size(), to);
-  };
+  const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("foresight-draft-traces", "foresight-prompts"),
         replaced("\"version\": 1", "\"version\": 2"), replaced("\"temperature\": 0.7", "\"temperature\": -1"),

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "speculative/file_damage.h"
+
 namespace foresight {
 namespace {
 
@@ -165,12 +167,7 @@ TEST(StepCostsFile, IsRefusedForAnotherModelBuildOrLength) {
 
 TEST(StepCostsFile, DamageIsAnError) {
   const std::string good = FormatStepCosts(Table());
-  const auto replaced = [&](std::string_view from, std::string_view to) {
-    std::string text = good;
-    const size_t place = text.find(from);
-    EXPECT_NE(place, std::string::npos) << from;
-    return text.replace(place, from.size(), to);
-  };
+  const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };
   for (const std::string& bad :
        {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 3", "\"version\": 2"),
         replaced("[1, 2]", "[1]"), replaced("[1, 2]", "[1.5, 2]"), replaced("[1, 2]", "[1, -2]"),
