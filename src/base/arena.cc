@@ -40,6 +40,7 @@ void* Arena::AllocateBytes(size_t bytes) {
   }
   used_ = end;
   high_water_ = std::max(high_water_, used_);
+  kept_ = std::max(kept_, used_);
   return base_ + begin;
 }
 

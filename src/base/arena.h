@@ -10,6 +10,7 @@
 
 #include <sanitizer/asan_interface.h>  // its macros are empty in other builds
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -51,10 +52,29 @@ class Arena {
   size_t capacity_ = 0;
   size_t used_ = 0;
   size_t high_water_ = 0;
+  size_t kept_ = 0;  // the most that was in use since an ArenaKeep began
   bool is_borrowed_ = false;
   bool is_held_ = false;
 
   friend class ArenaHold;
+  friend class ArenaKeep;
+};
+
+// What was in use at any time within its scope stays allocated behind it, given back or not.
+class ArenaKeep {
+ public:
+  explicit ArenaKeep(Arena& arena) : arena_(arena), kept_(arena.kept_) { arena_.kept_ = arena_.used_; }
+  ~ArenaKeep() {
+    if (arena_.kept_ > arena_.used_)
+      arena_.Allocate<std::byte>(static_cast<int64_t>(arena_.kept_ - arena_.used_));
+    arena_.kept_ = std::max(kept_, arena_.used_);
+  }
+  ArenaKeep(const ArenaKeep&) = delete;
+  ArenaKeep& operator=(const ArenaKeep&) = delete;
+
+ private:
+  Arena& arena_;
+  size_t kept_;
 };
 
 // What is allocated within its scope lies apart, even if it is given back before: the scope's end gives all

@@ -46,6 +46,27 @@ TEST(Arena, AHoldKeepsWhatIsGivenBackWithinApart) {
   EXPECT_EQ(arena.used(), before);
 }
 
+TEST(Arena, AKeepLeavesAllocatedWhatWasInUseWithin) {
+  Arena arena(1 << 20);
+  {
+    ArenaScope scope(arena);
+    arena.Allocate<float>(5000);  // given back before: the keep knows nothing of it
+  }
+  const size_t before = arena.used();
+  float* first = nullptr;
+  {
+    ArenaKeep keep(arena);
+    {
+      ArenaScope scope(arena);
+      first = arena.Allocate<float>(1000);
+    }
+    EXPECT_EQ(arena.Allocate<float>(10), first);
+  }
+  EXPECT_GE(arena.used(), before + 4000);
+  EXPECT_LT(arena.used(), before + 5000);
+  EXPECT_GE(arena.Allocate<float>(10), first + 1000);
+}
+
 TEST(ArenaDeathTest, RunningPastTheReservationIsABug) {
   Arena arena(4096);
   EXPECT_DEATH(arena.Allocate<char>(5000), "too small");

@@ -41,32 +41,29 @@ Status DSparkDrafter::ProposeInGroups(std::span<DraftRound* const> rounds, bool 
   const size_t group_max = static_cast<size_t>(model_.max_step_rows() / drafts_max_);
   for (size_t begin = 0; begin < rounds.size(); begin += group_max) {
     const auto group = rounds.subspan(begin, std::min(rounds.size() - begin, group_max));
-    ASSIGN_OR_RETURN(const int depth, RunBlock(group, /*keep_outputs=*/on_device && begin > 0));
-    RETURN_IF_ERROR(on_device ? DrawOnDevice(group, depth) : DrawOnHost(group, depth));
+    states_.clear();
+    previous_.clear();
+    int depth = 0;
+    for (const DraftRound* round : group) {
+      states_.push_back(round->state);
+      previous_.push_back(round->tokens.back());
+      depth = std::max(depth, round->depth);
+    }
+    // Always the whole block, since its rows see each other: what is drafted must not depend on how much is
+    // asked for.
+    const DraftBlockInputs block = {.sequences = states_,
+                                    .anchors = previous_,
+                                    .block = drafts_max_,
+                                    .keep_outputs = on_device && begin > 0};
+    RETURN_IF_ERROR(on_device ? DrawOnDevice(group, block, depth) : DrawOnHost(group, block, depth));
   }
   return Status();
 }
 
-Result<int> DSparkDrafter::RunBlock(std::span<DraftRound* const> rounds, bool keep_outputs) {
-  states_.clear();
-  previous_.clear();
-  int deepest = 0;
-  for (const DraftRound* round : rounds) {
-    states_.push_back(round->state);
-    previous_.push_back(round->tokens.back());
-    deepest = std::max(deepest, round->depth);
-  }
-  // Always the whole block, since its rows see each other: what is drafted must not depend on how much is
-  // asked for.
-  ASSIGN_OR_RETURN(
-      [[maybe_unused]] const DraftBlockOutputs block,
-      model_.DraftBlock(
-          {.sequences = states_, .anchors = previous_, .block = drafts_max_, .keep_outputs = keep_outputs}));
-  return deepest;
-}
-
-Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, int depth) {
+Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, const DraftBlockInputs& block,
+                                 int depth) {
   const int64_t vocab_size = model_.config().vocab_size;
+  RETURN_IF_ERROR(model_.DraftBlock(block).status());
   for (int k = 0; k < depth; ++k) {
     ASSIGN_OR_RETURN(const DraftHeadOutputs head, model_.DraftHead(k, previous_));
     host_draws_.clear();
@@ -88,7 +85,8 @@ Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, int depth)
   return Status();
 }
 
-Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int depth) {
+Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, const DraftBlockInputs& block,
+                                   int depth) {
   device_draws_.clear();
   bool keep_distributions = false;
   const bool margins = has_confidences() && std::any_of(rounds.begin(), rounds.end(),
@@ -100,8 +98,8 @@ Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, int dept
       keep_distributions |= KeepsDistribution(*round->block);
     }
   }
-  ASSIGN_OR_RETURN(const DrawnTokens drawn, model_.DraftTokens({.depth = depth,
-                                                                .anchors = previous_,
+  ASSIGN_OR_RETURN(const DrawnTokens drawn, model_.DraftTokens({.block = block,
+                                                                .depth = depth,
                                                                 .draws = device_draws_,
                                                                 .keep_distributions = keep_distributions,
                                                                 .margins = margins}));

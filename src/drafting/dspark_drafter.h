@@ -31,9 +31,8 @@ class DSparkDrafter final : public Drafter {
   // Groups of as many as a step of the model has rows for.
   Status ProposeInGroups(std::span<DraftRound* const> rounds, bool on_device);
   // Runs the block of a group and returns the depth of its deepest round.
-  Result<int> RunBlock(std::span<DraftRound* const> rounds, bool keep_outputs);
-  Status DrawOnHost(std::span<DraftRound* const> rounds, int depth);
-  Status DrawOnDevice(std::span<DraftRound* const> rounds, int depth);
+  Status DrawOnHost(std::span<DraftRound* const> rounds, const DraftBlockInputs& block, int depth);
+  Status DrawOnDevice(std::span<DraftRound* const> rounds, const DraftBlockInputs& block, int depth);
 
   int drafts_max_;
   Model& model_;

@@ -1,5 +1,6 @@
 // The draft heads: MTP-1 (model spec 2.11) and DSpark (dspark.md 1 and 2).
 #include <algorithm>
+#include <bit>
 #include <functional>
 #include <numeric>
 
@@ -7,6 +8,14 @@
 #include "model/step_state.h"
 
 namespace foresight {
+namespace {
+
+// Of a draft block's context; a recorded one's are a power of two.
+constexpr int kContextRowsMin = 8;
+// Of a drawn token: error, token, confidence and margin.
+constexpr int64_t kDrawnBytes = sizeof(int32_t) + sizeof(TokenId) + 2 * sizeof(float);
+
+}  // namespace
 
 Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int32_t> stream_rows,
                                    StreamSource source) {
@@ -43,6 +52,7 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   std::fill(post, post + rows * m, 1.0f);
   for (int64_t i = 0; i < rows * m * m; ++i) comb[i] = i % (m * m) % (m + 1) == 0 ? 1.0f : 0.0f;  // identity
   Begin(inputs, /*first_layer=*/config().num_hidden_layers, /*num_layers=*/1, step);
+  ComputeAngles(step);
   {
     // z_j = e_proj RMSNorm(embed(next)) + h_proj RMSNorm(h_j), the first term the same for every stream.
     ArenaScope scope(arena_);
@@ -121,8 +131,9 @@ void Model::StorePendingTap(StepState& step) {
   step.pending_tap = -1;
 }
 
-void Model::TakeUpTaps(std::span<SequenceState* const> sequences, int block) {
+Model::ContextRows Model::TakeUpTaps(std::span<SequenceState* const> sequences, LinearTarget* keys) {
   // In groups whose rows the step memory is made for; the rings' rows of one sequence always are one.
+  ContextRows staged;
   for (size_t begin = 0; begin < sequences.size();) {
     size_t end = begin;
     int64_t rows = 0;
@@ -132,80 +143,96 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences, int block) {
       rows += more;
       ++end;
     }
-    if (rows > 0) StoreContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), block);
+    if (staged.rows > 0) {
+      ArenaScope scope(arena_);
+      staging_.Flush();
+      RunContext(staged);
+    }
+    staged = StageContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), keys);
     begin = end;
   }
   for (SequenceState* sequence : sequences) {
     sequence->AdvanceDraft(sequence->length() - sequence->draft_length());
   }
+  return staged;
+}
+
+Model::ContextRows Model::StageContext(std::span<SequenceState* const> sequences, int rows,
+                                       LinearTarget* keys) {
+  ContextRows context;
+  if (rows == 0) return context;
+  const int64_t num_stages = std::ssize(weights_.dspark->stages);
+  context.rows = rows;
+  // Rounds come in few shapes if these don't: rows beyond the last one cost nothing that is worth it.
+  const int padded = std::bit_ceil(static_cast<unsigned>(std::max(rows, kContextRowsMin)));
+  if (!device().is_host() && padded <= std::min(kReplayedRowsMax, options_.max_step_rows)) {
+    context.rows = padded;
+  }
+  context.num_sequences = std::ssize(sequences);
+  context.keys = keys;
+  context.sequences = staging_.Allocate<SequenceRows>(context.num_sequences * (1 + num_stages));
+  context.positions = staging_.Allocate<int64_t>(context.rows);
+  std::fill(context.positions, context.positions + context.rows, 0);
+  int row = 0;
+  for (int64_t i = 0; i < context.num_sequences; ++i) {
+    const int64_t first = sequences[i]->pending_taps();
+    const int count = static_cast<int>(sequences[i]->length() - first);
+    const SequenceRows pending = {
+        .first_row = row, .num_rows = count, .first_position = first, .cache = sequences[i]->Taps()};
+    context.sequences[i] = pending;
+    for (int64_t stage = 0; stage < num_stages; ++stage) {
+      SequenceRows& of_stage = context.sequences[(1 + stage) * context.num_sequences + i];
+      of_stage = pending;
+      of_stage.cache = sequences[i]->View(config().num_hidden_layers + static_cast<int>(stage));
+    }
+    std::iota(context.positions + row, context.positions + row + count, first);
+    row += count;
+  }
+  return context;
 }
 
 // dspark.md 1.4 (main_x, kvc), 2.1: one key per position and stage, in the stage's ring.
-void Model::StoreContext(std::span<SequenceState* const> sequences, int rows, int block) {
-  ArenaScope scope(arena_);
+void Model::RunContext(const ContextRows& context) {
   const ModelConfig& c = config();
   const DSparkWeights& w = *weights_.dspark;
   const float eps = static_cast<float>(c.rms_norm_eps);
+  const int rows = context.rows;
   const int64_t num_stages = std::ssize(w.stages);
-  const int64_t num_sequences = std::ssize(sequences);
-  // Read by the host alone, yet flushed: nothing may be left for the flush of what comes behind.
-  LinearTarget* const keys = staging_.Allocate<LinearTarget>(num_stages);
-  // The rows with their taps, then with the cache of each stage.
-  SequenceRows* const spans = staging_.Allocate<SequenceRows>(num_sequences * (1 + num_stages));
-  int64_t* const positions = staging_.Allocate<int64_t>(rows);
-  int row = 0;
-  for (int64_t i = 0; i < num_sequences; ++i) {
-    const int64_t first = sequences[i]->pending_taps();
-    const int count = static_cast<int>(sequences[i]->length() - first);
-    spans[i] = {.first_row = row, .num_rows = count, .first_position = first, .cache = sequences[i]->Taps()};
-    for (int64_t stage = 0; stage < num_stages; ++stage) {
-      SequenceRows& of_stage = spans[(1 + stage) * num_sequences + i] = spans[i];
-      of_stage.cache = sequences[i]->View(c.num_hidden_layers + static_cast<int>(stage));
-    }
-    std::iota(positions + row, positions + row + count, first);
-    row += count;
-  }
-  staging_.Flush();
-  const auto pending = [&](int64_t group) {
-    return std::span<const SequenceRows>(staging_.OnDevice(spans) + group * num_sequences, sequences.size());
-  };
-  const auto launches = [&] {
-    const int64_t width = w.main_proj.cols;
-    float* taps = arena_.Allocate<float>(rows * width);
-    table_.load_taps(ctx_, {.sequences = pending(0), .width = width, .out = taps});
+  const size_t num_sequences = static_cast<size_t>(context.num_sequences);
+  const SequenceRows* const pending = staging_.OnDevice(context.sequences);
+  const RopeAngles angles = Angles(rows, staging_.OnDevice(context.positions), window_frequencies_);
+  const int64_t width = w.main_proj.cols;
+  float* taps = arena_.Allocate<float>(rows * width);
+  table_.load_taps(ctx_, {.sequences = {pending, num_sequences}, .width = width, .out = taps});
 
-    float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
-    const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
-    table_.linear(ctx_, {.rows = rows, .x = taps, .targets = main});
-    table_.rms_norm(
-        ctx_,
-        {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
+  float* main_x = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);
+  const LinearTarget main[] = {{.w = w.main_proj, .out = main_x}};
+  table_.linear(ctx_, {.rows = rows, .x = taps, .targets = main});
+  table_.rms_norm(
+      ctx_,
+      {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
-    for (int64_t i = 0; i < num_stages; ++i) {
-      keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
-    }
-    table_.linear(ctx_, {.rows = rows, .x = main_x, .targets = {keys, static_cast<size_t>(num_stages)}});
-    const RopeAngles angles = Angles(rows, staging_.OnDevice(positions), window_frequencies_);
-    const EntryLayout& layout = cache_layout_.entry;
-    std::byte* entries = arena_.Allocate<std::byte>(rows * layout.bytes());
-    for (int64_t i = 0; i < num_stages; ++i) {
-      table_.attention_inputs(ctx_, {.key = KeyArgs{.rows = rows,
-                                                    .layout = layout,
-                                                    .kv = keys[i].out,
-                                                    .norm = w.stages[i].attn.kv_norm,
-                                                    .eps = eps,
-                                                    .cos = angles.cos,
-                                                    .sin = angles.sin,
-                                                    .entries = entries}});
-      table_.store_keys(ctx_, {.rows = rows, .sequences = pending(1 + i), .entries = entries});
-    }
-  };
-  // Of few sequences in one group, all that launches are made of lies where it lay for as many rows before.
-  if (rows <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax && num_sequences == block_rows_) {
-    device().Replay(ReplayKey(kReplayedContext, rows, num_sequences, block, 0), std::ref(launches));
-  } else {
-    launches();
+  for (int64_t i = 0; i < num_stages; ++i) {
+    context.keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
   }
+  table_.linear(ctx_,
+                {.rows = rows, .x = main_x, .targets = {context.keys, static_cast<size_t>(num_stages)}});
+  const EntryLayout& layout = cache_layout_.entry;
+  std::byte* entries = arena_.Allocate<std::byte>(num_stages * rows * layout.bytes());
+  for (int64_t i = 0; i < num_stages; ++i) {
+    table_.attention_inputs(ctx_, {.key = KeyArgs{.rows = rows,
+                                                  .layout = layout,
+                                                  .kv = context.keys[i].out,
+                                                  .norm = w.stages[i].attn.kv_norm,
+                                                  .eps = eps,
+                                                  .cos = angles.cos,
+                                                  .sin = angles.sin,
+                                                  .entries = entries + i * rows * layout.bytes()}});
+  }
+  table_.store_keys(ctx_, {.layers = static_cast<int>(num_stages),
+                           .rows = rows,
+                           .sequences = {pending + num_sequences, num_stages * num_sequences},
+                           .entries = entries});
 }
 
 Status Model::CheckBlock(const DraftBlockInputs& inputs) const {
@@ -223,7 +250,7 @@ Status Model::CheckBlock(const DraftBlockInputs& inputs) const {
   return Status();
 }
 
-Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
+Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws, StagedDraft& draft) {
   if (!weights_.dspark) return Unimplemented("this model has no DSpark head");
   RETURN_IF_ERROR(CheckBlock(inputs));
   const DSparkWeights& w = *weights_.dspark;
@@ -232,43 +259,37 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   const int count = static_cast<int>(inputs.sequences.size());
   const int64_t rows = int64_t{count} * block;
 
-  // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
-  arena_.Rewind(last_used_);
-  // Behind any small step's streams at the same place, where a recorded block finds its memory again.
-  if (last_rows_ < kReplayedRowsMax) {
-    arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{c.hc_mult} * c.hidden_size);
-  }
+  RewindForDraft();
   staging_.Restart();
   last_mtp_rows_ = 0;
   TokenId* tokens = staging_.Allocate<TokenId>(rows);
   SequenceChunk* chunks = staging_.Allocate<SequenceChunk>(count);
   int32_t* head_rows = staging_.Allocate<int32_t>(rows);
+  StepInputs* const step_inputs = staging_.Allocate<StepInputs>(1);
+  LinearTarget* const keys = staging_.Allocate<LinearTarget>(std::ssize(w.stages));
+  // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
   std::fill(tokens, tokens + rows, c.dspark.noise_token_id);
   for (int r = 0; r < count; ++r) {
     tokens[r * block] = inputs.anchors[r];
     chunks[r] = {.sequence = inputs.sequences[r], .num_rows = block};
     for (int k = 0; k < block; ++k) head_rows[k * count + r] = r * block + k;
   }
-  const StepInputs rows_inputs{.tokens = {tokens, static_cast<size_t>(rows)},
-                               .chunks = {chunks, static_cast<size_t>(count)},
-                               .logit_rows = {head_rows, static_cast<size_t>(rows)},
-                               .observer = inputs.observer};
-  RETURN_IF_ERROR(CheckInputs(rows_inputs));
+  *step_inputs = {.tokens = {tokens, static_cast<size_t>(rows)},
+                  .chunks = {chunks, static_cast<size_t>(count)},
+                  .logit_rows = {head_rows, static_cast<size_t>(rows)},
+                  .observer = inputs.observer};
+  RETURN_IF_ERROR(CheckInputs(*step_inputs));
   staging_.KeepOnHost();
-  block_rows_ = count;
-  TakeUpTaps(inputs.sequences, block);
-  StepState step;
-  step.kind = StepKind::kDraftBlock;
-  step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
-  Begin(rows_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
 
   if (!inputs.keep_outputs) {
     draft_arena_.Rewind(0);
     host_draft_outputs_.Rewind(0);
   }
   is_first_block_ = draft_arena_.used() == 0;
+  block_rows_ = count;
   block_size_ = block;
   next_position_ = 0;
+  StepState& step = draft.step;
   block_hidden_ = step.hidden = draft_arena_.Allocate<float>(rows * c.hidden_size);
   block_logits_ = step.logits = draft_arena_.Allocate<float>(rows * c.vocab_size);
   block_confidence_ = draft_arena_.Allocate<float>(rows);
@@ -277,23 +298,108 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
     block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
     device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
-  if (IsReplayed(step) && IsBlockReplayed()) {
-    device().Replay(ReplayKey(step), [this, &step] { RunStages(step); });
-  } else {
-    RunStages(step);
+
+  draft.context = TakeUpTaps(inputs.sequences, keys);
+  if (draws != nullptr) StageDraws(*draws, draft);
+  draft.forks = !device().is_host() && inputs.observer == nullptr && rows <= kReplayedRowsMax &&
+                draft.context.rows <= kReplayedRowsMax;
+  step.kind = StepKind::kDraftBlock;
+  step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
+  Begin(*step_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
+  return Status();
+}
+
+void Model::StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft) {
+  const int64_t count = block_rows_;
+  const int64_t drawn = inputs.depth * count;
+  draft.depth = inputs.depth;
+  draft.keep_distributions = inputs.keep_distributions;
+  draft.has_min_p = HasMinP(inputs.draws);
+  draft.margins = inputs.margins;
+  draft.anchors = staging_.Allocate<TokenId>(count);
+  draft.sequences = staging_.Allocate<SampleSequence>(count);
+  draft.draws = staging_.Allocate<SampleRow>(drawn);
+  std::copy(inputs.block.anchors.begin(), inputs.block.anchors.end(), draft.anchors);
+  for (int32_t r = 0; r < count; ++r) draft.sequences[r] = {.first_row = r};
+  for (int64_t i = 0; i < drawn; ++i) {
+    draft.draws[i] = inputs.draws[i];
+    draft.draws[i].logits = block_logits_ + i * config().vocab_size;
+    draft.draws[i].sequence = static_cast<int32_t>(i % count);
   }
+  // Side by side, for one download.
+  draft.errors = reinterpret_cast<int32_t*>(draft_arena_.Allocate<std::byte>(drawn * kDrawnBytes));
+  draft.tokens = draft.errors + drawn;
+  draft.confidences = reinterpret_cast<float*>(draft.tokens + drawn);
+  draft.margins_out = draft.confidences + drawn;
+  draft.statistics = draft_arena_.Allocate<RowStatistics>(drawn);
+}
+
+void Model::RunDraft(StagedDraft& draft) {
+  StepState& step = draft.step;
+  const ContextRows& context = draft.context;
+  const auto launches = [&] {
+    ArenaScope scope(arena_);
+    if (context.rows > 0) {
+      RunBeside(draft.forks, [&] { RunContext(context); });
+      step.has_branch = draft.forks;
+    }
+    RunStages(step);
+    RunDraws(draft);
+  };
+  const bool same_sequences = context.rows == 0 || context.num_sequences == block_rows_;
+  const auto size_of_context = static_cast<unsigned>(context.rows);
+  const bool is_common = size_of_context == 0 || std::has_single_bit(size_of_context);
+  if (IsReplayed(step) && IsBlockReplayed() && same_sequences && is_common &&
+      context.rows <= kReplayedRowsMax) {
+    const int flags = draft.keep_distributions + 2 * draft.has_min_p + 4 * draft.margins;
+    device().Replay(ReplayKey(kReplayedDraft, step.rows, block_rows_, draft.depth,
+                              std::bit_width(size_of_context) * 8 + flags),
+                    std::ref(launches));
+  } else {
+    launches();
+  }
+  RewindForDraft();  // what it leaves isn't there
+}
+
+Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
+  StagedDraft draft;
+  RETURN_IF_ERROR(StageDraft(inputs, /*draws=*/nullptr, draft));
+  RunDraft(draft);
   if (!device().is_host() && inputs.observer == nullptr) return DraftBlockOutputs{};
-  ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * c.hidden_size, host_draft_outputs_));
-  ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * c.vocab_size, host_draft_outputs_));
+  const int64_t rows = draft.step.rows;
+  ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * config().hidden_size, host_draft_outputs_));
+  ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * config().vocab_size, host_draft_outputs_));
   return DraftBlockOutputs{.hidden = hidden, .base_logits = logits};
+}
+
+void Model::RewindForDraft() {
+  arena_.Rewind(last_used_);
+  // Behind any small step's streams at the same place, where a recorded round finds its memory again.
+  if (last_rows_ < kReplayedRowsMax) {
+    arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{config().hc_mult} *
+                           config().hidden_size);
+  }
 }
 
 bool Model::IsBlockReplayed() const {
   return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax;
 }
 
+template <typename Branch>
+void Model::RunBeside(bool forks, const Branch& branch) {
+  if (!forks) {
+    ArenaScope scope(arena_);
+    return branch();
+  }
+  device().Fork([this, &branch] {
+    ArenaKeep keep(arena_);
+    branch();
+  });
+}
+
 void Model::RunStages(StepState& step) {
   const DSparkWeights& w = *weights_.dspark;
+  ComputeAngles(step);
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
                       .tokens = step.tokens,
@@ -356,106 +462,83 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
   return DraftHeadOutputs{.logits = read, .confidence_logits = confidences};
 }
 
-Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
-  const int depth = inputs.depth;
-  const int64_t count = block_rows_;
-  if (count == 0 || next_position_ != 0) {
-    return InvalidArgument("a draft block is drawn from its beginning, and once");
-  }
-  if (depth < 1 || depth > block_size_ || std::ssize(inputs.anchors) != count ||
-      std::ssize(inputs.draws) != depth * count) {
-    return InvalidArgument("{} anchors, {} draws and a depth of {} for {} draft blocks of {}",
-                           inputs.anchors.size(), inputs.draws.size(), depth, count, block_size_);
-  }
+void Model::RunDraws(const StagedDraft& draft) {
+  if (draft.depth == 0) return;
   const ModelConfig& c = config();
-  for (TokenId token : inputs.anchors) {
-    if (token < 0 || token >= c.vocab_size) {
-      return InvalidArgument("token id {} is outside the vocabulary of {}", token, c.vocab_size);
-    }
-  }
   const SequentialHeadWeights& w = weights_.dspark->head;
-  ArenaScope scope(arena_);
-  staging_.Restart();
-  TokenId* const anchors = staging_.Allocate<TokenId>(count);
-  SampleSequence* const sequences = staging_.Allocate<SampleSequence>(count);
-  SampleRow* const draws = staging_.Allocate<SampleRow>(depth * count);
-  std::copy(inputs.anchors.begin(), inputs.anchors.end(), anchors);
-  for (int32_t r = 0; r < count; ++r) sequences[r] = {.first_row = r};
-  for (int64_t i = 0; i < depth * count; ++i) {
-    draws[i] = inputs.draws[i];
-    draws[i].logits = block_logits_ + i * c.vocab_size;
-    draws[i].sequence = static_cast<int32_t>(i % count);
-  }
-  staging_.Flush();
-  const bool has_min_p = HasMinP(inputs.draws);
-  // Side by side, for one download.
-  const int64_t drawn = depth * count;
-  const int64_t drawn_bytes =
-      drawn * static_cast<int64_t>(sizeof(int32_t) + sizeof(TokenId) + 2 * sizeof(float));
-  int32_t* const errors = reinterpret_cast<int32_t*>(draft_arena_.Allocate<std::byte>(drawn_bytes));
-  TokenId* const tokens = errors + drawn;
-  float* const confidences = reinterpret_cast<float*>(tokens + drawn);
-  float* const margins = confidences + drawn;
-  RowStatistics* const statistics = draft_arena_.Allocate<RowStatistics>(depth * count);
-  const auto launches = [&] {
-    for (int k = 0; k < depth; ++k) {
-      const int64_t first = k * count;
-      table_.sequential_head(ctx_, {.rows = block_rows_,
-                                    .dim = c.hidden_size,
-                                    .weights = &w,
-                                    .previous = k == 0 ? staging_.OnDevice(anchors) : tokens + first - count,
-                                    .hidden = block_hidden_ + first * c.hidden_size,
-                                    .state = block_state_,
-                                    .logits = block_logits_ + first * c.vocab_size,
-                                    .confidence = k == 0 ? confidences : nullptr});
-      table_.sample(ctx_, {.num_rows = block_rows_,
-                           .num_sequences = block_rows_,
-                           .vocab_size = c.vocab_size,
-                           .normalize = inputs.keep_distributions,
-                           .has_min_p = has_min_p,
-                           .rows = staging_.OnDevice(draws) + first,
-                           .sequences = staging_.OnDevice(sequences),
-                           .accepted = errors + first,
-                           .tokens = tokens + first,
-                           .statistics = inputs.keep_distributions ? statistics + first : nullptr});
-    }
-    if (inputs.margins) {
-      table_.logit_margins(ctx_, {.rows = static_cast<int>(drawn),
-                                  .vocab_size = c.vocab_size,
-                                  .logits = block_logits_,
-                                  .out = margins});
-    }
-    if (depth == 1 || !w.confidence) return;
-    // Of all other positions at once: no draw waits for them.
-    table_.sequential_head(ctx_, {.rows = (depth - 1) * block_rows_,
+  const int64_t count = block_rows_;
+  const int depth = draft.depth;
+  const auto find_confidences = [&](int first, int end, const TokenId* previous) {
+    if (!w.confidence || first == end) return;
+    table_.sequential_head(ctx_, {.rows = (end - first) * block_rows_,
                                   .dim = c.hidden_size,
                                   .weights = &w,
-                                  .previous = tokens,
-                                  .hidden = block_hidden_ + count * c.hidden_size,
-                                  .confidence = confidences + count});
+                                  .previous = previous,
+                                  .hidden = block_hidden_ + first * count * c.hidden_size,
+                                  .confidence = draft.confidences + first * count});
   };
-  if (IsBlockReplayed()) {
-    device().Replay(ReplayKey(kReplayedDraftTokens, block_size_, count, depth,
-                              int64_t{1} << (inputs.keep_distributions + 2 * has_min_p + 4 * inputs.margins)),
-                    std::ref(launches));
-  } else {
-    launches();
+  const TokenId* const anchors = staging_.OnDevice(draft.anchors);
+  RunBeside(draft.forks, [&] { find_confidences(0, 1, anchors); });
+  for (int k = 0; k < depth; ++k) {
+    const int64_t first = k * count;
+    table_.sequential_head(ctx_, {.rows = block_rows_,
+                                  .dim = c.hidden_size,
+                                  .weights = &w,
+                                  .previous = k == 0 ? anchors : draft.tokens + first - count,
+                                  .hidden = block_hidden_ + first * c.hidden_size,
+                                  .state = block_state_,
+                                  .logits = block_logits_ + first * c.vocab_size});
+    if (k == depth - 1) {  // no draw waits for the rest
+      RunBeside(draft.forks, [&] {
+        find_confidences(1, depth, draft.tokens);
+        if (!draft.margins) return;
+        table_.logit_margins(ctx_, {.rows = static_cast<int>(depth * count),
+                                    .vocab_size = c.vocab_size,
+                                    .logits = block_logits_,
+                                    .out = draft.margins_out});
+      });
+    }
+    table_.sample(ctx_, {.num_rows = block_rows_,
+                         .num_sequences = block_rows_,
+                         .vocab_size = c.vocab_size,
+                         .normalize = draft.keep_distributions,
+                         .has_min_p = draft.has_min_p,
+                         .rows = staging_.OnDevice(draft.draws) + first,
+                         .sequences = staging_.OnDevice(draft.sequences),
+                         .accepted = draft.errors + first,
+                         .tokens = draft.tokens + first,
+                         .statistics = draft.keep_distributions ? draft.statistics + first : nullptr});
   }
+  if (draft.forks) device().Join();
+}
+
+Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
+  const int64_t count = std::ssize(inputs.block.sequences);
+  if (inputs.depth < 1 || inputs.depth > inputs.block.block ||
+      std::ssize(inputs.draws) != inputs.depth * count) {
+    return InvalidArgument("{} draws and a depth of {} for {} draft blocks of {}", inputs.draws.size(),
+                           inputs.depth, count, inputs.block.block);
+  }
+  StagedDraft draft;
+  RETURN_IF_ERROR(StageDraft(inputs.block, &inputs, draft));
+  RunDraft(draft);
   next_position_ = block_size_;
-  std::byte* const read = host_draft_outputs_.Allocate<std::byte>(drawn_bytes);
-  device().Fetch(read, errors, drawn_bytes);
+  const int64_t drawn = inputs.depth * count;
+  std::byte* const read = host_draft_outputs_.Allocate<std::byte>(drawn * kDrawnBytes);
+  device().Fetch(read, draft.errors, drawn * kDrawnBytes);
   const auto part = [&]<typename T>(const T* of, int64_t values) {
     const std::ptrdiff_t offset =
-        reinterpret_cast<const std::byte*>(of) - reinterpret_cast<std::byte*>(errors);
+        reinterpret_cast<const std::byte*>(of) - reinterpret_cast<std::byte*>(draft.errors);
     return std::span(reinterpret_cast<const T*>(read + offset), static_cast<size_t>(values));
   };
-  return DrawnTokens{.tokens = part(tokens, drawn),
-                     .errors = part(errors, drawn),
-                     .confidence_logits = part(confidences, w.confidence ? drawn : 0),
-                     .margins = part(margins, inputs.margins ? drawn : 0),
-                     .logits = block_logits_,
-                     .statistics = inputs.keep_distributions ? statistics : nullptr,
-                     .device_tokens = tokens};
+  return DrawnTokens{
+      .tokens = part(draft.tokens, drawn),
+      .errors = part(draft.errors, drawn),
+      .confidence_logits = part(draft.confidences, weights_.dspark->head.confidence ? drawn : 0),
+      .margins = part(draft.margins_out, inputs.margins ? drawn : 0),
+      .logits = block_logits_,
+      .statistics = inputs.keep_distributions ? draft.statistics : nullptr,
+      .device_tokens = draft.tokens};
 }
 
 }  // namespace foresight

@@ -164,8 +164,14 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.y = arena_.Allocate<float>(int64_t{step.rows} * config().hidden_size);
   step.post = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult);
   step.comb = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult * config().hc_mult);
-  step.window = Angles(step.rows, staging_.OnDevice(positions), window_frequencies_);
-  if (main) step.compressed = Angles(step.rows, staging_.OnDevice(positions), compressed_frequencies_);
+  step.positions = staging_.OnDevice(positions);
+}
+
+void Model::ComputeAngles(StepState& step) {
+  step.window = Angles(step.rows, step.positions, window_frequencies_);
+  if (step.kind == StepKind::kMain) {
+    step.compressed = Angles(step.rows, step.positions, compressed_frequencies_);
+  }
 }
 
 void Model::PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride) {
@@ -276,11 +282,11 @@ bool Model::IsReplayed(const StepState& step) {
 
 uint64_t Model::ReplayKey(const StepState& step) const {
   return ReplayKey(static_cast<int>(step.kind), step.rows, static_cast<int64_t>(step.num_sequences),
-                   std::ssize(step.inputs->logit_rows), step.entries_max);
+                   std::ssize(step.inputs->logit_rows),
+                   std::bit_width(static_cast<uint64_t>(step.entries_max)));
 }
 
-uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs,
-                          int64_t entries_max) const {
+uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const {
   uint64_t key = replay_scope_;
   const auto add = [&key](int64_t value, int bits) {
     CHECK(value >= 0 && value >> bits == 0);
@@ -290,11 +296,13 @@ uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t out
   add(rows, 8);
   add(sequences, 8);
   add(outputs, 8);
-  add(std::bit_width(static_cast<uint64_t>(entries_max)), 6);
+  add(variant, 6);
   return key;
 }
 
 Status Model::RunLayers(StepState& step) {
+  ArenaScope scope(arena_);
+  ComputeAngles(step);
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
@@ -456,6 +464,8 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
     if (attn.indexer && step.inputs->observer != nullptr) ObservePicks(layer, step, picks);
   }
 
+  if (step.has_branch) device().Join();
+  step.has_branch = false;
   float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
   table_.attention(ctx_, {.sequences = sequences,
                           .rows = step.rows,

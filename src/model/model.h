@@ -69,9 +69,8 @@ class Model {
   // depends on the tokens before it alone. Errors: kInvalidArgument (out of order, token out of range).
   Result<DraftHeadOutputs> DraftHead(int k, std::span<const TokenId> previous);
 
-  // All positions of the last DraftBlock without the host in between: each takes the token drawn at the one
-  // before from the device's memory. Doesn't wait. Errors: kInvalidArgument (no block, or not its beginning;
-  // shapes; token out of range).
+  // A DraftBlock and all of its positions without the host in between: each takes the token drawn at the one
+  // before from the device's memory. Doesn't wait. Errors: those of DraftBlock, kInvalidArgument (shapes).
   Result<DrawnTokens> DraftTokens(const DraftTokensInputs& inputs);
 
   // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
@@ -102,7 +101,10 @@ class Model {
     const float* cos = nullptr;  // [rows, rope/2]
     const float* sin = nullptr;
   };
-  struct StepState;  // step_state.h
+  // step_state.h
+  struct StepState;
+  struct ContextRows;
+  struct StagedDraft;
 
   // Puts what every step needs at the bottom of the step memory.
   void UploadConstants();
@@ -113,20 +115,33 @@ class Model {
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
   // From the embedding to the logits of the rows that want them. Errors: what reading for an observer gives.
   Status RunLayers(StepState& step);
-  // The same for DSpark's stages: hidden states and logits of a block.
+  // A draft block: stages what it is made of and, with `inputs`, the draws of its tokens.
+  Status StageDraft(const DraftBlockInputs& block, const DraftTokensInputs* inputs, StagedDraft& draft);
+  void StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft);
+  // Context, stages and draws.
+  void RunDraft(StagedDraft& draft);
+  // DSpark's stages: hidden states and logits of a block.
   void RunStages(StepState& step);
+  void RunDraws(const StagedDraft& draft);
+  // Runs `branch`, beside what comes behind it (Device::Fork) with `forks`.
+  template <typename Branch>
+  void RunBeside(bool forks, const Branch& branch);
   // Whether the device may record the step, and what tells it from others (Device::Replay).
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
-  uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t entries_max) const;
+  uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const;
   void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
                  std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
                  RowStatistics* statistics);
   // `placed` is staged.
   void PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride);
   static bool HasMinP(std::span<const SampleRow> rows);
+  // The step memory behind the last step's streams.
+  void RewindForDraft();
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;
+  // The angles of a step, in memory of the caller's scope.
+  void ComputeAngles(StepState& step);
   RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   // Mixes the streams into x; and what is pending back into the streams.
@@ -150,9 +165,11 @@ class Model {
   void StorePendingTap(StepState& step);
   // `count` floats of device memory as the host reads them.
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
-  // Makes context rows of the pending taps, before a draft block of `block` tokens.
-  void TakeUpTaps(std::span<SequenceState* const> sequences, int block);
-  void StoreContext(std::span<SequenceState* const> sequences, int rows, int block);
+  // Makes context rows of the pending taps but for the last group of sequences, whose rows are staged for
+  // RunContext.
+  ContextRows TakeUpTaps(std::span<SequenceState* const> sequences, LinearTarget* keys);
+  ContextRows StageContext(std::span<SequenceState* const> sequences, int rows, LinearTarget* keys);
+  void RunContext(const ContextRows& context);
 
   HostDevice host_;
   const ModelWeights& weights_;

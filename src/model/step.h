@@ -81,10 +81,10 @@ struct DraftHeadOutputs {
                                              // are; empty when the head has no confidence projection
 };
 
-// The loop of head and draw over the last DraftBlock's positions.
+// A draft block and the loop of head and draw over its positions.
 struct DraftTokensInputs {
+  DraftBlockInputs block;            // without an observer
   int depth = 0;                     // positions to draw: 1 .. block
-  std::span<const TokenId> anchors;  // [R]
   std::span<const SampleRow> draws;  // [depth, R]: how each token is drawn; which logits of is filled in
   bool keep_distributions = false;   // they will be judged by rejection
   bool margins = false;              // they are asked for

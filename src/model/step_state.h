@@ -8,10 +8,9 @@ namespace foresight {
 // Steps of so few rows come again and again in the same shapes: a device may record them (Device::Replay).
 inline constexpr int kReplayedRowsMax = 64;
 
-// Kinds of recordings besides those of steps (StepKind): what comes before and after a draft block.
-inline constexpr int kReplayedContext = 3;
+// Kinds of recordings besides those of steps (StepKind).
+inline constexpr int kReplayedDraft = 3;
 inline constexpr int kReplayedDraftHead = 4;
-inline constexpr int kReplayedDraftTokens = 5;
 
 // Which layers a step runs through, and how its rows see each other.
 enum class StepKind : uint8_t {
@@ -26,6 +25,7 @@ struct Model::StepState {
   const StepInputs* inputs = nullptr;
   // The rest is the device's memory.
   const TokenId* tokens = nullptr;      // [T]
+  const int64_t* positions = nullptr;   // [T]
   const int32_t* logit_rows = nullptr;  // [R]
   // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) *
   // num_sequences).
@@ -46,7 +46,8 @@ struct Model::StepState {
   int pending_tap = -1;     // which tap is to be stored of the streams once it is; -1: none
   float* logits = nullptr;  // [R, V]
   float* hidden = nullptr;  // [R, D] before the norm; null when nobody asks
-  // Angles of the rows' positions, for SWA layers and for CSA/HCA layers: [T, rope/2] each.
+  bool has_branch = false;  // what writes into the rings that the next attention reads is to be joined first
+  // Angles of the rows' positions (ComputeAngles), for SWA layers and for CSA/HCA layers: [T, rope/2] each.
   RopeAngles window;
   RopeAngles compressed;
 
@@ -61,6 +62,38 @@ struct Model::StepState {
   const RopeAngles& angles(LayerKind layer_kind) const {
     return layer_kind == LayerKind::kSwa ? window : compressed;
   }
+};
+
+// Rows of a draft block's context that are to be made of taps. The arrays are the host's; all but `keys` are
+// staged.
+struct Model::ContextRows {
+  int rows = 0;  // T; the last ones may be nobody's
+  int64_t num_sequences = 0;
+  SequenceRows* sequences =
+      nullptr;                   // [1 + stages, num_sequences]: with the taps, then with each stage's cache
+  int64_t* positions = nullptr;  // [T]
+  LinearTarget* keys = nullptr;  // [stages]
+};
+
+// A draft block with its context, and the draws of its tokens, if the device draws them.
+struct Model::StagedDraft {
+  ContextRows context;
+  StepState step;
+  bool forks = false;  // work that nothing waits for runs beside the rest
+  // The draws. Arrays of the host, staged.
+  int depth = 0;
+  bool keep_distributions = false;
+  bool has_min_p = false;
+  bool margins = false;
+  TokenId* anchors = nullptr;           // [R]
+  SampleSequence* sequences = nullptr;  // [R]
+  SampleRow* draws = nullptr;           // [depth, R]
+  // Of the device: what they leave, [depth, R] each.
+  int32_t* errors = nullptr;
+  TokenId* tokens = nullptr;
+  float* confidences = nullptr;
+  float* margins_out = nullptr;
+  RowStatistics* statistics = nullptr;
 };
 
 }  // namespace foresight

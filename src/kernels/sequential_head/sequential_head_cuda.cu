@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/formats.cuh"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mma.cuh"
 
 namespace foresight::cuda {
 namespace {
@@ -68,6 +69,82 @@ __global__ void AddKernel(const float* x, int64_t count, float* sum) {
   if (i < count) sum[i] += x[i];
 }
 
+constexpr int kMarkovThreads = 128;
+constexpr int kMarkovTokens = kMarkovThreads / 32 * 16;  // of a thread block
+constexpr int kChunk = 32;                               // of the rank; a lane has a quarter
+
+// logits += w2 w1[previous]. A warp has 16 tokens and all of the rank, and goes through the rows eight at a
+// time. What is kHeld chunks of w2 or less is read before the inputs are there.
+template <int kHeld>
+__global__ void __launch_bounds__(kMarkovThreads)
+    MarkovKernel(const uint4* w1, const uint4* w2, int vocab_size, int chunks, const int32_t* previous,
+                 int rows, float* logits) {
+  const int lane = threadIdx.x % 32;
+  const int g = lane / 4;
+  const int t = lane % 4;
+  const int token = blockIdx.x * kMarkovTokens + threadIdx.x / 32 * 16 + g;  // and the one eight behind it
+  const int row_quads = 4 * chunks;
+  const uint4* const low = w2 + int64_t{min(token, vocab_size - 1)} * row_quads + t;
+  const uint4* const high = w2 + int64_t{min(token + 8, vocab_size - 1)} * row_quads + t;
+  uint4 held[kHeld][2];
+#pragma unroll
+  for (int c = 0; c < kHeld; ++c) {
+    if (c >= chunks) break;
+    held[c][0] = low[4 * c];
+    held[c][1] = high[4 * c];
+  }
+  RehearseAndRun(true, [&](bool real) {
+    const int end = real ? rows : 1;
+#pragma unroll 1
+    for (int first = 0; first < end; first += 8) {
+      const uint4* const x = w1 + (real ? int64_t{previous[min(first + g, rows - 1)]} * row_quads : 0) + t;
+      const auto at = [&](int i) { return int64_t{first + 2 * t + i % 2} * vocab_size + token + i / 2 * 8; };
+      const auto has = [&](int i) {
+        return real && first + 2 * t + i % 2 < rows && token + i / 2 * 8 < vocab_size;
+      };
+      float before[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) before[i] = has(i) ? logits[at(i)] : 0.0f;
+      float sums[4] = {};
+      const auto multiply = [&](const uint4& a, const uint4& b, const uint4& v) {
+        const uint32_t first_half[4] = {a.x, b.x, a.y, b.y};
+        const uint32_t second_half[4] = {a.z, b.z, a.w, b.w};
+        MmaBf16(sums, first_half, v.x, v.y);
+        MmaBf16(sums, second_half, v.z, v.w);
+      };
+#pragma unroll
+      for (int c = 0; c < kHeld; ++c) {
+        if (c >= chunks) break;
+        multiply(held[c][0], held[c][1], x[4 * c]);
+      }
+#pragma unroll 4
+      for (int c = kHeld; c < chunks; ++c) multiply(low[4 * c], high[4 * c], x[4 * c]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (has(i)) logits[at(i)] = before[i] + sums[i];
+      }
+    }
+  });
+}
+
+// Whether it can: by whole chunks, with 16-byte loads.
+bool CanRunMarkov(const SequentialHeadWeights& w) {
+  const auto is_aligned = [](const MatrixView& m) { return reinterpret_cast<uintptr_t>(m.data) % 16 == 0; };
+  return w.type == MarkovHeadType::kVanilla && w.w2.dtype == DType::kBF16 && w.rank() % kChunk == 0 &&
+         is_aligned(w.w1) && is_aligned(w.w2);
+}
+
+void RunMarkov(const KernelContext& ctx, const SequentialHeadArgs& args) {
+  const SequentialHeadWeights& w = *args.weights;
+  constexpr int kFewChunks = 2;
+  constexpr int kManyChunks = 8;
+  const int chunks = static_cast<int>(w.rank()) / kChunk;
+  Launch(ctx, chunks <= kFewChunks ? MarkovKernel<kFewChunks> : MarkovKernel<kManyChunks>,
+         CeilDiv(w.w2.rows, kMarkovTokens), kMarkovThreads, 0, reinterpret_cast<const uint4*>(w.w1.data),
+         reinterpret_cast<const uint4*>(w.w2.data), static_cast<int>(w.w2.rows), chunks, args.previous,
+         args.rows, args.logits);
+}
+
 dim3 RowGrid(int rows, int64_t width) {
   return dim3(static_cast<unsigned>(rows), CeilDiv(width, kThreads));
 }
@@ -111,6 +188,7 @@ void SequentialHead(const KernelContext& context, const SequentialHeadArgs& args
     }
   }
   if (rank == 0 || args.logits == nullptr) return;
+  if (CanRunMarkov(w)) return RunMarkov(ctx, args);
 
   if (w.type == MarkovHeadType::kVanilla) {
     x = Concatenate(ctx, args, {nullptr, 0, embedding, rank, nullptr, 0});

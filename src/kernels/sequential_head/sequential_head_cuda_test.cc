@@ -19,9 +19,11 @@ struct Case {
 };
 const Case kCases[] = {
     {MarkovHeadType::kVanilla, 301, 256, 64, true}, {MarkovHeadType::kVanilla, 301, 256, 64, false},
-    {MarkovHeadType::kVanilla, 301, 256, 0, true},  {MarkovHeadType::kGated, 301, 256, 64, true},
-    {MarkovHeadType::kGated, 301, 256, 64, false},  {MarkovHeadType::kRnn, 301, 256, 64, true},
-    {MarkovHeadType::kGated, 77, 40, 12, true},     {MarkovHeadType::kRnn, 77, 40, 12, true}};
+    {MarkovHeadType::kVanilla, 301, 256, 0, true},  {MarkovHeadType::kVanilla, 301, 64, 256, true},
+    {MarkovHeadType::kVanilla, 77, 64, 352, false}, {MarkovHeadType::kVanilla, 77, 40, 12, true},
+    {MarkovHeadType::kGated, 301, 256, 64, true},   {MarkovHeadType::kGated, 301, 256, 64, false},
+    {MarkovHeadType::kRnn, 301, 256, 64, true},     {MarkovHeadType::kGated, 77, 40, 12, true},
+    {MarkovHeadType::kRnn, 77, 40, 12, true}};
 
 struct Outputs {
   std::vector<float> logits, confidence, state;
