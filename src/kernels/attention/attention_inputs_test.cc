@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/cache_fixture.h"
@@ -55,7 +56,7 @@ std::vector<std::vector<std::byte>> StepsOf(const KernelTable& table, const Kern
   // The ring of the second sequence, which comes from nowhere.
   for (const RingView& ring : {caches[1].view().compressor_rows, caches[1].view().index_compressor_rows}) {
     const std::vector<float> rows = random.Vector(ring.slots * ring.item_bytes / 4);
-    std::memcpy(ring.data, rows.data(), rows.size() * sizeof(float));
+    std::copy(rows.begin(), rows.end(), reinterpret_cast<float*>(ring.data));
   }
   for (const auto& rows : kRows) {
     const int total = rows[0] + rows[1];
