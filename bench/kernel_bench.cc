@@ -72,6 +72,8 @@ class KernelBench {
                  CompressedKeys compressed);
   void Indexer(int sequences, int rows_each, int keys);
   void Small(int rows);
+  // Of one row each of `sequences`, which ends a window of `ratio` or begins one.
+  void Compressors(int ratio, int sequences, bool ends_window);
   void Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection);
   // Sequences of `rows_each` rows at a position where they see `entries` compressed entries.
   std::vector<SequenceRows> Sequences(int count, int rows_each, int64_t entries, int ratio, bool keys);
@@ -500,6 +502,63 @@ void KernelBench::Small(int rows) {
   }
 }
 
+void KernelBench::Compressors(int ratio, int sequences, bool ends_window) {
+  const bool csa = ratio == 4;
+  const std::string name = fmt::format("compressors {}, {} rows, {}", csa ? "CSA" : "HCA", sequences,
+                                       ends_window ? "an entry each" : "no entry");
+  if (!Wants(name)) return;
+  ArenaScope scope(data_.arena());
+  constexpr int kSets = 40;
+  const EntryLayout entry{CacheFormat::kPacked, kFlash.head_dim, kFlash.rope_dim};
+  const IndexKeyLayout key{CacheFormat::kPacked, kFlash.index_dim};
+  const int64_t position = 50 * ratio - (ends_window ? 1 : ratio);
+  const int64_t slots = csa ? 16 : 144;
+  const int shares = csa ? 2 : 1;  // of a row, in windows
+  const auto pages = [&](int64_t item_bytes) {
+    const std::vector<std::byte*> blocks(1, data_.Allocate<std::byte>(64 * item_bytes));
+    return PagedView{data_.Upload(blocks), 0, item_bytes, 64};
+  };
+  const auto ring = [&](int dim) {
+    const int64_t floats = int64_t{2} * shares * dim;
+    float* rows = data_.Upload(Values(slots * floats));
+    return RingView{reinterpret_cast<std::byte*>(rows), floats * int64_t{sizeof(float)}, slots};
+  };
+  std::vector<AttentionInputsArgs> calls;
+  const float* frequencies = data_.Upload(std::vector<float>(kFlash.rope_dim / 2, 0.01f));
+  for (int i = 0; i < kSets; ++i) {
+    std::vector<SequenceRows> rows;
+    for (int s = 0; s < sequences; ++s) {
+      rows.push_back({.first_row = s, .num_rows = 1, .first_position = position, .cache = {}});
+      rows.back().cache.compressed = pages(entry.bytes());
+      rows.back().cache.compressor_rows = ring(kFlash.head_dim);
+      if (!csa) continue;
+      rows.back().cache.index_keys = pages(key.bytes());
+      rows.back().cache.index_compressor_rows = ring(kFlash.index_dim);
+    }
+    const std::span<const SequenceRows> on_device(data_.Upload(rows), rows.size());
+    const auto compressor = [&](bool for_indexer) {
+      const int dim = for_indexer ? kFlash.index_dim : kFlash.head_dim;
+      return CompressorArgs{.sequences = on_device,
+                            .rows = sequences,
+                            .ratio = ratio,
+                            .for_indexer = for_indexer,
+                            .entry = entry,
+                            .index_key = key,
+                            .dim = dim,
+                            .rope_dim = kFlash.rope_dim,
+                            .a = data_.Upload(Values(int64_t{sequences} * shares * dim)),
+                            .b = data_.Upload(Values(int64_t{sequences} * shares * dim)),
+                            .ape = data_.Matrix(DType::kF32, ratio, shares * dim),
+                            .norm = data_.Vector(DType::kBF16, dim),
+                            .norm_eps = 1e-6f,
+                            .frequencies = frequencies};
+    };
+    calls.push_back({.compressor = compressor(false)});
+    if (csa) calls.back().index_compressor = compressor(true);
+  }
+  Measure(name, 0, 0, kSets, [&](int i) { backend_.kernels->attention_inputs(context(), calls[i]); });
+}
+
 void KernelBench::Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection) {
   const std::string name = fmt::format("sample {}, {} sequences", what, sequences);
   if (!Wants(name)) return;
@@ -582,6 +641,11 @@ void KernelBench::RunAll() {
     Indexer(64, 1, keys);
   }
   for (int rows : {1, 8, 64}) Small(rows);
+  for (int ratio : {4, 128}) {
+    for (int sequences : {1, 8}) {
+      for (bool ends_window : {false, true}) Compressors(ratio, sequences, ends_window);
+    }
+  }
   for (int sequences : {1, 8, 64, 256}) {
     Sample("draws", sequences, 0, false);
     if (sequences <= 64) Sample("5 drafts by rejection", sequences, 5, true);
