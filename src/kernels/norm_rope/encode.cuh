@@ -1,4 +1,4 @@
-// Norm, rotation and cache encodings of one vector by one thread block, for the kernels that make keys. The
+// Rotation and cache encodings of one vector by one thread block, for the kernels that make keys. The
 // vector lies in shared memory; functions named so are called by the first `threads` of a block, whole warps
 // which are all that is left of it, after a barrier.
 #pragma once
@@ -7,19 +7,6 @@
 #include "kernels/cuda/reduce.cuh"
 
 namespace foresight::cuda {
-
-// x = w * x / rms(x), rounded to bf16 when `round`. `sums` [32] is shared memory.
-__device__ inline void NormShared(float* x, int dim, const VectorView& weight, float eps, bool round,
-                                  float* sums, int threads) {
-  float squares = 0;
-  for (int i = threadIdx.x; i < dim; i += threads) squares += x[i] * x[i];
-  const float rinv = 1.0f / sqrtf(BlockSum(squares, sums, threads) / static_cast<float>(dim) + eps);
-  for (int i = threadIdx.x; i < dim; i += threads) {
-    const float y = VectorValue(weight, i) * (x[i] * rinv);
-    x[i] = round ? RoundBf16(y) : y;
-  }
-  __syncthreads();
-}
 
 // cos and sin of float32(position) * frequency. The float32 product is part of the trained behaviour; the
 // angle is reduced in full (model spec 1.3).
@@ -115,15 +102,14 @@ __device__ inline uint8_t Fp4ScaleOfWarp(float x) {
   return Fp4QuantScale(WarpMax(fabsf(x)));
 }
 
-// EncodeIndexKey of tensor/cache_view.h; changes x.
-__device__ inline void EncodeIndexKeyShared(const IndexKeyLayout& layout, float* x, std::byte* out,
+// EncodeIndexKey of tensor/cache_view.h; for packed keys x is transformed already.
+__device__ inline void EncodeIndexKeyShared(const IndexKeyLayout& layout, const float* x, std::byte* out,
                                             int threads) {
   if (layout.format == CacheFormat::kFloat32) {
     float* to = reinterpret_cast<float*>(out);
     for (int i = threadIdx.x; i < layout.dim; i += threads) to[i] = x[i];
     return;
   }
-  HadamardShared(x, layout.dim, threads);
   const int lane = threadIdx.x % 32;
   uint8_t* codes = reinterpret_cast<uint8_t*>(out);
   uint8_t* scales = codes + layout.dim / 2;
