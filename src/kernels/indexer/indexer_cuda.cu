@@ -55,15 +55,16 @@ __global__ void PrepareQueryKernel(Indexing args) {
   for (int i = threadIdx.x; i < dim / 2; i += 32) values[i] = reinterpret_cast<float2*>(x)[i];
 }
 
-// The queries [turn_rows, kQueryBytes] of this turn's rows. One warp per eight heads; a row that needs no
+// The queries [turn_rows] of this turn's rows. One warp per eight heads; a row that needs no
 // scores is left alone.
-__global__ void __launch_bounds__(64) PackQueryKernel(Indexing args, uint16_t* queries) {
+__global__ void __launch_bounds__(64) PackQueryKernel(Indexing args, PackedQuery* queries) {
   AwaitInputs();
   const int row = args.first_row + blockIdx.y;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   if (args.Visible(sequence, row) <= args.topk) return;
   PackedHeads heads(args, row, (blockIdx.x * 2 + threadIdx.x / 32) * 8);
-  heads.StoreTo(queries + int64_t{blockIdx.y} * (kQueryBytes / 2));
+  heads.Pack();
+  heads.StoreTo(queries[blockIdx.y]);
 }
 
 // Value i of an index key.
@@ -161,9 +162,9 @@ void Pick(const KernelContext& ctx, const Indexing& args) {
 
 void PackedScores(const KernelContext& ctx, const Indexing& args) {
   ArenaScope scope(*ctx.scratch);
-  uint16_t* queries = nullptr;
+  PackedQuery* queries = nullptr;
   if (RowsShare(ctx, args)) {
-    queries = ctx.scratch->Allocate<uint16_t>(int64_t{args.turn_rows} * (kQueryBytes / 2));
+    queries = ctx.scratch->Allocate<PackedQuery>(args.turn_rows);
     Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 16, args.turn_rows), 64, 0, args, queries);
   }
   if (DeviceOf(ctx).capability() == 90) {

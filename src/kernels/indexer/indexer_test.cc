@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <set>
 
@@ -248,8 +249,9 @@ TEST_F(IndexerTilesCuda, DoNotChangePicks) {
 
 // Sequences with long contexts, of which only the last rows exist. Keys are random codes, or all the same.
 struct LongSequence {
+  // From key `first_wide` on every 24th has blocks whose scales are up to 2^40 apart.
   LongSequence(const Case& c, int entries, int rows, uint32_t seed, bool all_equal = false,
-               int per_block = 64)
+               int per_block = 64, int first_wide = std::numeric_limits<int>::max())
       : entries(entries),
         rows(rows),
         cache({.entry = {.format = CacheFormat::kPacked, .dim = 64},
@@ -265,11 +267,22 @@ struct LongSequence {
         key[i] = static_cast<std::byte>(i < c.dim / 2 ? random() >> 24 : 124 + random() % 4);
       }
       std::memcpy(cache.view().index_keys[s], key.data(), key.size());
+      if (s >= first_wide && (s - first_wide) % 24 == 0) {
+        for (int b = 0; b < 4; ++b)
+          cache.view().index_keys[s][c.dim / 2 + b] ^= std::byte((s * 7 + b * 13) & 31);
+      }
     }
     RandomFloats floats(seed + 1);
     q = floats.Vector(int64_t{rows} * c.heads * c.dim);
     for (float& v : q) v = RoundBf16(v);
     w = floats.Vector(int64_t{rows} * c.heads);
+  }
+  // Makes a head of the row one whose transform has blocks 2^7 apart.
+  void WidenQuery(const Case& c, int row, int head) {
+    float* of_head = &q[(int64_t{row} * c.heads + head) * c.dim];
+    std::fill(of_head, of_head + c.dim, 0.0f);
+    of_head[0] = 1.0f;
+    of_head[32] = 1.0078125f;
   }
 
   int entries;
@@ -324,6 +337,17 @@ TEST_F(IndexerLongCuda, PicksWhatTheDefinitionPicksAtEveryLength) {
   }
 }
 
+// Scores of keys and queries that no bytes can hold; some are nearer to each other than float32's error.
+TEST_F(IndexerLongCuda, PicksAmongBlocksOfAnyScales) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};
+  LongSequence s(c, 5000, 6, 3, /*all_equal=*/false, /*per_block=*/64, /*first_wide=*/0);
+  for (int head = 0; head < c.heads; head += 5) s.WidenQuery(c, 4, head);
+  KernelHost host(2);
+  EXPECT_LE(Differences(c, LongPicks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}),
+                        LongPicks(RefKernels(), host.context(c.numerics), c, {&s})),
+            6);
+}
+
 // All heads of the released models, rows of verification, sequences below and above the number of picks.
 TEST_F(IndexerLongCuda, PicksTheSameAloneAndInCompany) {
   const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};
@@ -359,8 +383,14 @@ TEST_F(IndexerLongCuda, ScoresTheSameAloneAndInCompany) {
   const int entries = 1037;
   const int64_t stride = 2048;
   // Blocks of other sizes than a tile take another way to the tensor cores.
-  const LongSequence s(c, entries, 13, 1);
-  const LongSequence in_small_blocks(c, entries, 13, 1, /*all_equal=*/false, /*per_block=*/16);
+  LongSequence s(c, entries, 13, 1);
+  LongSequence in_small_blocks(c, entries, 13, 1, /*all_equal=*/false, /*per_block=*/16);
+  // Keys and queries that no bytes can hold, beside others.
+  LongSequence wide(c, entries, 13, 1, /*all_equal=*/false, /*per_block=*/64, /*first_wide=*/3);
+  for (LongSequence* of : {&s, &in_small_blocks, &wide}) {
+    of->WidenQuery(c, 3, 17);
+    of->WidenQuery(c, 8, 63);
+  }
   const IndexerParts parts = *CudaIndexerParts();
   // Of rows from `begin` on, [rows, entries], after those of `before` rows of another sequence.
   const auto scores_of = [&](const LongSequence& of, int begin, int end) {
@@ -405,6 +435,15 @@ TEST_F(IndexerLongCuda, ScoresTheSameAloneAndInCompany) {
     const std::vector<float> want(together.begin() + row * stride, together.begin() + (row + 1) * stride);
     EXPECT_EQ(scores_of(s, row, row + 1), want) << "row " << row;
     EXPECT_EQ(scores_of(in_small_blocks, row, row + 1), want) << "row " << row;
+  }
+  const std::vector<float> beside_wide = scores_of(wide, 0, s.rows);
+  for (int row = 0; row < s.rows; ++row) {
+    const auto begin = beside_wide.begin() + row * stride;
+    EXPECT_EQ(scores_of(wide, row, row + 1), std::vector<float>(begin, begin + stride)) << "row " << row;
+    for (int i = 0; i < entries - 4; ++i) {
+      if (i % 24 == 3) continue;
+      ASSERT_EQ(begin[i], together[row * stride + i]) << "row " << row << ", key " << i;
+    }
   }
 }
 

@@ -8,9 +8,8 @@
 
 namespace foresight::cuda {
 
-constexpr int kPackedDim = 128;   // of keys and queries
-constexpr int kPackedHeads = 64;  // of a query, zeros behind the last
-constexpr int kQueryBytes = kPackedHeads * kPackedDim * 2;
+constexpr int kPackedDim = 128;                    // of keys and queries
+constexpr int kPackedHeads = 64;                   // of a query, zeros behind the last
 constexpr int kStepBytes = 16 * kPackedHeads * 2;  // of a query: 16 dims of all heads
 
 // A dot product doesn't care for the order of its dims. Lane t of a quad takes dims [32t, 32t+32) of a key,
@@ -24,6 +23,40 @@ __device__ inline int QueryPlace(int head, int d) {
 }
 
 constexpr int kPackedRopeStep = 8;  // rope_dim is a multiple of it
+
+// Keys in bf16 are decoded to 2^-32 of their values, so that the factor that also moves an E2M1's bias is a
+// bf16. Exact for scales from 2^-100 to 2^33.
+constexpr uint32_t kKeyShift = 32;
+
+// Keys and queries can be bytes, too: E2M1s of blocks whose scales are no more than 2^3 apart are whole
+// numbers below 97 times one power of two. Sums of their products are exact, as they are in bf16 then: 21
+// bits. Others, which a Hadamard transform hardly leaves, are multiplied in bf16 alone.
+
+// What is made of the sums of a row's products.
+struct alignas(16) QueryWeights {
+  float of_values[kPackedHeads];   // of twice the sums of values, which are 2^-kKeyShift of what they are
+  float of_bytes[kPackedHeads];    // with the power of two that a head's bytes are without
+  uint8_t wide[kPackedHeads / 8];  // not zero: one of eight heads can't be bytes
+
+  __device__ bool IsWide() const {
+    static_assert(sizeof(wide) == sizeof(uint64_t));
+    return *reinterpret_cast<const uint64_t*>(wide) != 0;
+  }
+};
+
+// A row's query for PackedScoresKernel.
+struct PackedQuery {
+  uint16_t values[kPackedHeads * kPackedDim];  // bf16, by QueryPlace
+  uint8_t bytes[kPackedHeads * kPackedDim];    // by QueryBytePlace
+  QueryWeights weights;
+};
+
+// As values, but dims of four blocks that one lane of a quad unpacks from eight codes make a step, and rows
+// of a matrix have 16 of them.
+__device__ inline int QueryBytePlace(int head, int d) {
+  const int matrix = d % 32 / 8 * 2 + d % 8 / 4;
+  return (matrix * kPackedHeads + head) * 16 + d / 32 * 4 + d % 4;
+}
 
 // Eight heads of a row's query, by one warp: rotated, transformed and rounded as the keys are. A quad of
 // lanes has a head: dim 32 b + 8 t + e is x[b][e] of its lane t.
@@ -45,12 +78,23 @@ class PackedHeads {
         x_[b][e + 3] = v.w;
       }
     }
+    weight_ = head_ < args.heads ? args.w[row * args.heads + head_] * args.factor : 0.0f;
   }
 
-  __device__ void StoreTo(uint16_t* query) {
+  __device__ void Pack() {
     Rotate();
     Hadamard();
     Round();
+  }
+
+  __device__ void StoreTo(PackedQuery& query) const {
+    StoreValues(query.values);
+    StoreBytes(query);
+    // Half of it, for twice the rectified dots are added up.
+    if (T() == 0) query.weights.of_values[head_] = weight_ * (0.5f * (1ll << kKeyShift));
+  }
+
+  __device__ void StoreValues(uint16_t* query) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       uint4 row;  // of a matrix: the upper halves are the bf16 values
@@ -66,6 +110,44 @@ class PackedHeads {
  private:
   __device__ static int T() {
     return threadIdx.x % 4;
+  }
+
+  __device__ void StoreBytes(PackedQuery& query) const {
+    constexpr int kExponent = 127;
+    constexpr float kToWhole = 0x1.8p23f;  // the bits of it plus a whole number are its bits plus that
+    float amax = 0;
+#pragma unroll
+    for (int b = 0; b < 4; ++b) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) amax = fmaxf(amax, fabsf(x_[b][e]));
+    }
+    amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 1));
+    amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 2));
+    // The head's largest value becomes 64 or 96.
+    const int power = max(__float_as_int(amax) >> 23, 16);
+    const float to_bytes = __int_as_float((2 * kExponent + 6 - power) << 23);
+    bool fits = amax == 0 || abs(power - kExponent) <= 40;  // products by values are exact, too
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint4 row;  // of a matrix
+      uint32_t* quads = reinterpret_cast<uint32_t*>(&row);
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {
+        uint32_t bits[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float number = fmaf(x_[b][4 * half + i], to_bytes, kToWhole);
+          fits &= number - kToWhole == x_[b][4 * half + i] * to_bytes;
+          bits[i] = __float_as_uint(number);
+        }
+        quads[b] =
+            __byte_perm(__byte_perm(bits[0], bits[1], 0x0040), __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
+      }
+      *reinterpret_cast<uint4*>(query.bytes + QueryBytePlace(head_, 8 * T() + 4 * half)) = row;
+    }
+    const bool all_fit = __all_sync(0xffffffff, fits);
+    if (T() == 0) query.weights.of_bytes[head_] = weight_ * __int_as_float((power - 6) << 23);
+    if (threadIdx.x % 32 == 0) query.weights.wide[head_ / 8] = !all_fit;
   }
 
   __device__ void Rotate() {
@@ -160,6 +242,7 @@ class PackedHeads {
   const Indexing& args_;
   int64_t row_;
   int head_;
+  float weight_;
   float x_[4][8];
 };
 

@@ -1,11 +1,6 @@
-// Scores of packed keys of 128 values on the tensor cores. All products are exact in bf16.
-//
-// Blocks divide the pairs of key tiles and rows among themselves evenly, sequence by sequence: the host knows
-// no lengths. Some rows of a sequence share the tiles that a block reads. A score is a pure function of
-// its key and query: who computes it, and with what company, doesn't matter.
+// Scores of packed keys of 128 values on the tensor cores. All products are exact in bf16. A score is a pure
+// function of its key and query: who computes it, and with what company, doesn't matter.
 #pragma once
-
-#include <algorithm>
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/barriers.cuh"
@@ -13,19 +8,11 @@
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/wgmma.cuh"
 #include "kernels/indexer/packed_query.cuh"
+#include "kernels/indexer/score_share.cuh"
 
 namespace foresight::cuda {
 
-constexpr int kPackedKeyBytes = 68;  // 64 of codes, four scales
-constexpr int kTileKeys = 64;        // that a warpgroup scores at a time
-constexpr int kWarpKeys = 16;        // of these per warp
-static_assert(kWarpKeys == kMaximumOf);
-constexpr int kWarpTileBytes = kWarpKeys * kPackedKeyBytes;
 constexpr int kSlots = 4;  // tiles on their way per warpgroup
-
-// Keys are decoded to 2^-32 of their values, so that the factor that also moves an E2M1's bias is a bf16.
-// Exact for scales from 2^-100 to 2^33.
-constexpr uint32_t kKeyShift = 32;
 
 // Eight E2M1 codes times a power of two as bf16 pairs: values (0, 4), (1, 5), (2, 6), (3, 7).
 __device__ inline void DecodeE2M1(uint32_t codes, __nv_bfloat162 factor, uint32_t (&pairs)[4]) {
@@ -68,36 +55,24 @@ __device__ inline void DecodeKeys(const uint8_t* keys, int lane, uint32_t (&a)[8
   }
 }
 
-// Matrices of heads by 16 dims of a query in shared memory, as products take them: those of one row, or of
-// two rows side by side.
-template <int kRows>
-__device__ inline uint64_t QueryStep(const uint8_t* query, int step) {
-  constexpr int kBytes = kRows * kStepBytes;
+// 16 dims of all heads of a query in shared memory, as products take them.
+__device__ inline uint64_t QueryStep(const uint16_t* query, int step) {
   // The steps differ in the lower half alone.
-  const uint32_t low = static_cast<uint32_t>(MatricesAt(query, kBytes / 2));
-  return uint64_t{128 >> 4} << 32 | (low + static_cast<uint32_t>(step * (kBytes >> 4)));
+  const uint32_t low = static_cast<uint32_t>(MatricesAt(query, kStepBytes / 2));
+  return uint64_t{128 >> 4} << 32 | (low + static_cast<uint32_t>(step * (kStepBytes >> 4)));
 }
 
 // dots [keys of the tile, heads]: eight steps of 16 dims from zero, by all warps of a warpgroup. The same
-// bits in all three; the first two are for sm_90a.
-__device__ inline void DotsOfRow(const uint32_t (&a)[8][4], const uint8_t* query, float (&c)[8][4]) {
+// bits in both; the first is for sm_90a.
+__device__ inline void DotsOfRow(const uint32_t (&a)[8][4], const uint16_t* query, float (&c)[8][4]) {
   WarpgroupFence();
-  WarpgroupMmaN64<false>(c, a[0], QueryStep<1>(query, 0));
+  WarpgroupMmaN64<false>(c, a[0], QueryStep(query, 0));
 #pragma unroll
-  for (int step = 1; step < 8; ++step) WarpgroupMmaN64<true>(c, a[step], QueryStep<1>(query, step));
+  for (int step = 1; step < 8; ++step) WarpgroupMmaN64<true>(c, a[step], QueryStep(query, step));
   EndProducts();
   AwaitProducts<0>(reinterpret_cast<float(&)[32]>(c));
 }
-// Of two rows: the second one's behind the first one's.
-__device__ inline void DotsOfRows(const uint32_t (&a)[8][4], const uint8_t* queries, float (&c)[64]) {
-  WarpgroupFence();
-  WarpgroupMma<false, false>(c, a[0], QueryStep<2>(queries, 0));
-#pragma unroll
-  for (int step = 1; step < 8; ++step) WarpgroupMma<true, false>(c, a[step], QueryStep<2>(queries, step));
-  EndProducts();
-  AwaitProducts<0>(c);
-}
-__device__ inline void DotsOfRowPortable(const uint32_t (&a)[8][4], const uint8_t* query, int lane,
+__device__ inline void DotsOfRowPortable(const uint32_t (&a)[8][4], const uint16_t* query, int lane,
                                          float (&c)[8][4]) {
 #pragma unroll
   for (int heads = 0; heads < 8; ++heads) {
@@ -105,7 +80,7 @@ __device__ inline void DotsOfRowPortable(const uint32_t (&a)[8][4], const uint8_
 #pragma unroll
     for (int step = 0; step < 8; step += 2) {
       uint32_t b[4];
-      LoadMatrices(b, query + step * kStepBytes + lane / 8 * (kStepBytes / 2) + heads * 128 + lane % 8 * 16);
+      LoadMatrices(b, query + QueryPlace(8 * heads + lane % 8, 4 * step + lane / 8));
       MmaBf16(c[heads], a[step], b[0], b[1]);
       MmaBf16(c[heads], a[step + 1], b[2], b[3]);
     }
@@ -118,116 +93,6 @@ __device__ inline float SumOfQuad(float a, float b, int lane) {
   const float sum = (odd ? b : a) + __shfl_xor_sync(0xffffffff, odd ? a : b, 1);
   return sum + __shfl_xor_sync(0xffffffff, sum, 2);
 }
-
-// What a block does at a stretch: key tiles [tile, tile_end) for some rows of one sequence.
-struct ScorePass {
-  int sequence;
-  int first_row;  // of the step
-  int rows;
-  int tile;
-  int tile_end;
-};
-
-// The share of one block in the turn's work. The unit is about the time that a tile takes for one row; where
-// rows share it, decoding a tile counts as one more.
-template <int kRows>
-class ScoreShare {
-  static constexpr int kDecoding = kRows > 1 ? 1 : 0;
-
- public:
-  // ends [num_sequences]: shared memory for the sequences' units, added up.
-  __device__ ScoreShare(const Indexing& args, int* ends) : args_(args), ends_(ends) {
-    if (args.num_sequences == 1) {
-      all_ = Work(args, 0).Units();
-    } else {
-      AddUp(ends);
-      all_ = ends[args.num_sequences - 1];
-    }
-    const int block = blockIdx.x;
-    const int blocks = gridDim.x;
-    const int units = all_ / blocks;
-    const int more = all_ % blocks;
-    at_ = block * units + min(block, more);
-    end_ = at_ + units + (block < more ? 1 : 0);
-  }
-
-  // The next stretch; false when there is none.
-  __device__ bool Next(ScorePass& pass) {
-    while (at_ < end_) {
-      for (int high = args_.num_sequences - 1; sequence_ < high;) {
-        const int middle = (sequence_ + high) / 2;
-        if (End(middle) > at_) {
-          high = middle;
-        } else {
-          sequence_ = middle + 1;
-        }
-      }
-      const int begin = sequence_ == 0 ? 0 : End(sequence_ - 1);
-      const Work work(args_, sequence_);
-      const int full_pass = work.tiles * (kRows + kDecoding);
-      const int index = (at_ - begin) / full_pass;
-      const int pass_begin = begin + index * full_pass;
-      const int row = index * kRows;
-      const int rows = min(work.rows - row, kRows);
-      const int unit = kRows == 1 ? 1 : rows + kDecoding;
-      // A tile belongs to the block that has its first unit.
-      pass = {.sequence = sequence_,
-              .first_row = work.first_row + row,
-              .rows = rows,
-              .tile = (at_ - pass_begin + unit - 1) / unit,
-              .tile_end = min((end_ - pass_begin + unit - 1) / unit, work.tiles)};
-      at_ = pass_begin + work.tiles * unit;
-      if (pass.tile < pass.tile_end) return true;
-    }
-    return false;
-  }
-
- private:
-  // Of one sequence in this turn.
-  struct Work {
-    __device__ Work(const Indexing& args, int s) {
-      const SequenceRows& sequence = args.sequences[s];
-      first_row = max(sequence.first_row, args.first_row);
-      const int end = min(sequence.first_row + sequence.num_rows, args.first_row + args.turn_rows);
-      rows = max(end - first_row, 0);
-      const int visible = rows > 0 ? args.Visible(sequence, end - 1) : 0;
-      tiles = visible > args.topk ? (visible + kTileKeys - 1) / kTileKeys : 0;
-    }
-    __device__ int Units() const { return tiles * (rows + kDecoding * ((rows + kRows - 1) / kRows)); }
-    int first_row;
-    int rows;
-    int tiles;
-  };
-
-  __device__ int End(int sequence) const { return args_.num_sequences == 1 ? all_ : ends_[sequence]; }
-
-  __device__ void AddUp(int* ends) const {
-    for (int s = threadIdx.x; s < args_.num_sequences; s += blockDim.x) ends[s] = Work(args_, s).Units();
-    __syncthreads();
-    if (threadIdx.x < 32) {
-      int sum = 0;
-      for (int first = 0; first < args_.num_sequences; first += 32) {
-        const int s = first + static_cast<int>(threadIdx.x);
-        int x = s < args_.num_sequences ? ends[s] : 0;
-        for (int distance = 1; distance < 32; distance *= 2) {
-          const int other = __shfl_up_sync(0xffffffff, x, distance);
-          if (static_cast<int>(threadIdx.x) >= distance) x += other;
-        }
-        x += sum;
-        if (s < args_.num_sequences) ends[s] = x;
-        sum = __shfl_sync(0xffffffff, x, 31);
-      }
-    }
-    __syncthreads();
-  }
-
-  const Indexing& args_;
-  const int* ends_;
-  int all_;
-  int at_;
-  int end_;
-  int sequence_ = 0;
-};
 
 // A warp's keys of tiles on their way to shared memory, in the order in which they are asked for.
 struct KeySlots {
@@ -260,15 +125,7 @@ struct KeySlots {
                       int lane) {
     uint8_t* to = keys[n % kSlots];
     __syncwarp();
-    if (from == nullptr && count > 0) {
-#pragma unroll 1
-      for (int at = lane * 4; at < min(count, kWarpKeys) * kPackedKeyBytes; at += 32 * 4) {
-        const std::byte* key = ItemOf(view, first + at / kPackedKeyBytes);
-        *reinterpret_cast<uint32_t*>(to + at) =
-            *reinterpret_cast<const uint32_t*>(key + at % kPackedKeyBytes);
-      }
-      __syncwarp();
-    }
+    if (from == nullptr) CopyKeys(to, view, first, min(count, kWarpKeys), lane);
     const bool whole = from != nullptr && count > 0;
     if constexpr (kHopper) {
       if (lane == 0) {
@@ -287,7 +144,7 @@ struct KeySlots {
 // Shared memory of a block: queries, keys on their way, weights, and ScoreShare's.
 template <int kRows, int kGroups>
 struct ScoresShared {
-  uint8_t queries[kRows][kQueryBytes];
+  uint16_t queries[kRows][kPackedHeads * kPackedDim];
   KeySlots slots[kGroups * 4];
   float2 weights[kRows][kPackedHeads / 2];
   int ends[1];  // and more
@@ -297,22 +154,11 @@ struct ScoresShared {
   }
 };
 
-// Where 16 bytes of the queries of a pass, one row behind the other, lie in shared memory: for kHopper rows
-// are side by side in pairs.
-template <bool kHopper>
-__device__ inline int QueryBytePlace(int i) {
-  constexpr int kHalf = kStepBytes / 2;
-  if (!kHopper) return i;
-  const int row = i / kQueryBytes;
-  const int at = i % kQueryBytes;
-  return row / 2 * (2 * kQueryBytes) + at / kHalf * (2 * kHalf) + row % 2 * kHalf + at % kHalf;
-}
-
 // By kGroups warpgroups. Up to kRows rows of a sequence share the key tiles that a block reads; their queries
 // are `queries`, PackQueryKernel's. A row that shares with none is packed here.
 template <int kRows, int kGroups, bool kHopper>
 __global__ void __launch_bounds__(128 * kGroups, 1)
-    PackedScoresKernel(Indexing args, const uint16_t* queries) {
+    PackedScoresKernel(Indexing args, const PackedQuery* queries) {
   constexpr int kThreads = 128 * kGroups;
   constexpr int kStride = kGroups * kTileKeys;  // from a warp's keys to its next ones
   extern __shared__ __align__(128) uint8_t memory[];
@@ -367,10 +213,9 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
       block = block_of(kSlots);
       __syncthreads();  // the last pass needs its queries no more
       if (kRows > 1) {
-        const uint8_t* from = reinterpret_cast<const uint8_t*>(queries) + int64_t{turn_row} * kQueryBytes;
-#pragma unroll 1
-        for (int i = threadIdx.x * 16; i < pass.rows * kQueryBytes; i += kThreads * 16) {
-          CopyAsync<16>(&shared.queries[0][QueryBytePlace<kHopper>(i)], from + i, true);
+        for (int r = 0; r < pass.rows; ++r) {
+          const PackedQuery& from = queries[turn_row + r];
+          CopyToShared<kThreads>(shared.queries[r], from.values, sizeof(from.values));
         }
         EndCopies();
       }
@@ -386,7 +231,10 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
     if constexpr (kRows == 1) {
       PackedHeads heads(args, pass.first_row, warp % (kPackedHeads / 8) * 8);
       begin();
-      if (warp < kPackedHeads / 8) heads.StoreTo(reinterpret_cast<uint16_t*>(shared.queries[0]));
+      if (warp < kPackedHeads / 8) {
+        heads.Pack();
+        heads.StoreValues(shared.queries[0]);
+      }
     } else {
       begin();
       AwaitCopies<0>();
@@ -403,16 +251,16 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
       DecodeKeys(slots.Await<kHopper>(n + i), lane, a);
       ask(i + kSlots, kSlots, block);
       block = block_of(i + kSlots + 1);
-      // `c(j, i)` is element i of the dots with heads 8 j..8 j + 7.
-      const auto write = [&](const auto& c, int r) {
+      // c[j]: the dots with heads 8 j..8 j + 7.
+      const auto write = [&](const float(&c)[8][4], int r) {
         float sums[2] = {};  // of a lane's keys, eight apart
 #pragma unroll
         for (int j = 0; j < 8; ++j) {
           const float2 weight = shared.weights[r][4 * j + lane % 4];
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const float x = c(j, 2 * half);
-            const float y = c(j, 2 * half + 1);
+            const float x = c[j][2 * half];
+            const float y = c[j][2 * half + 1];
             sums[half] += weight.x * (x + fabsf(x));
             sums[half] += weight.y * (y + fabsf(y));
           }
@@ -423,29 +271,15 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
         const float largest = LargestOfWarp(own < visible ? sum : -INFINITY);
         if (lane == 0 && visible > 0) maximum[r * (args.stride / kMaximumOf)] = largest;
       };
-      if constexpr (kRows == 1 || !kHopper) {
 #pragma unroll 1
-        for (int r = 0; r < (kRows == 1 ? 1 : pass.rows); ++r) {
-          float c[8][4];
-          if constexpr (kHopper) {
-            DotsOfRow(a, shared.queries[r], c);
-          } else {
-            DotsOfRowPortable(a, shared.queries[r], lane, c);
-          }
-          write([&](int j, int i) { return c[j][i]; }, r);
+      for (int r = 0; r < (kRows == 1 ? 1 : pass.rows); ++r) {
+        float c[8][4];
+        if constexpr (kHopper) {
+          DotsOfRow(a, shared.queries[r], c);
+        } else {
+          DotsOfRowPortable(a, shared.queries[r], lane, c);
         }
-      } else {
-#pragma unroll 1
-        for (int r = 0; r < pass.rows; r += 2) {
-          float c[64];  // behind the last row is nothing that is looked at
-          DotsOfRows(a, shared.queries[r], c);
-#pragma unroll
-          for (int second = 0; second < 2; ++second) {
-            if (r + second < pass.rows) {
-              write([&](int j, int i) { return c[second * 32 + j * 4 + i]; }, r + second);
-            }
-          }
-        }
+        write(c, r);
       }
     }
     n += tiles;
@@ -453,32 +287,20 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
   if constexpr (!kHopper) AwaitCopies<0>();
 }
 
-// Whether rows share key tiles: where sequences have several, but on GPUs whose blocks have 99 KB of shared
-// memory. Then their queries come packed.
-inline bool RowsShare(const KernelContext& ctx, const Indexing& args) {
-  const int capability = DeviceOf(ctx).capability();
-  return args.turn_rows > args.num_sequences && capability != 86 && capability != 89;
-}
-
-// `queries` as PackQueryKernel makes them, if rows share tiles.
+// `queries` as PackQueryKernel makes them, if rows share tiles. On Hopper they don't here.
 template <bool kHopper>
-void LaunchPackedScores(const KernelContext& ctx, const Indexing& args, const uint16_t* queries) {
-  const int sms = DeviceOf(ctx).num_sms();
-  const int64_t tiles = args.stride / kTileKeys;
-  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(sms, tiles * args.turn_rows)));
+void LaunchPackedScores(const KernelContext& ctx, const Indexing& args, const PackedQuery* queries) {
+  const dim3 blocks = ScoreBlocks(ctx, args);
   const auto launch = [&]<int kRows, int kGroups>() {
     Launch(ctx, PackedScoresKernel<kRows, kGroups, kHopper>, blocks, 128 * kGroups,
            ScoresShared<kRows, kGroups>::Bytes(args.num_sequences), args, queries);
   };
-  if (RowsShare(ctx, args)) {
-    // The more rows, the more queries a block waits for before it begins.
-    if (kHopper && tiles > sms) {
-      launch.template operator()<kHopper ? 8 : 4, 3>();
-    } else {
-      launch.template operator()<4, 3>();
-    }
+  if constexpr (kHopper) {
+    launch.template operator()<1, 4>();
+  } else if (RowsShare(ctx, args)) {
+    launch.template operator()<4, 3>();
   } else {
-    launch.template operator()<1, kHopper ? 4 : 3>();
+    launch.template operator()<1, 3>();
   }
 }
 

@@ -1,10 +1,224 @@
+// Scores of packed keys on Hopper. Of rows that share key tiles the products are of bytes, by warpgroups
+// whose keys one warp fetches; keys and queries that can't be bytes are multiplied as bf16 values. The bits
+// are the same.
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/indexer/byte_scores.cuh"
 #include "kernels/indexer/packed_scores.cuh"
 #include "kernels/indexer/packed_scores_sm90a.h"
 
 namespace foresight::cuda {
+namespace {
 
-void LaunchPackedScoresSm90a(const KernelContext& ctx, const Indexing& args, const uint16_t* queries) {
-  LaunchPackedScores</*kHopper=*/true>(ctx, args, queries);
+constexpr int kTileBytes = kTileKeys * kPackedKeyBytes;
+
+// Key tiles on their way to kGroups warpgroups, in a ring; tile i of a pass is warpgroup i % kGroups'.
+template <int kGroups>
+struct TileRing {
+  static constexpr int kTiles = 4 * kGroups;
+
+  uint8_t keys[kTiles][kTileBytes];
+  TransferBarrier sent[kTiles];
+  SharedBarrier read[kTiles];  // by the warps of a warpgroup
+
+  // By a warp, before a barrier of the block.
+  __device__ void Init(int lane) {
+    if (lane < kTiles) {
+      sent[lane].Init();
+      read[lane].Init(4);
+    }
+  }
+};
+
+// A place in the ring and the parity of its use.
+template <int kGroups>
+struct TilePlace {
+  int slot = 0;
+  uint32_t parity = 0;  // the one of its use before is the other
+
+  __device__ void Move(int tiles) {
+    slot += tiles;
+    while (slot >= TileRing<kGroups>::kTiles) {
+      slot -= TileRing<kGroups>::kTiles;
+      parity ^= 1;
+    }
+  }
+};
+
+// What rows that are multiplied by their values have instead: lanes 0 and 1 of each quad get the scores of
+// keys g and g + 8 of a warp's.
+__device__ float ScoreOfValues(const uint32_t (&keys)[8][4], const PackedQuery& query, int lane) {
+  float sums[2] = {};  // of a lane's keys, eight apart
+#pragma unroll 1
+  for (int heads = 0; heads < kPackedHeads; heads += 8) {
+    float c[4] = {};
+#pragma unroll
+    for (int step = 0; step < 8; ++step) {
+      const uint16_t* pairs =
+          query.values + QueryPlace(heads + lane / 4, 4 * (step - step % 2) + step % 2 * 2) + lane % 4 * 2;
+      MmaBf16(c, keys[step], *reinterpret_cast<const uint32_t*>(pairs),
+              *reinterpret_cast<const uint32_t*>(pairs + 8 * kPackedHeads));
+    }
+    const float2 weight = *reinterpret_cast<const float2*>(query.weights.of_values + heads + lane % 4 * 2);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      sums[half] += weight.x * (c[2 * half] + fabsf(c[2 * half]));
+      sums[half] += weight.y * (c[2 * half + 1] + fabsf(c[2 * half + 1]));
+    }
+  }
+  return SumOfQuad(sums[0], sums[1], lane);
+}
+
+// Shared memory of a block: queries, keys on their way, and ScoreShare's.
+template <int kRows, int kGroups>
+struct ByteScoresShared {
+  uint8_t bytes[kRows][kByteQueryBytes];  // in pairs, rows side by side
+  QueryWeights weights[kRows];
+  TileRing<kGroups> ring;
+  int ends[1];  // and more
+
+  static size_t Bytes(int num_sequences) {
+    return sizeof(ByteScoresShared) + static_cast<size_t>(num_sequences) * sizeof(int);
+  }
+};
+
+// What the fetching warp does at a pass: `place` is that of its first tile.
+template <int kGroups>
+__device__ void FetchTiles(const ScorePass& pass, const PagedView& view, int visible,
+                           TilePlace<kGroups> place, TileRing<kGroups>& ring, int lane) {
+  const std::byte* blocks = nullptr;  // of 32 tiles
+#pragma unroll 1
+  for (int tile = pass.tile; tile < pass.tile_end; ++tile, place.Move(1)) {
+    // In every cache of the engine a block holds a tile, and its keys begin at a multiple of 16 bytes. Others
+    // are copied word by word.
+    const std::byte* from = nullptr;
+    if (view.per_block == kTileKeys) {
+      const int i = (tile - pass.tile) % 32;
+      if (i == 0 && tile + lane < pass.tile_end) blocks = view.blocks[tile + lane] + view.offset;
+      from =
+          reinterpret_cast<const std::byte*>(__shfl_sync(0xffffffff, reinterpret_cast<uint64_t>(blocks), i));
+      if (reinterpret_cast<uintptr_t>(from) % 16 != 0) from = nullptr;
+    }
+    ring.read[place.slot].Wait(place.parity ^ 1);
+    if (from == nullptr) {
+      const int first = tile * kTileKeys;
+      CopyKeys(ring.keys[place.slot], view, first, min(visible - first, kTileKeys), lane);
+    }
+    if (lane == 0) {
+      ring.sent[place.slot].Expect(from != nullptr ? kTileBytes : 0);
+      if (from != nullptr) ring.sent[place.slot].Fetch(ring.keys[place.slot], from, kTileBytes);
+    }
+    __syncwarp();
+  }
+}
+
+// By kGroups warpgroups and a warp. Up to kRows rows of a sequence share the key tiles that a block reads;
+// their queries are `queries`, PackQueryKernel's.
+template <int kRows, int kGroups>
+__global__ void __launch_bounds__(128 * kGroups + 32, 1)
+    ByteScoresKernel(Indexing args, const PackedQuery* queries) {
+  constexpr int kThreads = 128 * kGroups;
+  extern __shared__ __align__(128) uint8_t memory[];
+  auto& shared = *reinterpret_cast<ByteScoresShared<kRows, kGroups>*>(memory);
+  const int warp = threadIdx.x / 32;
+  int lane = threadIdx.x % 32;
+  asm volatile("" : "+r"(lane));  // kept, for asking again takes long
+  if (warp == 4 * kGroups) shared.ring.Init(lane);
+  __syncthreads();
+  AwaitInputs();
+  ScoreShare<kRows> share(args, shared.ends);
+  TilePlace<kGroups> place;  // of the pass's first tile
+  for (ScorePass pass; share.Next(pass);) {
+    const SequenceRows& sequence = args.sequences[pass.sequence];
+    const uint32_t seen =  // by the first row
+        static_cast<uint32_t>(sequence.first_position - sequence.first_row + 1 + pass.first_row);
+    const int tiles = pass.tile_end - pass.tile;
+    if (warp == 4 * kGroups) {
+      FetchTiles<kGroups>(pass, sequence.cache.index_keys,
+                          static_cast<int>((seen + pass.rows - 1) / args.kRatio), place, shared.ring, lane);
+      place.Move(tiles);
+      continue;
+    }
+    const int turn_row = pass.first_row - args.first_row;
+    GroupBarrier<1>(kThreads);  // the last pass needs its queries no more
+    uint32_t wide_rows = 0;     // bits: those that can't be bytes
+#pragma unroll 1
+    for (int r = 0; r < pass.rows; ++r) {
+      const PackedQuery& from = queries[turn_row + r];
+      uint8_t* bytes = shared.bytes[r / 2 * 2] + r % 2 * kByteStepBytes / 2;
+#pragma unroll 1
+      for (int at = threadIdx.x * 16; at < kByteQueryBytes; at += kThreads * 16) {
+        CopyAsync<16>(bytes + PlaceInPair(at), from.bytes + at, true);
+      }
+      CopyToShared<kThreads>(&shared.weights[r], &from.weights, sizeof(from.weights));
+    }
+    EndCopies();
+    AwaitCopies<0>();
+    FenceForProducts();
+    GroupBarrier<1>(kThreads);
+    for (int r = 0; r < pass.rows; ++r) {  // those that need no scores have no query
+      const bool is_scored = static_cast<int>((seen + r) / args.kRatio) > args.topk;
+      wide_rows |= static_cast<uint32_t>(is_scored && shared.weights[r].IsWide()) << r;
+    }
+
+    const int own = lane / 4 + lane % 2 * 8;  // of the warp's keys, that the lane stores
+    TilePlace<kGroups> at = place;
+    at.Move(warp / 4);
+#pragma unroll 1
+    for (int tile = pass.tile + warp / 4; tile < pass.tile_end; tile += kGroups, at.Move(kGroups)) {
+      const int key = tile * kTileKeys + warp % 4 * kWarpKeys;
+      const auto write = [&](int r, float score) {
+        const int visible = static_cast<int>((seen + r) / args.kRatio) - key;  // of the warp's keys
+        const int64_t to = (turn_row + r) * args.stride + key;
+        if (lane % 4 < 2 && own < visible) args.scores[to + own] = score;
+        const float largest = LargestOfWarp(own < visible ? score : -INFINITY);
+        if (lane == 0 && visible > 0) args.maxima[to / kMaximumOf] = largest;
+      };
+      shared.ring.sent[at.slot].Wait(at.parity);
+      const uint8_t* keys = shared.ring.keys[at.slot] + warp % 4 * kWarpTileBytes;
+      const ByteKeys bytes(keys, lane);
+      const bool keeps = bytes.wide || wide_rows != 0;  // the keys, until values are multiplied
+      const auto give_back = [&] {
+        __syncwarp();
+        if (lane == 0) shared.ring.read[at.slot].Arrive();
+      };
+      if (!keeps) give_back();
+#pragma unroll 1
+      for (int r = 0; r < pass.rows; r += 2) {
+        uint32_t c[64];  // behind the last row is nothing that is looked at
+        bytes.Multiply(shared.bytes[r], c);
+        write(r, bytes.scale * SumOfHeads<0>(c, shared.weights[r], lane));
+        if (r + 1 < pass.rows) write(r + 1, bytes.scale * SumOfHeads<32>(c, shared.weights[r + 1], lane));
+      }
+      if (!keeps) continue;
+      uint32_t values[8][4];
+      DecodeKeys(keys, lane, values);
+#pragma unroll 1
+      for (int r = 0; r < pass.rows; ++r) {
+        if (bytes.wide || (wide_rows >> r & 1) != 0)
+          write(r, ScoreOfValues(values, queries[turn_row + r], lane));
+      }
+      give_back();
+    }
+    place.Move(tiles);
+  }
+}
+
+}  // namespace
+
+void LaunchPackedScoresSm90a(const KernelContext& ctx, const Indexing& args, const PackedQuery* queries) {
+  if (!RowsShare(ctx, args)) return LaunchPackedScores</*kHopper=*/true>(ctx, args, queries);
+  const dim3 blocks = ScoreBlocks(ctx, args);
+  const auto launch = [&]<int kRows, int kGroups>() {
+    Launch(ctx, ByteScoresKernel<kRows, kGroups>, blocks, 128 * kGroups + 32,
+           ByteScoresShared<kRows, kGroups>::Bytes(args.num_sequences), args, queries);
+  };
+  // The more rows, the more queries a block waits for before it begins.
+  if (args.stride / kTileKeys > DeviceOf(ctx).num_sms()) {
+    launch.template operator()<8, 3>();
+  } else {
+    launch.template operator()<4, 3>();
+  }
 }
 
 }  // namespace foresight::cuda

@@ -1,10 +1,10 @@
 // Scores of packed keys on sm_90a; code of its own, since no later GPU runs it.
 #pragma once
 
-#include "kernels/indexer/indexing.cuh"
+#include "kernels/indexer/packed_query.cuh"
 
 namespace foresight::cuda {
 
-void LaunchPackedScoresSm90a(const KernelContext& ctx, const Indexing& args, const uint16_t* queries);
+void LaunchPackedScoresSm90a(const KernelContext& ctx, const Indexing& args, const PackedQuery* queries);
 
 }  // namespace foresight::cuda
