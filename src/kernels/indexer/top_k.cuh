@@ -12,6 +12,7 @@
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/shared_counts.cuh"
 #include "kernels/indexer/indexing.cuh"
 
 namespace foresight::cuda {
@@ -101,64 +102,47 @@ __device__ inline uint32_t InclusiveSumOfWarp(uint32_t x) {
 }
 
 // Finds the digit at which the `wanted` largest of the scores counted in round `round` end, and empties the
-// bins of the next round.
+// bins of the next round. Threads have neighbouring bins, the first thread the highest.
 template <int kThreads>
 __device__ inline void FindDigit(int round, uint32_t wanted, TopKShared<kThreads>& shared) {
   constexpr int kWarps = kThreads / 32;
   constexpr int kQuads = kBins / 4 / kThreads;  // of a thread
-  uint4* bins = shared.bins[round % 2];
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  const int last = kBins / 4 - 1 - kQuads * static_cast<int>(threadIdx.x);  // quad
   __syncthreads();
-  uint32_t sum = 0;
+  uint32_t counts[kQuads * 4];
+  uint32_t own = 0;
 #pragma unroll
   for (int i = 0; i < kQuads; ++i) {
-    const uint4 quad = bins[kQuads * threadIdx.x + i];
-    sum += quad.x + quad.y + quad.z + quad.w;
+    const uint4 quad = shared.bins[round % 2][last - i];
+    counts[4 * i] = quad.w;
+    counts[4 * i + 1] = quad.z;
+    counts[4 * i + 2] = quad.y;
+    counts[4 * i + 3] = quad.x;
+    own += quad.x + quad.y + quad.z + quad.w;
+    if (round > 0) shared.bins[(round + 1) % 2][last - i] = {};
   }
-  sum = __reduce_add_sync(0xffffffff, sum);
-  const int lane = threadIdx.x % 32;
-  if (lane == 0) shared.totals[0][threadIdx.x / 32] = sum;
+  const uint32_t of_warp = __reduce_add_sync(0xffffffff, own);
+  if (lane == 0) shared.totals[0][warp] = of_warp;
   __syncthreads();
-  if (threadIdx.x >= 32) {
-    if (round > 0) {
-#pragma unroll 1
-      for (int i = threadIdx.x - 32; i < kBins / 4; i += kThreads - 32) shared.bins[(round + 1) % 2][i] = {};
-    }
-  } else {
-    // From the highest bins down, warps' bins and then quads.
-    const uint32_t of_warp = lane < kWarps ? shared.totals[0][kWarps - 1 - lane] : 0;
-    uint32_t above = InclusiveSumOfWarp(of_warp) - of_warp;
-    const uint32_t reached = __ballot_sync(0xffffffff, above + of_warp >= wanted);
-    const int owner = __ffs(reached) - 1;
-    if (reached == 0) {
-      if (lane == 31) shared.found = {kBins, wanted - above - of_warp, 0xffff};
-    } else {
-      above = __shfl_sync(0xffffffff, above, owner);
-      uint32_t counts[kQuads * 4];
-      uint32_t own = 0;
-      const int last = (kWarps - owner) * 32 * kQuads - 1 - kQuads * lane;  // quad
+  uint32_t above = __reduce_add_sync(0xffffffff, lane < warp ? shared.totals[0][lane] : 0);
+  if (above < wanted && above + of_warp >= wanted) {
+    above += InclusiveSumOfWarp(own) - own;
+    if (above < wanted && above + own >= wanted) {
+      uint32_t digit = 4 * last + 3;
+      uint32_t count = counts[0];
 #pragma unroll
-      for (int i = 0; i < kQuads; ++i) {
-        const uint4 quad = bins[last - i];
-        counts[4 * i] = quad.w;
-        counts[4 * i + 1] = quad.z;
-        counts[4 * i + 2] = quad.y;
-        counts[4 * i + 3] = quad.x;
-        own += quad.x + quad.y + quad.z + quad.w;
+      for (int i = 1; i < kQuads * 4; ++i) {
+        if (above + count >= wanted) break;
+        above += count;
+        --digit;
+        count = counts[i];
       }
-      above += InclusiveSumOfWarp(own) - own;
-      if (above < wanted && above + own >= wanted) {
-        uint32_t digit = 4 * last + 3;
-        uint32_t count = counts[0];
-#pragma unroll
-        for (int i = 1; i < kQuads * 4; ++i) {
-          if (above + count >= wanted) break;
-          above += count;
-          --digit;
-          count = counts[i];
-        }
-        shared.found = {digit, wanted - above, count};
-      }
+      shared.found = {digit, wanted - above, count};
     }
+  } else if (warp == kWarps - 1 && lane == 0 && above + of_warp < wanted) {
+    shared.found = {kBins, wanted - above - of_warp, 0xffff};
   }
   __syncthreads();
 }
@@ -194,6 +178,7 @@ __device__ inline void TopK(const float* scores, const float* maxima, int count,
     bool again = true;
 #pragma unroll 1
     for (bool first = true; again; first = false, ++round) {
+      uint32_t* bins = reinterpret_cast<uint32_t*>(shared.bins[round % 2]);
 #pragma unroll 1
       for (int begin = 0; begin + warp * 32 * per_thread * 4 < source.count; begin += at_once) {
         if (first || !held) load(begin + own_begin);
@@ -201,9 +186,7 @@ __device__ inline void TopK(const float* scores, const float* maxima, int count,
         for (int j = 0; j < kQuads; ++j) {
           if (j >= per_thread) break;
           for (const uint32_t x : {ordered[j].x, ordered[j].y, ordered[j].z, ordered[j].w}) {
-            if (interval.Has(x)) {
-              atomicAdd(reinterpret_cast<uint32_t*>(shared.bins[round % 2]) + interval.Digit(x), 1u);
-            }
+            CountIf(interval.Has(x), bins + interval.Digit(x));
           }
         }
       }
