@@ -163,7 +163,7 @@ void Model::StageContext(std::span<SequenceState* const> sequences, int rows, Co
   context.rows = rows;
   if (rows == 0) return;
   const int64_t num_stages = std::ssize(weights_.dspark->stages);
-  // Rounds come in few shapes if these don't: rows beyond the last one cost nothing that is worth it.
+  // So that drafts come in few shapes: some rows more cost less than another recording.
   const int padded = std::bit_ceil(static_cast<unsigned>(std::max(rows, kContextRowsMin)));
   if (!device().is_host() && padded <= std::min(kReplayedRowsMax, options_.max_step_rows)) {
     context.rows = padded;
@@ -341,7 +341,7 @@ void Model::RunDraft(StagedDraft& draft) {
   const auto launches = [&] {
     ArenaScope scope(arena_);
     Embed(step);
-    // Behind the first launch: a recording that begins with two takes longer to start.
+    // Behind the first launches, which a recording would otherwise begin behind the branch's own.
     if (context.rows > 0) {
       RunBeside(draft.forks, [&] { RunContext(context); });
       step.has_branch = draft.forks;
@@ -377,7 +377,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
 void Model::RewindForDraft() {
   arena_.Rewind(last_used_);
-  // Behind any small step's streams at the same place, where a recorded round finds its memory again.
+  // Behind any small step's streams at the same place, where a recorded draft finds its memory again.
   if (last_rows_ < kReplayedRowsMax) {
     arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{config().hc_mult} *
                            config().hidden_size);
@@ -474,7 +474,6 @@ void Model::RunDraws(const StagedDraft& draft) {
                                   .confidence = draft.confidences + first * count});
   };
   const TokenId* const anchors = staging_.OnDevice(draft.anchors);
-  RunBeside(draft.forks, [&] { find_confidences(0, 1, anchors); });
   for (int k = 0; k < depth; ++k) {
     const int64_t first = k * count;
     table_.sequential_head(ctx_, {.rows = block_rows_,
@@ -484,8 +483,9 @@ void Model::RunDraws(const StagedDraft& draft) {
                                   .hidden = block_hidden_ + first * c.hidden_size,
                                   .state = block_state_,
                                   .logits = block_logits_ + first * c.vocab_size});
-    if (k == depth - 1) {  // no draw waits for the rest
+    if (k == depth - 1) {  // no draw waits for them
       RunBeside(draft.forks, [&] {
+        find_confidences(0, 1, anchors);
         find_confidences(1, depth, draft.tokens);
         if (!draft.margins) return;
         table_.logit_margins(ctx_, {.rows = static_cast<int>(depth * count),
