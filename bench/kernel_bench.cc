@@ -483,14 +483,15 @@ void KernelBench::Small(int rows) {
     const VectorView norm = data_.Vector(DType::kBF16, kFlash.head_dim);
     Measure(named("key"), rows * (4.0 * kFlash.head_dim + static_cast<double>(entry.bytes())), 0, kSets,
             [&](int) {
-              table.attention_inputs(context(), {.key = KeyArgs{.rows = rows,
-                                                                .layout = entry,
-                                                                .kv = kv,
-                                                                .norm = norm,
-                                                                .eps = 1e-6f,
-                                                                .cos = angles,
-                                                                .sin = angles,
-                                                                .entries = entries}});
+              const KeyArgs key = {.rows = rows,
+                                   .layout = entry,
+                                   .kv = kv,
+                                   .norm = norm,
+                                   .eps = 1e-6f,
+                                   .cos = angles,
+                                   .sin = angles,
+                                   .entries = entries};
+              table.attention_inputs(context(), {.keys = {&key, 1}});
             });
   }
   if (Wants(named("rms_norm"))) {

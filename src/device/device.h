@@ -55,6 +55,9 @@ class Device {
   // All in the order of the calls, and in order with the kernels that run on this device. `to` of Upload and
   // Copy, and `from` of Copy and Download, are its memory. Upload is done with `from` when it returns.
   virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
+  // The same of what kernels take for their inputs, which they read behind everything that was before them.
+  // (Weights are read earlier.)
+  virtual void UploadInputs(void* to, const void* from, int64_t bytes) { Upload(to, from, bytes); }
   virtual void Copy(void* to, const void* from, int64_t bytes) = 0;
   virtual void Zero(void* to, int64_t bytes) = 0;
   // What everything before this call has left in `from`, in `to` once Download or Synchronize returns.

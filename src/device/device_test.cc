@@ -2,6 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <random>
+#include <vector>
+
 namespace foresight {
 namespace {
 
@@ -17,6 +21,33 @@ TEST(CheckCudaCapability, NamesAGpuThatKernelsAreNotMadeFor) {
 TEST(CheckCudaCapability, TakesAllFromAmpereOn) {
   for (int capability : {80, 86, 89, 90, 100, 120}) {
     EXPECT_TRUE(CheckCudaCapability("a GPU", capability).ok()) << capability;
+  }
+}
+
+// Small ones go other ways than large ones.
+TEST(CudaCopies, BringAnyNumberOfBytesThereAndBack) {
+  Result<std::unique_ptr<Device>> opened = OpenCudaDevice(0);
+  if (!opened.ok()) GTEST_SKIP() << opened.error().message();
+  Device& device = **opened;
+  constexpr int64_t kRoom = 70000;
+  const Result<DeviceMemory> memory = device.Allocate(kRoom, "a test");
+  ASSERT_TRUE(memory.ok());
+  std::mt19937 rng(1);
+  for (int64_t bytes : {1, 3, 16, 17, 511, 512, 513, 1536, 1537, 3839, 3840, 3841, 4096, 4097, 60000}) {
+    for (int64_t at : {0, 16, 64, 68, 1029}) {
+      std::vector<std::byte> sent(bytes);
+      for (std::byte& b : sent) b = static_cast<std::byte>(rng() % 255 + 1);
+      device.Zero(memory->data(), kRoom);
+      device.UploadInputs(memory->data() + at, sent.data(), bytes);
+      std::vector<std::byte> got(bytes), all(kRoom);
+      device.Fetch(got.data(), memory->data() + at, bytes / 2);
+      device.Fetch(got.data() + bytes / 2, memory->data() + at + bytes / 2, bytes - bytes / 2);
+      ASSERT_TRUE(device.Download(all.data(), memory->data(), kRoom).ok());
+      EXPECT_EQ(got, sent) << bytes << " at " << at;
+      std::vector<std::byte> want(kRoom);
+      std::copy(sent.begin(), sent.end(), want.begin() + at);
+      EXPECT_EQ(all, want) << bytes << " at " << at;
+    }
   }
 }
 

@@ -60,9 +60,13 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
     float* embedded = arena_.Allocate<float>(rows * dim);
     float* e = arena_.Allocate<float>(rows * dim);
     float* h = arena_.Allocate<float>(rows * m * dim);
-    table_.embed(
-        ctx_,
-        {.rows = step.rows, .m = 1, .tokens = step.tokens, .embed = weights_.embed, .streams = embedded});
+    table_.embed(ctx_, {.rows = step.rows,
+                        .m = 1,
+                        .tokens = step.tokens,
+                        .placed = step.placed,
+                        .placed_in = step.tokens,
+                        .embed = weights_.embed,
+                        .streams = embedded});
     table_.rms_norm(ctx_, {.rows = step.rows,
                            .dim = static_cast<int>(dim),
                            .x = embedded,
@@ -131,9 +135,8 @@ void Model::StorePendingTap(StepState& step) {
   step.pending_tap = -1;
 }
 
-Model::ContextRows Model::TakeUpTaps(std::span<SequenceState* const> sequences, LinearTarget* keys) {
+void Model::TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& context) {
   // In groups whose rows the step memory is made for; the rings' rows of one sequence always are one.
-  ContextRows staged;
   for (size_t begin = 0; begin < sequences.size();) {
     size_t end = begin;
     int64_t rows = 0;
@@ -143,33 +146,29 @@ Model::ContextRows Model::TakeUpTaps(std::span<SequenceState* const> sequences, 
       rows += more;
       ++end;
     }
-    if (staged.rows > 0) {
+    if (context.rows > 0) {  // another group
       ArenaScope scope(arena_);
       staging_.Flush();
-      RunContext(staged);
+      RunContext(context);
     }
-    staged = StageContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), keys);
+    StageContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), context);
     begin = end;
   }
   for (SequenceState* sequence : sequences) {
     sequence->AdvanceDraft(sequence->length() - sequence->draft_length());
   }
-  return staged;
 }
 
-Model::ContextRows Model::StageContext(std::span<SequenceState* const> sequences, int rows,
-                                       LinearTarget* keys) {
-  ContextRows context;
-  if (rows == 0) return context;
-  const int64_t num_stages = std::ssize(weights_.dspark->stages);
+void Model::StageContext(std::span<SequenceState* const> sequences, int rows, ContextRows& context) {
   context.rows = rows;
-  // Rounds come in few shapes if these don't: rows beyond the last one cost nothing that is worth it.
+  if (rows == 0) return;
+  const int64_t num_stages = std::ssize(weights_.dspark->stages);
+  // So that drafts come in few shapes: some rows more cost less than another recording.
   const int padded = std::bit_ceil(static_cast<unsigned>(std::max(rows, kContextRowsMin)));
   if (!device().is_host() && padded <= std::min(kReplayedRowsMax, options_.max_step_rows)) {
     context.rows = padded;
   }
   context.num_sequences = std::ssize(sequences);
-  context.keys = keys;
   context.sequences = staging_.Allocate<SequenceRows>(context.num_sequences * (1 + num_stages));
   context.positions = staging_.Allocate<int64_t>(context.rows);
   std::fill(context.positions, context.positions + context.rows, 0);
@@ -188,7 +187,6 @@ Model::ContextRows Model::StageContext(std::span<SequenceState* const> sequences
     std::iota(context.positions + row, context.positions + row + count, first);
     row += count;
   }
-  return context;
 }
 
 // dspark.md 1.4 (main_x, kvc), 2.1: one key per position and stage, in the stage's ring.
@@ -200,7 +198,8 @@ void Model::RunContext(const ContextRows& context) {
   const int64_t num_stages = std::ssize(w.stages);
   const size_t num_sequences = static_cast<size_t>(context.num_sequences);
   const SequenceRows* const pending = staging_.OnDevice(context.sequences);
-  const RopeAngles angles = Angles(rows, staging_.OnDevice(context.positions), window_frequencies_);
+  RopeAngles angles;
+  ComputeAngles(rows, staging_.OnDevice(context.positions), {&window_frequencies_, 1}, &angles);
   const int64_t width = w.main_proj.cols;
   float* taps = arena_.Allocate<float>(rows * width);
   table_.load_taps(ctx_, {.sequences = {pending, num_sequences}, .width = width, .out = taps});
@@ -212,23 +211,23 @@ void Model::RunContext(const ContextRows& context) {
       ctx_,
       {.rows = rows, .dim = c.hidden_size, .x = main_x, .weight = w.main_norm, .eps = eps, .out = main_x});
 
-  for (int64_t i = 0; i < num_stages; ++i) {
-    context.keys[i] = {.w = w.stages[i].attn.wkv, .out = arena_.Allocate<float>(int64_t{rows} * c.head_dim)};
-  }
-  table_.linear(ctx_,
-                {.rows = rows, .x = main_x, .targets = {context.keys, static_cast<size_t>(num_stages)}});
   const EntryLayout& layout = cache_layout_.entry;
   std::byte* entries = arena_.Allocate<std::byte>(num_stages * rows * layout.bytes());
   for (int64_t i = 0; i < num_stages; ++i) {
-    table_.attention_inputs(ctx_, {.key = KeyArgs{.rows = rows,
-                                                  .layout = layout,
-                                                  .kv = context.keys[i].out,
-                                                  .norm = w.stages[i].attn.kv_norm,
-                                                  .eps = eps,
-                                                  .cos = angles.cos,
-                                                  .sin = angles.sin,
-                                                  .entries = entries + i * rows * layout.bytes()}});
+    float* kv = arena_.Allocate<float>(int64_t{rows} * c.head_dim);
+    context.projections[i] = {.w = w.stages[i].attn.wkv, .out = kv};
+    context.keys[i] = {.rows = rows,
+                       .layout = layout,
+                       .kv = kv,
+                       .norm = w.stages[i].attn.kv_norm,
+                       .eps = eps,
+                       .cos = angles.cos,
+                       .sin = angles.sin,
+                       .entries = entries + i * rows * layout.bytes()};
   }
+  table_.linear(
+      ctx_, {.rows = rows, .x = main_x, .targets = {context.projections, static_cast<size_t>(num_stages)}});
+  table_.attention_inputs(ctx_, {.keys = {context.keys, static_cast<size_t>(num_stages)}});
   table_.store_keys(ctx_, {.layers = static_cast<int>(num_stages),
                            .rows = rows,
                            .sequences = {pending + num_sequences, num_stages * num_sequences},
@@ -266,7 +265,8 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
   SequenceChunk* chunks = staging_.Allocate<SequenceChunk>(count);
   int32_t* head_rows = staging_.Allocate<int32_t>(rows);
   StepInputs* const step_inputs = staging_.Allocate<StepInputs>(1);
-  LinearTarget* const keys = staging_.Allocate<LinearTarget>(std::ssize(w.stages));
+  draft.context.projections = staging_.Allocate<LinearTarget>(std::ssize(w.stages));
+  draft.context.keys = staging_.Allocate<KeyArgs>(std::ssize(w.stages));
   // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
   std::fill(tokens, tokens + rows, c.dspark.noise_token_id);
   for (int r = 0; r < count; ++r) {
@@ -299,13 +299,14 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
     device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
 
-  draft.context = TakeUpTaps(inputs.sequences, keys);
+  TakeUpTaps(inputs.sequences, draft.context);
   if (draws != nullptr) StageDraws(*draws, draft);
   draft.forks = !device().is_host() && inputs.observer == nullptr && rows <= kReplayedRowsMax &&
                 draft.context.rows <= kReplayedRowsMax;
   step.kind = StepKind::kDraftBlock;
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
   Begin(*step_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
+  step.heads_all = true;
   return Status();
 }
 
@@ -339,6 +340,8 @@ void Model::RunDraft(StagedDraft& draft) {
   const ContextRows& context = draft.context;
   const auto launches = [&] {
     ArenaScope scope(arena_);
+    Embed(step);
+    // Behind the first launches, which a recording would otherwise begin behind the branch's own.
     if (context.rows > 0) {
       RunBeside(draft.forks, [&] { RunContext(context); });
       step.has_branch = draft.forks;
@@ -374,7 +377,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
 void Model::RewindForDraft() {
   arena_.Rewind(last_used_);
-  // Behind any small step's streams at the same place, where a recorded round finds its memory again.
+  // Behind any small step's streams at the same place, where a recorded draft finds its memory again.
   if (last_rows_ < kReplayedRowsMax) {
     arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{config().hc_mult} *
                            config().hidden_size);
@@ -399,16 +402,9 @@ void Model::RunBeside(bool forks, const Branch& branch) {
 
 void Model::RunStages(StepState& step) {
   const DSparkWeights& w = *weights_.dspark;
-  ComputeAngles(step);
-  table_.embed(ctx_, {.rows = step.rows,
-                      .m = config().hc_mult,
-                      .tokens = step.tokens,
-                      .embed = weights_.embed,
-                      .streams = step.streams});
   for (size_t i = 0; i < w.stages.size(); ++i) {
     RunBlock(w.stages[i], config().num_hidden_layers + static_cast<int>(i), step);
   }
-  MixBack(step);
   Head(w.hc_head, w.norm, step, step.hidden, step.logits);
 }
 
@@ -478,7 +474,6 @@ void Model::RunDraws(const StagedDraft& draft) {
                                   .confidence = draft.confidences + first * count});
   };
   const TokenId* const anchors = staging_.OnDevice(draft.anchors);
-  RunBeside(draft.forks, [&] { find_confidences(0, 1, anchors); });
   for (int k = 0; k < depth; ++k) {
     const int64_t first = k * count;
     table_.sequential_head(ctx_, {.rows = block_rows_,
@@ -488,8 +483,9 @@ void Model::RunDraws(const StagedDraft& draft) {
                                   .hidden = block_hidden_ + first * c.hidden_size,
                                   .state = block_state_,
                                   .logits = block_logits_ + first * c.vocab_size});
-    if (k == depth - 1) {  // no draw waits for the rest
+    if (k == depth - 1) {  // no draw waits for them
       RunBeside(draft.forks, [&] {
+        find_confidences(0, 1, anchors);
         find_confidences(1, depth, draft.tokens);
         if (!draft.margins) return;
         table_.logit_margins(ctx_, {.rows = static_cast<int>(depth * count),

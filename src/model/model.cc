@@ -18,6 +18,14 @@ constexpr int64_t kLeastEntriesMax = 512;
 // Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
 constexpr int kForkedRowsMax = 4;
 
+bool IsEachRow(std::span<const int32_t> logit_rows, int rows) {
+  if (std::ssize(logit_rows) != rows) return false;
+  for (int i = 0; i < rows; ++i) {
+    if (logit_rows[i] != i) return false;
+  }
+  return true;
+}
+
 Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
   return device == nullptr ? Arena(kStepAddressSpace) : Arena(memory);
 }
@@ -99,17 +107,20 @@ Status Model::CheckInputs(const StepInputs& inputs) const {
   return Status();
 }
 
-Model::RopeAngles Model::Angles(int rows, const int64_t* positions, const float* frequencies) {
+void Model::ComputeAngles(int rows, const int64_t* positions, std::span<const float* const> frequencies,
+                          RopeAngles* angles) {
   const int pairs = config().qk_rope_head_dim / 2;
-  float* cos = arena_.Allocate<float>(int64_t{rows} * pairs);
-  float* sin = arena_.Allocate<float>(int64_t{rows} * pairs);
+  AngleTable tables[2];
+  for (size_t i = 0; i < frequencies.size(); ++i) {
+    float* cos = arena_.Allocate<float>(int64_t{rows} * pairs);
+    float* sin = arena_.Allocate<float>(int64_t{rows} * pairs);
+    tables[i] = {frequencies[i], cos, sin};
+    angles[i] = {cos, sin};
+  }
   table_.rope_table(ctx_, {.rows = rows,
                            .pairs = pairs,
                            .positions = positions,
-                           .frequencies = frequencies,
-                           .cos = cos,
-                           .sin = sin});
-  return {cos, sin};
+                           .tables = std::span(tables).first(frequencies.size())});
 }
 
 void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step) {
@@ -118,6 +129,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.rows = static_cast<int>(inputs.tokens.size());
   step.inputs = &inputs;
   step.num_sequences = inputs.chunks.size();
+  step.heads_all = IsEachRow(inputs.logit_rows, step.rows);
   step.first_layer = first_layer;
   step.num_layers = num_layers;
   step.entries = arena_.Allocate<std::byte>(num_layers * step.rows * cache_layout_.entry.bytes());
@@ -128,9 +140,9 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   };
   TokenId* const tokens = copy(inputs.tokens);
   int32_t* const logit_rows = copy(inputs.logit_rows);
-  // Room for all there could be, so that steps of a shape lie where they lay.
-  PlacedToken* const placed = staging_.Allocate<PlacedToken>(std::ssize(inputs.logit_rows));
-  std::copy(inputs.placed.begin(), inputs.placed.end(), placed);
+  const TokenId** const placed = staging_.Allocate<const TokenId*>(step.rows);
+  std::fill(placed, placed + step.rows, nullptr);
+  for (const PlacedToken& token : inputs.placed) placed[token.row] = token.token;
   int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
   SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_layers);
   SequenceRows* const taps = staging_.Allocate<SequenceRows>(main && weights_.dspark ? count : 0);
@@ -156,7 +168,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();
   step.tokens = staging_.OnDevice(tokens);
-  PlaceTokens(placed, inputs.placed.size(), staging_.OnDevice(tokens), sizeof(TokenId));
+  step.placed = staging_.OnDevice(placed);
   step.logit_rows = staging_.OnDevice(logit_rows);
   step.sequences = staging_.OnDevice(sequences);
   if (main && weights_.dspark) step.taps = {staging_.OnDevice(taps), step.num_sequences};
@@ -168,15 +180,12 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
 }
 
 void Model::ComputeAngles(StepState& step) {
-  step.window = Angles(step.rows, step.positions, window_frequencies_);
-  if (step.kind == StepKind::kMain) {
-    step.compressed = Angles(step.rows, step.positions, compressed_frequencies_);
-  }
-}
-
-void Model::PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride) {
-  if (count == 0) return;
-  table_.place_tokens(ctx_, {.tokens = {staging_.OnDevice(placed), count}, .to = to, .stride = stride});
+  const float* const frequencies[] = {window_frequencies_, compressed_frequencies_};
+  RopeAngles angles[2];
+  const size_t count = step.kind == StepKind::kMain ? 2 : 1;
+  ComputeAngles(step.rows, step.positions, std::span(frequencies).first(count), angles);
+  step.window = angles[0];
+  step.compressed = angles[1];
 }
 
 Result<std::span<const float>> Model::Read(const float* data, int64_t count, Arena& host) {
@@ -263,7 +272,11 @@ void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSeq
   std::copy(sequences.begin(), sequences.end(), staged_sequences);
   std::copy(drafts.begin(), drafts.end(), staged_drafts);
   staging_.Flush();
-  PlaceTokens(staged_drafts, drafts.size(), &staging_.OnDevice(staged_rows)->draft, sizeof(SampleRow));
+  if (!drafts.empty()) {
+    table_.place_tokens(ctx_, {.tokens = {staging_.OnDevice(staged_drafts), drafts.size()},
+                               .to = &staging_.OnDevice(staged_rows)->draft,
+                               .stride = sizeof(SampleRow)});
+  }
   table_.sample(ctx_, {.num_rows = static_cast<int>(rows.size()),
                        .num_sequences = static_cast<int>(sequences.size()),
                        .vocab_size = config().vocab_size,
@@ -277,7 +290,9 @@ void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSeq
 }
 
 bool Model::IsReplayed(const StepState& step) {
-  return step.inputs->observer == nullptr && step.rows <= kReplayedRowsMax;
+  // The key doesn't tell whose logits are wanted, but that they are everybody's.
+  return step.inputs->observer == nullptr && step.rows <= kReplayedRowsMax &&
+         (step.heads_all || std::ssize(step.inputs->logit_rows) != step.rows);
 }
 
 uint64_t Model::ReplayKey(const StepState& step) const {
@@ -300,15 +315,21 @@ uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t out
   return key;
 }
 
-Status Model::RunLayers(StepState& step) {
-  ArenaScope scope(arena_);
+void Model::Embed(StepState& step) {
   ComputeAngles(step);
-  const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   table_.embed(ctx_, {.rows = step.rows,
                       .m = config().hc_mult,
                       .tokens = step.tokens,
+                      .placed = step.placed,
+                      .placed_in = step.tokens,
                       .embed = weights_.embed,
                       .streams = step.streams});
+}
+
+Status Model::RunLayers(StepState& step) {
+  ArenaScope scope(arena_);
+  const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
+  Embed(step);
   for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
     RunBlock(weights_.layers[layer], layer, step);
     if (weights_.dspark) step.pending_tap = TapOf(layer);
@@ -319,8 +340,10 @@ Status Model::RunLayers(StepState& step) {
     }
   }
   StoreKeys(step);
-  MixBack(step);
-  StorePendingTap(step);
+  if (!step.heads_all) {
+    MixBack(step);
+    StorePendingTap(step);
+  }
   Head(weights_.hc_head, weights_.norm, step, /*hidden=*/nullptr, step.logits);
   return Status();
 }
@@ -407,14 +430,15 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
   AttentionInputsArgs inputs;
   inputs.query = {
       .rows = step.rows, .dim = c.q_lora_rank, .x = qr, .weight = attn.q_norm, .eps = eps, .out = qr};
-  inputs.key = {.rows = step.rows,
-                .layout = layout,
-                .kv = kv,
-                .norm = attn.kv_norm,
-                .eps = eps,
-                .cos = cos,
-                .sin = sin,
-                .entries = entries};
+  const KeyArgs key = {.rows = step.rows,
+                       .layout = layout,
+                       .kv = kv,
+                       .norm = attn.kv_norm,
+                       .eps = eps,
+                       .cos = cos,
+                       .sin = sin,
+                       .entries = entries};
+  inputs.keys = {&key, 1};
   if (attn.compressor) {
     inputs.compressor =
         Compressor(*attn.compressor, w.kind, /*for_indexer=*/false, step.rows, sequences, a, b);
@@ -583,7 +607,7 @@ bool Model::ObserveExperts(int layer, const StepState& step, const int32_t* ids,
 }
 
 // Model spec 2.10, for the rows that want logits.
-void Model::Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
+void Model::Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step, float* hidden,
                  float* logits) {
   const ModelConfig& c = config();
   const int rows = static_cast<int>(step.inputs->logit_rows.size());
@@ -594,6 +618,8 @@ void Model::Head(const HyperHeadWeights& w, const VectorView& norm, const StepSt
                            .m = c.hc_mult,
                            .dim = c.hidden_size,
                            .streams = step.streams,
+                           .back = step.Pending(),
+                           .tap = PendingTap(step),
                            .row_ids = step.logit_rows,
                            .fn = w.fn,
                            .base = w.base,
@@ -603,6 +629,8 @@ void Model::Head(const HyperHeadWeights& w, const VectorView& norm, const StepSt
                            .norm_eps = static_cast<float>(c.rms_norm_eps),
                            .hidden = hidden,
                            .out = normed});
+  step.is_pending = false;
+  step.pending_tap = -1;
   const LinearTarget head[] = {{.w = weights_.head, .out = logits, .numerics = LinearNumerics::kFloat32}};
   table_.linear(ctx_, {.rows = rows, .x = normed, .targets = head});
 }

@@ -133,16 +133,17 @@ class Model {
   void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
                  std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
                  RowStatistics* statistics);
-  // `placed` is staged.
-  void PlaceTokens(const PlacedToken* placed, size_t count, TokenId* to, int64_t stride);
   static bool HasMinP(std::span<const SampleRow> rows);
   // The step memory behind the last step's streams.
   void RewindForDraft();
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;
-  // The angles of a step, in memory of the caller's scope.
+  // The streams and angles that a step begins with; angles in memory of the caller's scope.
+  void Embed(StepState& step);
   void ComputeAngles(StepState& step);
-  RopeAngles Angles(int rows, const int64_t* positions, const float* frequencies);
+  // Those of one set of frequencies, or of two; the same.
+  void ComputeAngles(int rows, const int64_t* positions, std::span<const float* const> frequencies,
+                     RopeAngles* angles);
   void RunBlock(const BlockWeights& w, int layer, StepState& step);
   // Mixes the streams into x; and what is pending back into the streams.
   void Mix(const HyperConnectionWeights& hc, const VectorView& norm, StepState& step);
@@ -155,9 +156,9 @@ class Model {
   // Whether the observer has replaced `ids`; then by `forced`.
   bool ObserveExperts(int layer, const StepState& step, const int32_t* ids, int32_t* forced);
   void Moe(const BlockWeights& w, int layer, StepState& step, const float* x, float* out);
-  // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null.
-  void Head(const HyperHeadWeights& w, const VectorView& norm, const StepState& step, float* hidden,
-            float* logits);
+  // For inputs->logit_rows: logits [R, V]; hidden [R, D] before the norm, or null. What is pending must have
+  // been mixed back and tapped before, unless they are all rows.
+  void Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step, float* hidden, float* logits);
   // Which of the DSpark head's taps layer `layer` has; -1: none.
   int TapOf(int layer) const;
   // Where step.pending_tap goes; the next mix stores it with what it mixes back, or StorePendingTap does.
@@ -167,8 +168,8 @@ class Model {
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
   // Makes context rows of the pending taps but for the last group of sequences, whose rows are staged for
   // RunContext.
-  ContextRows TakeUpTaps(std::span<SequenceState* const> sequences, LinearTarget* keys);
-  ContextRows StageContext(std::span<SequenceState* const> sequences, int rows, LinearTarget* keys);
+  void TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& context);
+  void StageContext(std::span<SequenceState* const> sequences, int rows, ContextRows& context);
   void RunContext(const ContextRows& context);
 
   HostDevice host_;

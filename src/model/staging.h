@@ -44,7 +44,7 @@ class Staging {
       const int64_t bytes = static_cast<int64_t>(host_.used() - begin);
       ASAN_UNPOISON_MEMORY_REGION(base_ + begin, bytes);  // gaps between allocations go along
       std::byte* to = arena_.Allocate<std::byte>(bytes);
-      device_.Upload(to, base_ + begin, bytes);
+      device_.UploadInputs(to, base_ + begin, bytes);
       delta_ = to - (base_ + begin);
     }
     flushed_ = host_.used();

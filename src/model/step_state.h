@@ -24,9 +24,10 @@ struct Model::StepState {
   StepKind kind = StepKind::kMain;
   const StepInputs* inputs = nullptr;
   // The rest is the device's memory.
-  const TokenId* tokens = nullptr;      // [T]
-  const int64_t* positions = nullptr;   // [T]
-  const int32_t* logit_rows = nullptr;  // [R]
+  TokenId* tokens = nullptr;               // [T]
+  const TokenId* const* placed = nullptr;  // [T]: where rows' tokens lie that the host doesn't know
+  const int64_t* positions = nullptr;      // [T]
+  const int32_t* logit_rows = nullptr;     // [R]
   // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) *
   // num_sequences).
   const SequenceRows* sequences = nullptr;
@@ -42,6 +43,7 @@ struct Model::StepState {
   float* y = nullptr;
   float* post = nullptr;
   float* comb = nullptr;
+  bool heads_all = false;   // logit_rows has each row once
   bool is_pending = false;  // the output isn't mixed back yet
   int pending_tap = -1;     // which tap is to be stored of the streams once it is; -1: none
   float* logits = nullptr;  // [R, V]
@@ -64,15 +66,16 @@ struct Model::StepState {
   }
 };
 
-// Rows of a draft block's context that are to be made of taps. The arrays are the host's; all but `keys` are
-// staged.
+// Rows of a draft block's context that are to be made of taps.
 struct Model::ContextRows {
   int rows = 0;  // T; the last ones may be nobody's
   int64_t num_sequences = 0;
-  SequenceRows* sequences =
-      nullptr;                   // [1 + stages, num_sequences]: with the taps, then with each stage's cache
-  int64_t* positions = nullptr;  // [T]
-  LinearTarget* keys = nullptr;  // [stages]
+  // Of the host, staged: with the taps, then with each stage's cache, [1 + stages, num_sequences]; and [T].
+  SequenceRows* sequences = nullptr;
+  int64_t* positions = nullptr;
+  // Room for what the host makes of them, [stages] each.
+  LinearTarget* projections = nullptr;
+  KeyArgs* keys = nullptr;
 };
 
 // A draft block with its context, and the draws of its tokens, if the device draws them.

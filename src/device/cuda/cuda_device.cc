@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "device/cuda/small_copies.h"
 
 namespace foresight {
 namespace {
@@ -118,6 +119,14 @@ void CudaDevice::Upload(void* to, const void* from, int64_t bytes) {
   }
 }
 
+void CudaDevice::UploadInputs(void* to, const void* from, int64_t bytes) {
+  if (bytes == 0) return;
+  if (bytes > kCarriedBytesMax || reinterpret_cast<uintptr_t>(to) % 16 != 0) return Upload(to, from, bytes);
+  Note(LaunchCarry(stream_, capability_ >= 90, static_cast<std::byte*>(to),
+                   static_cast<const std::byte*>(from), bytes),
+       "upload");
+}
+
 void CudaDevice::Copy(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
 }
@@ -132,7 +141,10 @@ void CudaDevice::Fetch(void* to, const void* from, int64_t bytes) {
     if (fetched_bytes_ == kFetchBytes) static_cast<void>(Synchronize());
     const int64_t part = std::min(bytes, kFetchBytes - fetched_bytes_);
     std::byte* pinned = fetching_ + fetched_bytes_;
-    Note(cudaMemcpyAsync(pinned, from, part, cudaMemcpyDeviceToHost, stream_), "download");
+    Note(part <= kSmallFetchMax
+             ? LaunchSmallFetch(stream_, capability_ >= 90, pinned, static_cast<const std::byte*>(from), part)
+             : cudaMemcpyAsync(pinned, from, part, cudaMemcpyDeviceToHost, stream_),
+         "download");
     fetched_.push_back({to, pinned, part});
     fetched_bytes_ += part;
     to = static_cast<std::byte*>(to) + part;

@@ -5,7 +5,7 @@ namespace foresight::FORESIGHT_ISA {
 
 void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs& args) {
   if (args.query) RmsNorm(ctx, *args.query);
-  if (args.key) Key(ctx, *args.key);
+  for (const KeyArgs& key : args.keys) Key(ctx, key);
   if (args.compressor) Compressor(ctx, *args.compressor);
   if (args.index_compressor) Compressor(ctx, *args.index_compressor);
 }

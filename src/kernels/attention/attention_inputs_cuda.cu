@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/attention/attention_inputs.h"
 #include "kernels/compressor/compress.cuh"
 #include "kernels/cuda/cuda_kernels.h"
@@ -6,12 +8,43 @@
 
 namespace foresight::cuda {
 
+namespace {
+
+constexpr size_t kKeysMax = 4;  // of a launch
+
+// Keys of several layers.
+struct KeysPart {
+  KeyPart layers[kKeysMax];
+  int rows = 0;
+  int blocks = 0;
+  int threads = 0;
+
+  KeysPart(std::span<const KeyArgs> keys, bool faithful) {
+    for (size_t i = 0; i < keys.size(); ++i) {
+      layers[i] = KeyPart(keys[i], faithful);
+      CHECK(layers[i].blocks == layers[0].blocks && layers[i].threads == layers[0].threads);
+    }
+    rows = layers[0].blocks;
+    blocks = static_cast<int>(keys.size()) * rows;
+    threads = layers[0].threads;
+  }
+
+  __device__ void operator()(int block) const { layers[block / rows](block % rows); }
+};
+
+}  // namespace
+
 // The compressors first: they take longest.
 void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs& args) {
   const bool faithful = ctx.faithful();
+  const bool several = args.keys.size() > 1;
+  for (size_t i = 0; several && i < args.keys.size(); i += kKeysMax) {
+    const size_t count = std::min(args.keys.size() - i, kKeysMax);
+    LaunchSideBySide(ctx, 0, KeysPart(args.keys.subspan(i, count), faithful));
+  }
   const CompressorPart compressors(args.compressor, args.index_compressor, faithful);
   LaunchSideBySide(ctx, compressors.shared_bytes(), compressors,
-                   args.key ? KeyPart(*args.key, faithful) : KeyPart(),
+                   several || args.keys.empty() ? KeyPart() : KeyPart(args.keys[0], faithful),
                    args.query ? RmsNormPart(*args.query, faithful) : RmsNormPart());
 }
 

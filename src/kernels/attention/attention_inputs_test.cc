@@ -17,6 +17,7 @@ struct Shape {
   int ratio;
   int query_dim;
   bool has_index;
+  int layers = 1;  // whose keys there are
 
   CacheFormat format() const {
     return numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32;
@@ -63,12 +64,12 @@ std::vector<std::vector<std::byte>> StepsOf(const KernelTable& table, const Kern
     const std::vector<SequenceRows> sequences = {{0, rows[0], at[0], caches[0].view()},
                                                  {rows[0], rows[1], at[1], caches[1].view()}};
     std::vector<float> qr = random.Vector(int64_t{total} * shape.query_dim);
-    const std::vector<float> kv = random.Vector(int64_t{total} * 512);
+    const std::vector<float> kv = random.Vector(int64_t{shape.layers} * total * 512);
     const std::vector<float> cos = random.Vector(total * 32), sin = random.Vector(total * 32);
     const std::vector<float> a = random.Vector(int64_t{total} * shape.width(512));
     const std::vector<float> index_a = random.Vector(int64_t{total} * shape.width(128));
     std::vector<float> b = a, index_b = index_a;
-    std::vector<std::byte> entries(total * shape.entry().bytes());
+    std::vector<std::byte> entries(shape.layers * total * shape.entry().bytes());
     const auto compressor = [&](bool for_indexer) {
       const int dim = for_indexer ? 128 : 512;
       return CompressorArgs{
@@ -95,14 +96,18 @@ std::vector<std::vector<std::byte>> StepsOf(const KernelTable& table, const Kern
                              .weight = F32View(query_norm),
                              .eps = 1e-6f,
                              .out = qr.data()};
-    args.key = KeyArgs{.rows = total,
-                       .layout = shape.entry(),
-                       .kv = kv.data(),
-                       .norm = F32View(key_norm),
-                       .eps = 1e-6f,
-                       .cos = cos.data(),
-                       .sin = sin.data(),
-                       .entries = entries.data()};
+    std::vector<KeyArgs> keys;
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      keys.push_back({.rows = total,
+                      .layout = shape.entry(),
+                      .kv = kv.data() + layer * total * 512,
+                      .norm = F32View(key_norm),
+                      .eps = 1e-6f,
+                      .cos = cos.data(),
+                      .sin = sin.data(),
+                      .entries = entries.data() + layer * total * shape.entry().bytes()});
+    }
+    args.keys = keys;
     args.compressor = compressor(/*for_indexer=*/false);
     if (shape.has_index) args.index_compressor = compressor(/*for_indexer=*/true);
     if (together) {
@@ -110,7 +115,7 @@ std::vector<std::vector<std::byte>> StepsOf(const KernelTable& table, const Kern
     } else {
       table.attention_inputs(ctx, {.index_compressor = args.index_compressor});
       table.attention_inputs(ctx, {.compressor = args.compressor});
-      table.attention_inputs(ctx, {.key = args.key});
+      for (const KeyArgs& key : args.keys) table.attention_inputs(ctx, {.keys = {&key, 1}});
       table.attention_inputs(ctx, {.query = args.query});
     }
     const auto keep = [&](const auto* data, int64_t count) {
@@ -135,10 +140,9 @@ std::vector<std::vector<std::byte>> StepsOf(const KernelTable& table, const Kern
 }
 
 std::vector<Shape> Shapes() {
-  return {{Numerics::kFaithful, 4, 1024, true},
-          {Numerics::kClean, 4, 1536, true},
-          {Numerics::kFaithful, 128, 1536, false},
-          {Numerics::kClean, 128, 32, false}};
+  return {{Numerics::kFaithful, 4, 1024, true},     {Numerics::kClean, 4, 1536, true},
+          {Numerics::kFaithful, 128, 1536, false},  {Numerics::kClean, 128, 32, false},
+          {Numerics::kFaithful, 128, 32, false, 3}, {Numerics::kClean, 128, 32, false, 5}};
 }
 
 TEST(AttentionInputs, AreTheSameTogetherAndApart) {

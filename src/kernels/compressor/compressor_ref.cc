@@ -74,12 +74,8 @@ void CompressorRef(const KernelContext& ctx, const CompressorArgs& args) {
           ctx,
           {.rows = 1, .dim = args.dim, .x = entry, .weight = args.norm, .eps = args.norm_eps, .out = entry});
       const int64_t position = s * args.ratio;
-      RopeTableRef(ctx, {.rows = 1,
-                         .pairs = pairs,
-                         .positions = &position,
-                         .frequencies = args.frequencies,
-                         .cos = cos,
-                         .sin = sin});
+      const AngleTable angles = {args.frequencies, cos, sin};
+      RopeTableRef(ctx, {.rows = 1, .pairs = pairs, .positions = &position, .tables = {&angles, 1}});
       Rotate(entry + args.dim - args.rope_dim, pairs, cos, sin);
       if (ctx.faithful()) std::transform(entry, entry + args.dim, entry, RoundBf16);
       if (args.for_indexer) {

@@ -100,9 +100,13 @@ inline void RopeTable(const KernelContext& ctx, const RopeTableArgs& host) {
   DeviceCopies copies(ctx);
   RopeTableArgs args = host;
   args.positions = copies.In(args.positions, args.rows);
-  args.frequencies = copies.In(args.frequencies, args.pairs);
-  args.cos = copies.InOut(args.cos, int64_t{args.rows} * args.pairs);
-  args.sin = copies.InOut(args.sin, int64_t{args.rows} * args.pairs);
+  std::vector<AngleTable> tables(host.tables.begin(), host.tables.end());
+  args.tables = tables;
+  for (AngleTable& table : tables) {
+    table.frequencies = copies.In(table.frequencies, args.pairs);
+    table.cos = copies.InOut(table.cos, int64_t{args.rows} * args.pairs);
+    table.sin = copies.InOut(table.sin, int64_t{args.rows} * args.pairs);
+  }
   Cuda().rope_table(ctx, args);
   copies.Finish();
 }
@@ -126,8 +130,9 @@ inline void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs&
     args.query->x = host.query->x == host.query->out ? args.query->out : copies.In(args.query->x, values);
     args.query->weight = copies.In(args.query->weight);
   }
-  if (args.key) {
-    KeyArgs& key = *args.key;
+  std::vector<KeyArgs> keys(host.keys.begin(), host.keys.end());
+  args.keys = keys;
+  for (KeyArgs& key : keys) {
     key.kv = copies.In(key.kv, int64_t{key.rows} * key.layout.dim);
     key.norm = copies.In(key.norm);
     key.cos = copies.In(key.cos, int64_t{key.rows} * key.layout.rope_dim / 2);

@@ -8,13 +8,18 @@
 
 namespace foresight {
 
-// All streams of a row start as the token's embedding row.
+// All streams of a row start as the token's embedding row. A row that has a pointer in `placed` has the token
+// that lies there, which a draft step has drawn.
 //
-// Shapes   tokens [T] i32 in [0, V) · embed [V, D] bf16 · streams [T, m, D] f32
+// Shapes   tokens [T] i32 in [0, V) · placed [T], null where there is none; or null: there are none ·
+//          placed_in [T] i32 out, those tokens alone; may be tokens · embed [V, D] bf16 · streams [T, m, D]
+//          f32
 struct EmbedArgs {
   int rows = 0;
   int m = 0;
   const int32_t* tokens = nullptr;
+  const int32_t* const* placed = nullptr;
+  int32_t* placed_in = nullptr;
   MatrixView embed;
   float* streams = nullptr;
 };
@@ -75,10 +80,12 @@ struct HyperConnectionPreArgs {
   float* comb = nullptr;
 };
 
-// Collapses the streams of selected rows before the LM head.
+// Collapses the streams of selected rows before the LM head. What the last sub-layer has put out is mixed
+// back first, if its x isn't null; then `tap` is stored, as hyper_connection_pre does it. With either,
+// row_ids has each of the streams' rows once.
 //
-// Shapes   streams [*, m, D] f32 · row_ids [R] i32: which rows · fn [m, m*D] f32 · base [m] · scale [1] ·
-// norm [D]
+// Shapes   streams [*, m, D] f32, in and out with `back` · row_ids [R] i32: which rows · fn [m, m*D] f32 ·
+// base [m] · scale [1] · norm [D]
 //          hidden [R, D] f32 out, before the norm (null when nobody asks) · out [R, D] f32 out:
 //          RMSNorm(hidden)
 // Numerics faithful: bf16 after the mixing and after the norm.
@@ -87,7 +94,9 @@ struct HyperHeadArgs {
   int rows = 0;  // R
   int m = 0;
   int dim = 0;
-  const float* streams = nullptr;
+  float* streams = nullptr;
+  SublayerOutput back;
+  TapTarget tap;
   const int32_t* row_ids = nullptr;
   MatrixView fn;
   VectorView base;

@@ -231,7 +231,10 @@ void Embed(const KernelContext& ctx, const EmbedArgs& args) {
   const int64_t dim = args.embed.cols;
   ForJobs(ctx, args.rows, args.rows * args.m * dim * 4, [&](int64_t t, int) {
     float* first = args.streams + t * args.m * dim;
-    args.embed.DecodeRow(args.tokens[t], first);
+    const int32_t* const placed = args.placed != nullptr ? args.placed[t] : nullptr;
+    const int32_t token = placed != nullptr ? *placed : args.tokens[t];
+    if (placed != nullptr) args.placed_in[t] = token;
+    args.embed.DecodeRow(token, first);
     for (int j = 1; j < args.m; ++j) __builtin_memcpy(first + j * dim, first, dim * sizeof(float));
   });
 }
@@ -280,6 +283,8 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
 void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args) {
   const int m = args.m;
   CHECK(m <= kMaxStreams, "{} streams", m);
+  if (args.back.x != nullptr) HyperConnectionPost(ctx, {args.rows, m, args.dim, args.back, args.streams});
+  StoreTap(ctx, {args.tap.sequences, m, args.dim, args.tap.offset, args.streams});
   ArenaScope scope(*ctx.scratch);
   const int64_t row_floats = int64_t{m} * args.dim;
   auto row = [&](int64_t r) { return args.streams + args.row_ids[r] * row_floats; };

@@ -22,10 +22,16 @@ constexpr int kFewRows = 4;
 constexpr int kFewStreams = 4;
 constexpr int kFewQuads = 2;
 
-__global__ void EmbedKernel(const int32_t* tokens, const uint16_t* embed, int m, int64_t dim,
-                            float* streams) {
+__global__ void EmbedKernel(const int32_t* tokens, const int32_t* const* placed, int32_t* placed_in,
+                            const uint16_t* embed, int m, int64_t dim, float* streams) {
   AwaitInputs();
-  const uint16_t* from = embed + tokens[blockIdx.x] * dim;
+  int32_t token = tokens[blockIdx.x];
+  const int32_t* const there = placed != nullptr ? placed[blockIdx.x] : nullptr;
+  if (there != nullptr) {
+    token = *there;
+    if (blockIdx.y == 0 && threadIdx.x == 0) placed_in[blockIdx.x] = token;
+  }
+  const uint16_t* from = embed + token * dim;
   float* to = streams + blockIdx.x * m * dim;
   for (int64_t i = int64_t{blockIdx.y} * blockDim.x + threadIdx.x; i < dim; i += gridDim.y * blockDim.x) {
     const float x = Bf16(from[i]);
@@ -467,20 +473,31 @@ __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
   });
 }
 
+// One thread block per row, and another one that taps the streams, if the launch has it.
 __global__ void __launch_bounds__(kRowThreads)
-    HeadKernel(HyperHeadArgs args, const float* partial, int slices, bool faithful) {
+    HeadKernel(HyperHeadArgs args, const float* partial, int slices, bool faithful,
+               const SequenceRows* tapped, int num_tapped, TapSource tap) {
+  const int row = static_cast<int>(blockIdx.x);
+  if (blockIdx.y == 1) {
+    AwaitInputs();
+    const SequenceRows& sequence = SequenceOf(tapped, num_tapped, row);
+    StoreTapRow(tap, sequence, row - sequence.first_row);
+    return;
+  }
   __shared__ float weights[kMaxStreams];
   const int m = args.m;
-  const int64_t row = blockIdx.x;
   const int64_t cols = int64_t{m} * args.dim;
   const NormWeights<kMixQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
-  AwaitInputs();
-  const StreamQuads<false> streams(args.streams + args.row_ids[row] * cols, m, args.dim);
-  FindMix(partial + row * (m + 1) * slices, slices, m, m, cols, args.norm_eps, scale, args.hc_eps, weights);
-  float* hidden = args.hidden != nullptr ? args.hidden + row * args.dim : nullptr;
-  MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, true, hidden,
-             args.out + row * args.dim);
+  RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
+    const float* const fn = reinterpret_cast<const float*>(args.fn.data);
+    const StreamQuads<false> streams(real ? args.streams + args.row_ids[row] * cols : fn, m, args.dim);
+    FindMix(real ? partial + row * (m + 1) * slices : fn, slices, m, m, cols, args.norm_eps, scale,
+            args.hc_eps, weights);
+    float* hidden = args.hidden != nullptr ? args.hidden + int64_t{row} * args.dim : nullptr;
+    MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, hidden,
+               args.out + int64_t{row} * args.dim);
+  });
 }
 
 // Grid (groups of slices, rows).
@@ -520,8 +537,9 @@ void CheckShape(int m, int dim) {
 
 void Embed(const KernelContext& ctx, const EmbedArgs& args) {
   CHECK(args.embed.dtype == DType::kBF16);
-  Launch(ctx, EmbedKernel, dim3(args.rows, CeilDiv(args.embed.cols, 1024)), 256, 0, args.tokens,
-         reinterpret_cast<const uint16_t*>(args.embed.data), args.m, args.embed.cols, args.streams);
+  Launch(ctx, EmbedKernel, dim3(args.rows, CeilDiv(args.embed.cols, 1024)), 256, 0, args.tokens, args.placed,
+         args.placed_in, reinterpret_cast<const uint16_t*>(args.embed.data), args.m, args.embed.cols,
+         args.streams);
 }
 
 void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& args) {
@@ -548,10 +566,12 @@ void HyperHead(const KernelContext& ctx, const HyperHeadArgs& args) {
   CheckShape(args.m, args.dim);
   ArenaScope scope(*ctx.scratch);
   const Slice slice = Slice::Of(args.m, args.dim);
-  // Nothing is mixed back, so the streams stay as they are.
-  const float* partial =
-      MixLogits(ctx, slice, args.fn, const_cast<float*>(args.streams), {}, args.row_ids, args.rows);
-  Launch(ctx, HeadKernel, args.rows, kRowThreads, 0, args, partial, slice.count(), ctx.faithful());
+  const float* partial = MixLogits(ctx, slice, args.fn, args.streams, args.back, args.row_ids, args.rows);
+  const unsigned blocks = args.tap.sequences.empty() ? 1 : 2;  // of a row
+  Launch(ctx, HeadKernel, dim3(static_cast<unsigned>(args.rows), blocks), kRowThreads, 0, args, partial,
+         slice.count(), ctx.faithful(), args.tap.sequences.data(),
+         static_cast<int>(args.tap.sequences.size()),
+         TapSource{args.m, args.dim, args.tap.offset, args.streams, ctx.faithful()});
 }
 
 }  // namespace foresight::cuda

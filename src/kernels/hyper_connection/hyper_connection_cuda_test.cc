@@ -59,6 +59,41 @@ class HyperConnectionCudaTest : public OnDevice<> {
     EXPECT_EQ(std::memcmp(row.data(), batch.data() + at, row.size() * sizeof(float)), 0) << "at " << at;
   }
 
+  // The taps' rings of two sequences with seven rows.
+  class TapRings {
+   public:
+    TapRings(KernelDevice& device, const Shape& shape, bool faithful)
+        : device_(device), item_bytes_(int64_t{3} * shape.dim * (faithful ? 2 : 4)), offset_(shape.dim) {
+      for (SequenceRows& sequence : sequences_) {
+        sequence.cache.window = {device.Upload(std::vector<std::byte>(kSlots * item_bytes_)), item_bytes_,
+                                 kSlots};
+      }
+      uploaded_ = device.Upload(sequences_);
+    }
+    TapTarget target() const { return {{uploaded_, sequences_.size()}, offset_}; }
+    void Store(const KernelTable& table, const KernelContext& ctx, const Shape& shape,
+               const float* streams) const {
+      table.store_tap(ctx, {target().sequences, shape.m, shape.dim, offset_, streams});
+    }
+    std::vector<std::byte> Download() const {
+      std::vector<std::byte> rings;
+      for (const SequenceRows& sequence : sequences_) {
+        const auto ring = device_.Download(sequence.cache.window.data, kSlots * item_bytes_);
+        rings.insert(rings.end(), ring.begin(), ring.end());
+      }
+      return rings;
+    }
+
+   private:
+    static constexpr int64_t kSlots = 4;  // fewer than the second sequence has rows
+
+    KernelDevice& device_;
+    int64_t item_bytes_;
+    int64_t offset_;
+    std::vector<SequenceRows> sequences_ = {{0, 2, 9, {}}, {2, 5, 30, {}}};
+    const SequenceRows* uploaded_ = nullptr;
+  };
+
   KernelHost host_{2};
 };
 
@@ -66,17 +101,25 @@ TEST_F(HyperConnectionCudaTest, EmbedCopiesTheTokensRows) {
   std::mt19937 rng(1);
   for (const Shape& s : kShapes) {
     const RandomMatrix table(DType::kBF16, 11, s.dim, rng);
-    const std::vector<int32_t> tokens = {3, 0, 10, 3};
+    std::vector<int32_t> tokens = {3, 0, 10, 3};
     const int64_t count = int64_t{4} * s.m * s.dim;
     std::vector<float> want(static_cast<size_t>(count));
     EmbedArgs args = {
         .rows = 4, .m = s.m, .tokens = tokens.data(), .embed = table.view, .streams = want.data()};
     RefKernels().embed(host_.context(Numerics::kFaithful), args);
-    args.tokens = device_->Upload(tokens);
     args.embed = device_->Upload(table.view);
     args.streams = device_->Allocate<float>(count);
-    table_->embed(device_->context(Numerics::kFaithful), args);
-    EXPECT_EQ(device_->Download(args.streams, count), want);
+    const auto embed = [&](std::vector<int32_t> given, const int32_t* const* placed) {
+      args.tokens = args.placed_in = device_->Upload(given);
+      args.placed = placed;
+      table_->embed(device_->context(Numerics::kFaithful), args);
+      EXPECT_EQ(device_->Download(args.tokens, 4), tokens);
+      EXPECT_EQ(device_->Download(args.streams, count), want);
+    };
+    embed(tokens, nullptr);
+    const int32_t* const there = device_->Upload(tokens);
+    embed({3, 7, 10, 7},
+          device_->Upload(std::vector<const int32_t*>{nullptr, there + 1, nullptr, there + 3}));
   }
 }
 
@@ -147,12 +190,12 @@ TEST_F(HyperConnectionCudaTest, PreEqualsTheDefinitionAndIsPure) {
   }
 }
 
+// In one call as by kernels of their own.
 TEST_F(HyperConnectionCudaTest, PreTapsWhatItHasMixedBack) {
   std::mt19937 rng(5);
   const Shape s = {4, 256};
   const int rows = 7;
   const int64_t width = s.m * s.dim;
-  constexpr int64_t kSlots = 4;  // fewer than the second sequence has rows
   const Parameters parameters(s, s.m * (2 + s.m), rng);
   for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
     const bool faithful = numerics == Numerics::kFaithful;
@@ -160,7 +203,6 @@ TEST_F(HyperConnectionCudaTest, PreTapsWhatItHasMixedBack) {
     const std::vector<float> y = RandomRows(rows, s.dim, faithful, rng);
     const std::vector<float> post = RandomRows(rows, s.m, false, rng);
     const std::vector<float> comb = RandomRows(rows, s.m * s.m, false, rng);
-    const int64_t item_bytes = int64_t{3} * s.dim * (faithful ? 2 : 4);
     HyperConnectionPreArgs args;
     args.rows = rows;
     args.m = s.m;
@@ -168,30 +210,17 @@ TEST_F(HyperConnectionCudaTest, PreTapsWhatItHasMixedBack) {
     args.sinkhorn_iters = 20;
     parameters.Fill(args);
     UploadParameters(args);
-    // The rings of both sequences.
     auto run = [&](bool fused) {
-      std::vector<SequenceRows> sequences = {{0, 2, 9, {}}, {2, 5, 30, {}}};
-      for (SequenceRows& sequence : sequences) {
-        sequence.cache.window = {device_->Upload(std::vector<std::byte>(kSlots * item_bytes)), item_bytes,
-                                 kSlots};
-      }
-      const std::span<const SequenceRows> tapped(device_->Upload(sequences), sequences.size());
+      const TapRings rings(*device_, s, faithful);
       args.streams = device_->Upload(streams);
       args.x = device_->Allocate<float>(rows * s.dim);
       args.post = device_->Upload(post);
       args.comb = device_->Upload(comb);
       args.back = {device_->Upload(y), args.post, args.comb};
-      args.tap = fused ? TapTarget{tapped, s.dim} : TapTarget{};
+      args.tap = fused ? rings.target() : TapTarget{};
       table_->hyper_connection_pre(device_->context(numerics), args);
-      if (!fused) {
-        table_->store_tap(device_->context(numerics), {tapped, s.m, s.dim, s.dim, args.streams});
-      }
-      std::vector<std::byte> rings;
-      for (const SequenceRows& sequence : sequences) {
-        const auto ring = device_->Download(sequence.cache.window.data, kSlots * item_bytes);
-        rings.insert(rings.end(), ring.begin(), ring.end());
-      }
-      return rings;
+      if (!fused) rings.Store(*table_, device_->context(numerics), s, args.streams);
+      return rings.Download();
     };
     const std::vector<std::byte> apart = run(/*fused=*/false);
     EXPECT_NE(apart, std::vector<std::byte>(apart.size()));
@@ -243,7 +272,7 @@ TEST_F(HyperConnectionCudaTest, HeadEqualsTheDefinitionAndIsPure) {
     const int64_t width = s.m * s.dim;
     const Parameters parameters(s, s.m, rng);
     for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-      const std::vector<float> streams = RandomRows(7, width, numerics == Numerics::kFaithful, rng);
+      std::vector<float> streams = RandomRows(7, width, numerics == Numerics::kFaithful, rng);
       std::vector<float> want(rows * s.dim), want_hidden(want.size());
       HyperHeadArgs args;
       args.rows = rows;
@@ -271,6 +300,58 @@ TEST_F(HyperConnectionCudaTest, HeadEqualsTheDefinitionAndIsPure) {
       EXPECT_LE(RelativeL2(got, want), Tolerance(numerics)) << s.m << " " << s.dim;
       EXPECT_LE(RelativeL2(hidden, want_hidden), Tolerance(numerics)) << s.m << " " << s.dim;
       for (int r = 0; r < rows; ++r) ExpectSameBits(run(r, 1, nullptr), got, r * s.dim);
+    }
+    device_->Clear();
+  }
+}
+
+// In one call as by kernels of their own.
+TEST_F(HyperConnectionCudaTest, HeadMixesBackAndTaps) {
+  std::mt19937 rng(6);
+  const std::vector<int32_t> ids = {6, 0, 3, 2, 5, 1, 4};
+  const int rows = static_cast<int>(ids.size());
+  struct Outputs {
+    std::vector<float> out, hidden, streams;
+    std::vector<std::byte> rings;
+    bool operator==(const Outputs&) const = default;
+  };
+  for (const Shape& s : kShapes) {
+    const int64_t width = s.m * s.dim;
+    const Parameters parameters(s, s.m, rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      const bool faithful = numerics == Numerics::kFaithful;
+      const KernelContext ctx = device_->context(numerics);
+      const std::vector<float> streams = RandomRows(rows, width, faithful, rng);
+      const SublayerOutput back = {device_->Upload(RandomRows(rows, s.dim, faithful, rng)),
+                                   device_->Upload(RandomRows(rows, s.m, false, rng)),
+                                   device_->Upload(RandomRows(rows, s.m * s.m, false, rng))};
+      HyperHeadArgs args;
+      args.rows = rows;
+      args.m = s.m;
+      args.dim = s.dim;
+      parameters.Fill(args);
+      UploadParameters(args);
+      args.row_ids = device_->Upload(ids);
+      auto run = [&](bool fused) {
+        const TapRings rings(*device_, s, faithful);
+        args.streams = device_->Upload(streams);
+        args.out = device_->Allocate<float>(rows * s.dim);
+        args.hidden = device_->Allocate<float>(rows * s.dim);
+        args.back = fused ? back : SublayerOutput{};
+        args.tap = fused ? rings.target() : TapTarget{};
+        if (!fused) {
+          table_->hyper_connection_post(
+              ctx, {.rows = rows, .m = s.m, .dim = s.dim, .back = back, .streams = args.streams});
+          rings.Store(*table_, ctx, s, args.streams);
+        }
+        table_->hyper_head(ctx, args);
+        return Outputs{device_->Download(args.out, rows * s.dim),
+                       device_->Download(args.hidden, rows * s.dim),
+                       device_->Download(args.streams, rows * width), rings.Download()};
+      };
+      const Outputs apart = run(/*fused=*/false);
+      EXPECT_NE(apart.streams, streams);
+      EXPECT_TRUE(run(/*fused=*/true) == apart) << s.m << " " << s.dim;
     }
     device_->Clear();
   }

@@ -72,8 +72,11 @@ void MixAndNorm(bool faithful, int m, int dim, const float* streams, const doubl
 void EmbedRef(const KernelContext&, const EmbedArgs& args) {
   const int64_t dim = args.embed.cols;
   for (int t = 0; t < args.rows; ++t) {
+    const int32_t* const placed = args.placed != nullptr ? args.placed[t] : nullptr;
+    const int32_t token = placed != nullptr ? *placed : args.tokens[t];
+    if (placed != nullptr) args.placed_in[t] = token;
     for (int j = 0; j < args.m; ++j)
-      args.embed.DecodeRow(args.tokens[t], args.streams + (int64_t{t} * args.m + j) * dim);
+      args.embed.DecodeRow(token, args.streams + (int64_t{t} * args.m + j) * dim);
   }
 }
 
@@ -121,6 +124,8 @@ void HyperConnectionPreRef(const KernelContext& ctx, const HyperConnectionPreArg
 void HyperHeadRef(const KernelContext& ctx, const HyperHeadArgs& args) {
   const int m = args.m;
   CHECK(m <= kMaxStreams);
+  if (args.back.x != nullptr) HyperConnectionPostRef(ctx, {args.rows, m, args.dim, args.back, args.streams});
+  StoreTapRef(ctx, {args.tap.sequences, m, args.dim, args.tap.offset, args.streams});
   for (int r = 0; r < args.rows; ++r) {
     const float* streams = args.streams + int64_t{args.row_ids[r]} * m * args.dim;
     double mix[kMaxStreams];

@@ -21,16 +21,20 @@ struct RmsNormArgs {
   float* out = nullptr;
 };
 
-// cos and sin of float32(position) * frequency, accurate over the full range (model spec 1.3).
+// cos and sin of float32(position) * frequency, accurate over the full range (model spec 1.3); of one set of
+// frequencies or two.
 //
 // Shapes   positions [T] i64 · frequencies [pairs] f32 · cos, sin [T, pairs] f32 out
+struct AngleTable {
+  const float* frequencies = nullptr;
+  float* cos = nullptr;
+  float* sin = nullptr;
+};
 struct RopeTableArgs {
   int rows = 0;
   int pairs = 0;
   const int64_t* positions = nullptr;
-  const float* frequencies = nullptr;
-  float* cos = nullptr;
-  float* sin = nullptr;
+  std::span<const AngleTable> tables;  // 1 or 2
 };
 
 // Per head: q / rms(q) without a weight, over all dims; then RoPE on the last rope_dim dims. In place.

@@ -37,10 +37,12 @@ void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args) {
 
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args) {
   constexpr int64_t kCost = 64;  // a sine and cosine cost about as much as so many values of a norm
-  ForRows(ctx, args.rows, args.pairs * kCost, [&](int64_t t) {
-    const int64_t at = t * args.pairs;
-    RopeTableRow(args.positions[t], args.frequencies, args.pairs, args.cos + at, args.sin + at);
-  });
+  for (const AngleTable& table : args.tables) {
+    ForRows(ctx, args.rows, args.pairs * kCost, [&](int64_t t) {
+      const int64_t at = t * args.pairs;
+      RopeTableRow(args.positions[t], table.frequencies, args.pairs, table.cos + at, table.sin + at);
+    });
+  }
 }
 
 void Query(const KernelContext& ctx, const QueryArgs& args) {

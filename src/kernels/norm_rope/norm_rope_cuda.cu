@@ -8,14 +8,19 @@
 namespace foresight::cuda {
 namespace {
 
-__global__ void RopeTableKernel(const int64_t* positions, const float* frequencies, int64_t count, int pairs,
-                                float* cos_out, float* sin_out) {
+// Of blockIdx.y.
+struct AngleTables {
+  AngleTable of[2];
+};
+
+__global__ void RopeTableKernel(const int64_t* positions, AngleTables tables, int64_t count, int pairs) {
   AwaitInputs();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
-  const AngleOf angle(positions[i / pairs], frequencies[i % pairs]);
-  cos_out[i] = angle.cos;
-  sin_out[i] = angle.sin;
+  const AngleTable& table = tables.of[blockIdx.y];
+  const AngleOf angle(positions[i / pairs], table.frequencies[i % pairs]);
+  table.cos[i] = angle.cos;
+  table.sin[i] = angle.sin;
 }
 
 // Blocks share the last rows of sequence blockIdx.y, a warp to a row. Items are whole words of 8 bytes.
@@ -44,8 +49,11 @@ void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args) {
 
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args) {
   const int64_t count = int64_t{args.rows} * args.pairs;
-  Launch(ctx, RopeTableKernel, dim3(CeilDiv(count, 128)), 128, 0, args.positions, args.frequencies, count,
-         args.pairs, args.cos, args.sin);
+  AngleTables tables;
+  CHECK(args.tables.size() <= std::size(tables.of));
+  std::copy(args.tables.begin(), args.tables.end(), tables.of);
+  Launch(ctx, RopeTableKernel, dim3(CeilDiv(count, 128), static_cast<unsigned>(args.tables.size())), 128, 0,
+         args.positions, tables, count, args.pairs);
 }
 
 void StoreKeys(const KernelContext& ctx, const StoreKeysArgs& args) {

@@ -29,12 +29,14 @@ void RmsNormRef(const KernelContext& ctx, const RmsNormArgs& args) {
 }
 
 void RopeTableRef(const KernelContext&, const RopeTableArgs& args) {
-  for (int64_t t = 0; t < args.rows; ++t) {
-    for (int i = 0; i < args.pairs; ++i) {
-      // The float32 product is part of the trained behaviour (model spec 1.3).
-      const double angle = static_cast<float>(args.positions[t]) * args.frequencies[i];
-      args.cos[t * args.pairs + i] = static_cast<float>(std::cos(angle));
-      args.sin[t * args.pairs + i] = static_cast<float>(std::sin(angle));
+  for (const AngleTable& table : args.tables) {
+    for (int64_t t = 0; t < args.rows; ++t) {
+      for (int i = 0; i < args.pairs; ++i) {
+        // The float32 product is part of the trained behaviour (model spec 1.3).
+        const double angle = static_cast<float>(args.positions[t]) * table.frequencies[i];
+        table.cos[t * args.pairs + i] = static_cast<float>(std::cos(angle));
+        table.sin[t * args.pairs + i] = static_cast<float>(std::sin(angle));
+      }
     }
   }
 }

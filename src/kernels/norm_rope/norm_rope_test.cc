@@ -50,20 +50,23 @@ void ExpectRmsNorm(const KernelTable& table, const KernelContext& ctx, const Ker
 void ExpectRopeTable(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
   const std::vector<int64_t> positions = {0, 1, 127, 65535, 1048575};
   const std::vector<float> frequencies = {1.f, 0.68765602f, 3.6355386e-3f, 5.680529e-7f};
-  const int count = static_cast<int>(positions.size() * frequencies.size());
-  std::vector<float> cos(count), sin(count), want_cos(count), want_sin(count);
-  RopeTableArgs args{.rows = static_cast<int>(positions.size()),
-                     .pairs = static_cast<int>(frequencies.size()),
-                     .positions = positions.data(),
-                     .frequencies = frequencies.data()};
-  args.cos = want_cos.data();
-  args.sin = want_sin.data();
-  RopeTableRef(host, args);
-  args.cos = cos.data();
-  args.sin = sin.data();
-  table.rope_table(ctx, args);
-  EXPECT_EQ(cos, want_cos) << table.name;
-  EXPECT_EQ(sin, want_sin) << table.name;
+  const std::vector<float> others = {0.5f, 0.25f, 1e-3f, 3e-7f};
+  const size_t count = positions.size() * frequencies.size();
+  for (size_t num_tables : {1, 2}) {
+    std::vector<float> angles(4 * count), want(angles.size());
+    const auto fill = [&](std::vector<float>& to, const auto& kernel, const KernelContext& with) {
+      const auto part = [&](size_t i) { return to.data() + i * count; };
+      const AngleTable tables[] = {{frequencies.data(), part(0), part(1)}, {others.data(), part(2), part(3)}};
+      kernel(with, {.rows = static_cast<int>(positions.size()),
+                    .pairs = static_cast<int>(frequencies.size()),
+                    .positions = positions.data(),
+                    .tables = std::span(tables).first(num_tables)});
+    };
+    fill(want, RopeTableRef, host);
+    fill(angles, table.rope_table, ctx);
+    EXPECT_EQ(angles, want) << table.name;
+    EXPECT_EQ(want[2 * count] != 0, num_tables == 2);
+  }
 }
 
 void ExpectKey(const KernelTable& table, const KernelContext& ctx, const KernelContext& host) {
@@ -87,7 +90,7 @@ void ExpectKey(const KernelTable& table, const KernelContext& ctx, const KernelC
     args.entries = want.data();
     KeyRef(host, args);
     args.entries = got.data();
-    table.attention_inputs(ctx, {.key = args});
+    table.attention_inputs(ctx, {.keys = {&args, 1}});
     std::vector<float> want_values(rows * dim), got_values(rows * dim);
     for (int t = 0; t < rows; ++t) {
       DecodeEntry(layout, want.data() + t * layout.bytes(), want_values.data() + t * dim);
@@ -126,7 +129,7 @@ void ExpectExactEncoding(const KernelTable& table, const KernelContext& ctx, con
                  .cos = cos.data(),
                  .sin = sin.data()};
     args.entries = got.data();
-    table.attention_inputs(ctx, {.key = args});
+    table.attention_inputs(ctx, {.keys = {&args, 1}});
     args.entries = want.data();
     KeyRef(host, args);
     EXPECT_EQ(got, want) << table.name << " round " << round;

@@ -12,8 +12,10 @@ namespace foresight::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTokensPerThread = 8;
-constexpr int kChunk = kThreads * kTokensPerThread;  // tokens of a block
+// Of a thread: fewer where the vocabulary is small, for as many blocks as there is work for.
+constexpr int kTokens = 8;
+constexpr int kFewTokens = 2;
+constexpr int kSmallVocabulary = 16384;
 
 // The best token of some, by a score that is exact or at most two margins more. INT_MAX: none can be drawn.
 struct Best {
@@ -176,32 +178,35 @@ __device__ int RowToken(const Scores& scores, const SampleRow& row, float larges
 
 // --- the passes
 
-// Of thread i: tokens i, i + kThreads, ... of the block's chunk; -inf behind the vocabulary.
-__device__ float LoadLogits(const float* row, int vocab_size, float (&logits)[kTokensPerThread]) {
+// Of thread i: tokens i, i + kThreads, ... of a block's chunk; -inf behind the vocabulary.
+template <int kCount>
+__device__ float LoadLogits(const float* row, int chunk, int vocab_size, float (&logits)[kCount]) {
   float largest = -INFINITY;
 #pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
-    const int token = blockIdx.x * kChunk + i * kThreads + threadIdx.x;
+  for (int i = 0; i < kCount; ++i) {
+    const int token = (chunk * kCount + i) * kThreads + threadIdx.x;
     logits[i] = token < vocab_size ? Checked(row[token]) : -INFINITY;
     largest = fmaxf(largest, logits[i]);
   }
   return largest;
 }
 
+template <int kCount>
 __global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
   __shared__ float shared[kThreads / 32];
-  float logits[kTokensPerThread];
-  const float largest = BlockMax(LoadLogits(rows[blockIdx.y].logits, vocab_size, logits), shared);
+  float logits[kCount];
+  const float largest = BlockMax(LoadLogits(rows[blockIdx.y].logits, blockIdx.x, vocab_size, logits), shared);
   if (threadIdx.x == 0) chunks.largest[blockIdx.y * gridDim.x + blockIdx.x] = largest;
 }
 
 // Thread 0 gets the sum of a chunk. `largest`: of the chunk; `row_largest`: what is cut by, where it is.
-__device__ double ChunkSum(const SampleRow& row, const float (&logits)[kTokensPerThread], float largest,
+template <int kCount>
+__device__ double ChunkSum(const SampleRow& row, const float (&logits)[kCount], float largest,
                            float row_largest, double* shared) {
   double sum = 0;
 #pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     const double w = LogWeight(logits[i], row_largest, row.inverse_temperature);
     if (CanDraw(largest) && w >= row.lowest_log_weight) {
       sum += exp(LogWeight(logits[i], largest, row.inverse_temperature));
@@ -224,7 +229,7 @@ __device__ bool IsAccepted(const SampleRow* rows, int r, const ChunkResults& chu
 }
 
 // kCut: the largest logits are there already.
-template <bool kCut>
+template <int kCount, bool kCut>
 __global__ void __launch_bounds__(kThreads)
     SumKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
@@ -234,9 +239,9 @@ __global__ void __launch_bounds__(kThreads)
   const int r = blockIdx.y;
   const SampleRow& row = rows[r];
   const SampleSequence sequence = sequences[row.sequence];
-  float logits[kTokensPerThread];
+  float logits[kCount];
   const float largest =
-      BlockMax(LoadLogits(row.logits, vocab_size, logits), reinterpret_cast<float*>(shared));
+      BlockMax(LoadLogits(row.logits, blockIdx.x, vocab_size, logits), reinterpret_cast<float*>(shared));
   const float row_largest = kCut ? RowLargest(chunks, r, num_chunks) : largest;
   __syncthreads();
   const double sum = ChunkSum(row, logits, largest, row_largest, shared);
@@ -258,13 +263,14 @@ __global__ void __launch_bounds__(kThreads)
 
 // All threads get it. Float64 logarithms are dear: bounds in float32 leave few tokens that need them, mostly
 // none.
-__device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensPerThread],
+template <int kCount>
+__device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kCount], int chunk,
                             ExactBest* shared) {
-  const int first = blockIdx.x * kChunk + threadIdx.x;
-  float bounds[kTokensPerThread];
+  const int first = chunk * kCount * kThreads + threadIdx.x;
+  float bounds[kCount];
   Best best;
 #pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     bounds[i] = logits[i] > -INFINITY ? scores.Bound(first + i * kThreads, logits[i]) : -INFINITY;
     if (bounds[i] > -INFINITY) best.Take({bounds[i], first + i * kThreads});
   }
@@ -274,7 +280,7 @@ __device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensP
     reached = best.score - 2 * kBoundMargin;
     bool is_contested = false;
 #pragma unroll
-    for (int i = 0; i < kTokensPerThread; ++i) {
+    for (int i = 0; i < kCount; ++i) {
       is_contested |= bounds[i] > -INFINITY && bounds[i] >= reached && first + i * kThreads != best.token;
     }
     if (!__syncthreads_or(is_contested)) return best;
@@ -283,7 +289,7 @@ __device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensP
     if (best.token % kThreads == first % kThreads) {  // the thread that has it
       float logit = 0;
 #pragma unroll
-      for (int i = 0; i < kTokensPerThread; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         if (first + i * kThreads == best.token) logit = logits[i];
       }
       of_best = __double2float_rd(scores.Exact(best.token, logit));
@@ -293,7 +299,7 @@ __device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensP
   }
   ExactBest exact;
 #pragma unroll
-  for (int i = 0; i < kTokensPerThread; ++i) {
+  for (int i = 0; i < kCount; ++i) {
     if (bounds[i] == -INFINITY || bounds[i] < reached) continue;
     const double score = scores.Exact(first + i * kThreads, logits[i]);
     if (score > -INFINITY) exact.Take({score, first + i * kThreads});
@@ -304,90 +310,138 @@ __device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kTokensP
   return {__double2float_ru(exact.score), exact.token};
 }
 
-// kAlone: no pass came before; chunks take their own largest logit for that of the row.
-template <bool kAlone>
+// kAlone: no pass came before; chunks take their own largest logit for that of the row. `zeros`: a chunk of
+// them, to rehearse with.
+template <int kCount, bool kAlone>
 __global__ void __launch_bounds__(kThreads)
     DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks,
-               int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
-  AwaitInputs();
+               const int* zeros, int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
   __shared__ ExactBest shared[kThreads / 32];
-  const int num_chunks = gridDim.x;
-  const int r = blockIdx.y;
-  const SampleRow& row = rows[r];
-  const SampleSequence sequence = sequences[row.sequence];
-  const bool by_rejection = !kAlone && sequence.by_rejection;
-  const int drawing = by_rejection ? chunks.drawing[row.sequence] : 0;
-  if (by_rejection && drawing != r - sequence.first_row) return;
-  const bool residual = by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
+  __shared__ SampleRow rehearsed_row;
+  if (threadIdx.x == 0) {
+    rehearsed_row = SampleRow();
+    rehearsed_row.logits = reinterpret_cast<const float*>(zeros);
+    rehearsed_row.inverse_temperature = 1;
+  }
+  __syncthreads();
+  // Others take their time anyway, or more registers than there are.
+  constexpr bool kRehearses = kAlone && kCount == kFewTokens;
+  RehearseAndRun(kRehearses, [&](bool is_real) {
+    const bool real = !kRehearses || is_real;
+    const int num_chunks = real ? gridDim.x : 1;
+    const int chunk = real ? blockIdx.x : 0;
+    const int r = real ? blockIdx.y : 0;
+    const SampleRow* const all_rows = real ? rows : &rehearsed_row;
+    const SampleRow& row = all_rows[r];
+    const SampleSequence sequence = real ? sequences[row.sequence] : SampleSequence();
+    const bool by_rejection = !kAlone && sequence.by_rejection;
+    const int drawing = by_rejection ? chunks.drawing[row.sequence] : 0;
+    if (by_rejection && drawing != r - sequence.first_row) return;
+    const bool residual = by_rejection && drawing < sequence.num_drafts && row.inverse_temperature > 0;
+    // What chunks have told.
+    ChunkResults told = chunks;
+    if (!real) {
+      told.largest = reinterpret_cast<float*>(const_cast<int*>(zeros));
+      told.sums = reinterpret_cast<double*>(told.largest);
+      told.best = reinterpret_cast<Best*>(told.largest);
+    }
 
-  const int place = r * num_chunks + blockIdx.x;
-  const int fallback = gridDim.y * num_chunks;
-  float logits[kTokensPerThread];
-  float largest = LoadLogits(row.logits, vocab_size, logits);
-  if (kAlone) {
-    largest = BlockMax(largest, reinterpret_cast<float*>(shared));
-    __syncthreads();
-    if (threadIdx.x == 0) chunks.largest[place] = largest;
-    if (statistics != nullptr) {
-      const double sum = ChunkSum(row, logits, largest, largest, reinterpret_cast<double*>(shared));
-      if (threadIdx.x == 0) chunks.sums[place] = sum;
+    const int place = r * num_chunks + chunk;
+    const int fallback = gridDim.y * num_chunks;
+    float logits[kCount];
+    float largest = LoadLogits(row.logits, chunk, vocab_size, logits);
+    if (kAlone) {
+      largest = BlockMax(largest, reinterpret_cast<float*>(shared));
       __syncthreads();
-    }
-  } else {
-    largest = RowLargest(chunks, r, num_chunks);
-  }
-  Best best;
-  if (CanDraw(largest)) {
-    const double log_normalizer =
-        residual ? RowLogNormalizer(chunks, r, num_chunks, largest, row.inverse_temperature) : 0;
-    best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, shared);
-  }
-  if (threadIdx.x == 0) chunks.best[place] = best;
-  if (residual && CanDraw(largest)) {
-    __syncthreads();
-    best = BestOfChunk(Scores(row, largest, 0, false), logits, shared);
-    if (threadIdx.x == 0) chunks.best[fallback + place] = best;
-  }
-  const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
-  if (!IsLastBlock(chunks.arrivals + CudaDevice::kZeros / 2 + row.sequence, blocks)) return;
-
-  const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (statistics != nullptr) {
-    for (int k = warp; k <= sequence.num_drafts; k += kThreads / 32) {
-      const int of = sequence.first_row + k;
-      const float of_row = RowLargest(chunks, of, num_chunks);
-      const double log_normalizer =
-          RowLogNormalizer(chunks, of, num_chunks, of_row, rows[of].inverse_temperature);
-      if (lane == 0) statistics[of] = {log_normalizer, of_row};
-    }
-  }
-  if (warp != 0) return;
-  for (int k = drawing;; ++k) {
-    const int judge = sequence.first_row + k;
-    const SampleRow& j = rows[judge];
-    const Best* const of_chunks = chunks.best + judge * num_chunks;
-    const float* const largest_of_chunks = chunks.largest + judge * num_chunks;
-    const float of_row = RowLargest(chunks, judge, num_chunks);
-    int token = 0;
-    if (CanDraw(of_row)) {
-      const double log_normalizer =
-          residual ? RowLogNormalizer(chunks, judge, num_chunks, of_row, j.inverse_temperature) : 0;
-      const bool lift = kAlone && j.inverse_temperature > 0;
-      token = RowToken(Scores(j, of_row, log_normalizer, residual), j, of_row, of_chunks, largest_of_chunks,
-                       num_chunks, lift);
-      if (token == INT_MAX) {  // nothing is left of p - q
-        token = RowToken(Scores(j, of_row, 0, false), j, of_row, of_chunks + fallback, largest_of_chunks,
-                         num_chunks, lift);
+      if (real && threadIdx.x == 0) chunks.largest[place] = largest;
+      if (statistics != nullptr) {
+        const double sum = ChunkSum(row, logits, largest, largest, reinterpret_cast<double*>(shared));
+        if (real && threadIdx.x == 0) chunks.sums[place] = sum;
+        __syncthreads();
       }
-      if (!by_rejection && k < sequence.num_drafts && token == j.draft) continue;
+    } else {
+      largest = RowLargest(told, r, num_chunks);
     }
-    if (lane == 0) {
-      accepted[row.sequence] = CanDraw(of_row) ? k : kSampleError;
-      tokens[row.sequence] = token;
+    Best best;
+    if (CanDraw(largest)) {
+      const double log_normalizer =
+          residual ? RowLogNormalizer(told, r, num_chunks, largest, row.inverse_temperature) : 0;
+      best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, chunk, shared);
     }
-    return;
+    if (real && threadIdx.x == 0) chunks.best[place] = best;
+    if (residual && CanDraw(largest)) {
+      __syncthreads();
+      best = BestOfChunk(Scores(row, largest, 0, false), logits, chunk, shared);
+      if (threadIdx.x == 0) chunks.best[fallback + place] = best;
+    }
+    const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
+    if (real && !IsLastBlock(chunks.arrivals + CudaDevice::kZeros / 2 + row.sequence, blocks)) return;
+
+    const int warp = threadIdx.x / 32;
+    const int lane = threadIdx.x % 32;
+    if (statistics != nullptr) {  // the first warp has other work
+      for (int k = kThreads / 32 - 1 - warp; k <= sequence.num_drafts; k += kThreads / 32) {
+        const int of = sequence.first_row + k;
+        const float of_row = RowLargest(told, of, num_chunks);
+        const double log_normalizer =
+            RowLogNormalizer(told, of, num_chunks, of_row, all_rows[of].inverse_temperature);
+        if (real && lane == 0) statistics[of] = {log_normalizer, of_row};
+      }
+    }
+    if (warp != 0) return;
+    for (int k = drawing;; ++k) {
+      const int judge = sequence.first_row + k;
+      const SampleRow& j = all_rows[judge];
+      const Best* const of_chunks = told.best + judge * num_chunks;
+      const float* const largest_of_chunks = told.largest + judge * num_chunks;
+      const float of_row = RowLargest(told, judge, num_chunks);
+      int token = 0;
+      if (CanDraw(of_row)) {
+        const double log_normalizer =
+            residual ? RowLogNormalizer(told, judge, num_chunks, of_row, j.inverse_temperature) : 0;
+        const bool lift = kAlone && j.inverse_temperature > 0;
+        token = RowToken(Scores(j, of_row, log_normalizer, residual), j, of_row, of_chunks, largest_of_chunks,
+                         num_chunks, lift);
+        if (token == INT_MAX) {  // nothing is left of p - q
+          token = RowToken(Scores(j, of_row, 0, false), j, of_row, of_chunks + fallback, largest_of_chunks,
+                           num_chunks, lift);
+        }
+        if (!by_rejection && k < sequence.num_drafts && token == j.draft) continue;
+      }
+      if (real && lane == 0) {
+        accepted[row.sequence] = CanDraw(of_row) ? k : kSampleError;
+        tokens[row.sequence] = token;
+      }
+      return;
+    }
+  });
+}
+
+template <int kCount>
+void RunSample(const KernelContext& ctx, const SampleArgs& args) {
+  static_assert(kCount * kThreads <= CudaDevice::kZeros);
+  ArenaScope scope(*ctx.scratch);
+  const unsigned num_chunks = CeilDiv(args.vocab_size, kCount * kThreads);
+  const int64_t places = int64_t{args.num_rows} * num_chunks;
+  int* const zeros = DeviceOf(ctx).zeros();
+  const ChunkResults chunks = {.largest = ctx.scratch->Allocate<float>(places),
+                               .sums = ctx.scratch->Allocate<double>(places),
+                               .best = ctx.scratch->Allocate<Best>(2 * places),
+                               .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
+                               .arrivals = zeros};
+  const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
+  // Rejection must know all probabilities before it draws, a cut the largest logit.
+  const bool judges = args.normalize && args.num_rows > args.num_sequences;
+  if (args.has_min_p) {
+    Launch(ctx, LargestKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
   }
+  if (args.normalize && (judges || args.has_min_p)) {
+    Launch(ctx, args.has_min_p ? SumKernel<kCount, true> : SumKernel<kCount, false>, grid, kThreads, 0,
+           args.rows, args.sequences, args.vocab_size, chunks);
+  }
+  Launch(ctx, judges || args.has_min_p ? DrawKernel<kCount, false> : DrawKernel<kCount, true>, grid, kThreads,
+         0, args.rows, args.sequences, args.vocab_size, chunks, zeros, args.accepted, args.tokens,
+         args.statistics);
 }
 
 }  // namespace
@@ -395,24 +449,7 @@ __global__ void __launch_bounds__(kThreads)
 void Sample(const KernelContext& ctx, const SampleArgs& args) {
   CHECK(args.statistics == nullptr || args.normalize);
   CHECK(args.num_sequences <= CudaDevice::kZeros / 2);
-  ArenaScope scope(*ctx.scratch);
-  const unsigned num_chunks = CeilDiv(args.vocab_size, kChunk);
-  const int64_t places = int64_t{args.num_rows} * num_chunks;
-  const ChunkResults chunks = {.largest = ctx.scratch->Allocate<float>(places),
-                               .sums = ctx.scratch->Allocate<double>(places),
-                               .best = ctx.scratch->Allocate<Best>(2 * places),
-                               .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
-                               .arrivals = DeviceOf(ctx).zeros()};
-  const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
-  // Rejection must know all probabilities before it draws, a cut the largest logit.
-  const bool judges = args.normalize && args.num_rows > args.num_sequences;
-  if (args.has_min_p) Launch(ctx, LargestKernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
-  if (args.normalize && (judges || args.has_min_p)) {
-    Launch(ctx, args.has_min_p ? SumKernel<true> : SumKernel<false>, grid, kThreads, 0, args.rows,
-           args.sequences, args.vocab_size, chunks);
-  }
-  Launch(ctx, judges || args.has_min_p ? DrawKernel<false> : DrawKernel<true>, grid, kThreads, 0, args.rows,
-         args.sequences, args.vocab_size, chunks, args.accepted, args.tokens, args.statistics);
+  (args.vocab_size <= kSmallVocabulary ? RunSample<kFewTokens> : RunSample<kTokens>)(ctx, args);
 }
 
 }  // namespace foresight::cuda
