@@ -16,8 +16,6 @@ MAY_SPILL = [
     (r"SkinnyProductKernel<[\w:]+, true,", 496, "clean numerics"),
     (r"ExpertStreamKernel<[\w:]+, true>", 112, "clean numerics"),
     (r"SkinnyProductKernel<[\w:]+, false, .*ExpertTasks", 392, "experts whose sizes no kernel of their own takes"),
-    (r"WideAttention<false>", 8, "to be mended"),
-    (r"PanelAttention<", 456, "what its gathering threads know of the list; to be mended"),
     (r"PreKernel<true>", 24, "64 registers, so that it starts beside the kernels before; not in a loop"),
 ]
 

@@ -5,6 +5,7 @@
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
+#include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/exponential.cuh"
 
@@ -13,131 +14,146 @@ namespace foresight::cuda {
 constexpr int kClusterBlocks = 8;  // one for each slice of 64 dims
 constexpr int kClusterThreads = 512;
 
-// A panel of a row's key list is a number of whole blocks of keys. In a panel, a thread block multiplies the
-// queries with its share of the keys, in all dims, and the probabilities with all keys, in its slice of dims.
-// In between the thread blocks send one another the largest logit of each tile of 8 keys, then probabilities.
-template <typename Keys, int kM>
+// A panel of a row's key list is a number of whole blocks of keys, in tiles of 8. In a panel, a thread block
+// multiplies the queries with its share of the tiles, a warp with each, in all dims, and the probabilities
+// with all keys, in its slice of dims. In between the thread blocks send one another the slices of their
+// keys, the largest logit of each tile, then probabilities.
+template <typename Keys, int kOfHeads>
 struct ClusterSpace {
   static constexpr int kParts = Keys::kParts;
-  static constexpr int kHeads = 16 * kM;
+  static constexpr int kHeads = kOfHeads;  // 8 or 16
   static constexpr int kBlockTiles = Keys::kBlock / 8;
-  static constexpr int kTiles = Keys::kShareTiles;                       // of a thread block
-  static constexpr int kShare = 8 * kTiles;                              // keys
-  static constexpr int kBlocks = kTiles * kClusterBlocks / kBlockTiles;  // of a panel
-  static constexpr int kKeys = kBlocks * Keys::kBlock;
-  // Chunks of 16 bytes in a row of probabilities: an odd number, so that rows lie in different banks.
-  static constexpr int kRowChunks = kParts * kTiles | 1;
+  static constexpr int kTiles = Keys::kShareTiles;  // of a thread block
+  static constexpr int kPanelTiles = kClusterBlocks * kTiles;
+  static constexpr int kKeys = 8 * kPanelTiles;
+  static constexpr int kBlocks = kPanelTiles / kBlockTiles;
 
-  struct Weights {                // of a thread block's share of the keys
-    uint4 p[kHeads][kRowChunks];  // [heads, parts, tiles]
-    float sums[kHeads][kTiles];
-  };
-  struct Inputs {
-    std::byte q[kParts][kClusterBlocks][kHeads * kTileRowBytes];
-    std::byte keys[Keys::kRawSlices][kShare][Keys::kRawBytes];
+  struct Weights {  // of a tile
+    uint4 p[kParts][kHeads];
+    float sums[kHeads];
   };
 
-  union {  // values take the place of the keys once these are multiplied
-    std::byte key_tile[kParts][kClusterBlocks][kShare * kTileRowBytes];
-    std::byte value_tile[kParts][kKeys * kTileRowBytes];
-  };
+  std::byte q[kParts][kClusterBlocks][kHeads * kTileRowBytes];
   union {
-    Inputs in;
-    Weights weights[kClusterBlocks];
+    typename Keys::Piece values[kPanelTiles];
+    std::byte last_values[Keys::kCodedSlices < 8 ? kKeys * kTileRowBytes : 1];  // in the last slice's block
   };
-  std::byte values[kKeys][Keys::kRawBytes];
-  uint2 scales[kKeys];
-  uint2 own_scales[kShare];
-  float tops[kClusterBlocks][kHeads][kTiles];
-  const std::byte* entries[kKeys];
-  float maxima[kBlocks][kHeads];  // up to each block
-  float factors[kBlocks][kHeads];
+  typename Keys::Tiles keys;
+  Weights weights[kPanelTiles];
+  float tops[kPanelTiles][kHeads];
+  float own_maxima[kTiles][kHeads];       // up to the block of each own tile
+  float maxima[2][kHeads];                // of the chunk so far, before panels in turn
+  float factors[kBlocks][kHeads];         // from each block's maximum to the next one's
+  float sums[Keys::kBlock / 32][kHeads];  // of all weights, of each half of blocks of 64 keys
   float sinks[kHeads];
-  float now_max[kHeads];  // of the chunk so far
-  float now_sum[2][kHeads];
-  float all_max[kHeads];  // of the chunks before
-  float all_sum[2][kHeads];
-  uint32_t present[kKeys / 32];
+  TransferBarrier values_here;
   TransferBarrier tops_here;
   TransferBarrier weights_here;
 };
 
-template <typename Keys, int kM>
+// By a warp; multiples of 16 bytes.
+__device__ inline void CopyShared(void* to, const void* from, int bytes) {
+  for (int i = threadIdx.x % 32; i < bytes / 16; i += 32) {
+    static_cast<uint4*>(to)[i] = static_cast<const uint4*>(from)[i];
+  }
+}
+
+// Elementwise.
+__device__ inline void KeepMaxima(float4& to, const float4& x) {
+  to = {fmaxf(to.x, x.x), fmaxf(to.y, x.y), fmaxf(to.z, x.z), fmaxf(to.w, x.w)};
+}
+__device__ inline float4 ShuffleXor(const float4& x, int lanes) {
+  return {__shfl_xor_sync(0xffffffff, x.x, lanes), __shfl_xor_sync(0xffffffff, x.y, lanes),
+          __shfl_xor_sync(0xffffffff, x.z, lanes), __shfl_xor_sync(0xffffffff, x.w, lanes)};
+}
+
+__device__ inline float4 ShuffleUp(const float4& x, int lanes) {
+  return {__shfl_up_sync(0xffffffff, x.x, lanes, 16), __shfl_up_sync(0xffffffff, x.y, lanes, 16),
+          __shfl_up_sync(0xffffffff, x.z, lanes, 16), __shfl_up_sync(0xffffffff, x.w, lanes, 16)};
+}
+
+template <typename Keys, int kOfHeads>
 __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending args) {
-  using Space = ClusterSpace<Keys, kM>;
+  using Space = ClusterSpace<Keys, kOfHeads>;
   constexpr int kParts = Keys::kParts;
   constexpr int kHeads = Space::kHeads;
+  constexpr int kHalves = kHeads / 8;  // of a product's 16 rows
   constexpr int kBlock = Keys::kBlock;
   constexpr int kBlockTiles = Space::kBlockTiles;
   constexpr int kTiles = Space::kTiles;
   constexpr int kWarps = kClusterThreads / 32;
+  // A warp has one tile of keys; the others have queries, and what a warp or two can do.
+  constexpr int kTileThreads = 32 * kTiles;
+  constexpr int kOtherWarps = kWarps - kTiles;
+  constexpr int kQueryWarps = 4;
+  constexpr int kValueWarps = 8;  // each with eight dims
+  constexpr int kFactorWarps = kHeads / 8;
+  constexpr int kFactorThreads = 32 * (kValueWarps + 2);
+  constexpr int kSumWarp = kWarps - 1;
+  constexpr int kSendWarp = kWarps - 2;
+  static_assert(kOtherWarps >= kQueryWarps + kFactorWarps);
+  constexpr bool kHasLast = Keys::kCodedSlices < kClusterBlocks;
+  // A warp looks at four heads a lane of several tiles.
+  constexpr int kQuads = kHeads / 4;
+  constexpr int kTilesAtOnce = 32 / kQuads;
   extern __shared__ __align__(128) std::byte shared[];
   Space& space = *reinterpret_cast<Space*>(shared);
-  if (threadIdx.x == 0) {
-    space.tops_here.Init();
-    space.weights_here.Init();
-  }
-  ClusterArrive();  // awaited before the first transfer to another block
-  AwaitInputs();
 
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int t = lane % 4;
+  const int quad = lane % kQuads;
   const int rank = ClusterRank();
   const int row = blockIdx.y;
   const int first_head = blockIdx.x / kClusterBlocks * kHeads;
-  const int eighth = threadIdx.x % 8;
+  const bool multiplies = warp < kTiles;
+  const bool picked = args.compressed == CompressedKeys::kPicked;
 
-  const SequenceRows& sequence = WarpSequenceOf(args, row);
-  const KeyList<kBlock> list(args, sequence, row);
-  if (threadIdx.x < kHeads) {
-    const int head = first_head + threadIdx.x;
-    const float sink = head < args.heads ? SinkLogit(args, head) : 0;
-    space.sinks[threadIdx.x] = sink;
-    space.now_max[threadIdx.x] = fmaxf(sink, kLowest);
-    space.now_sum[0][threadIdx.x] = space.now_sum[1][threadIdx.x] = 0;
+  if (threadIdx.x == 0) {
+    space.values_here.Init();
+    space.tops_here.Init();
+    space.weights_here.Init();
   }
+  __syncwarp();
+  if (warp == kTiles && lane < kHeads) {
+    const int head = first_head + lane;
+    const float sink = head < args.heads ? SinkLogit(args, head) : 0;
+    space.sinks[lane] = sink;
+    space.maxima[0][lane] = fmaxf(sink, kLowest);
+  }
+  ClusterArrive();  // awaited before the first transfer to another block
+  Prepare(args, row);
+  AwaitInputs();
 
-  // Of PV: a warp has 16 heads and a tile of 8 dims.
-  const bool adds = warp < 8 * kM;
-  const int h = warp / 8 % kM * 16 + g;
-  const int column = warp % 8;
+  // A pick is sent for before it is known where it belongs: as if the row saw a whole window and `topk`
+  // entries.
+  const int raw_guess = (args.window + kBlock - 1) / kBlock;
+  const int blocks_guess = min(raw_guess + (args.topk + kBlock - 1) / kBlock, Space::kBlocks);
+  const int share_guess = (blocks_guess * kBlockTiles + kClusterBlocks - 1) / kClusterBlocks;
+  int pick = -1;
+  if (multiplies) {
+    const int at = 8 * (share_guess * rank + warp) + lane % 8 - raw_guess * kBlock;
+    if (picked) pick = args.picks[int64_t{row} * args.topk + max(0, min(at, args.topk - 1))];
+  } else if (warp < kTiles + kQueryWarps) {
+    LoadQueries<kParts, kHeads / kQueryWarps, true, true>(
+        args, row, first_head, kHeads, {space.q[0][0], sizeof(space.q[0][0]), sizeof(space.q[0])},
+        warp - kTiles, kQueryWarps);
+    GroupArrive<3>(kTileThreads + 32 * kQueryWarps);
+  }
+  const SequenceRows sequence = SequenceAtOnce(args, row);
+  const KeyList<kBlock> list(args, sequence, row);
+
+  const bool adds = warp < kValueWarps;
+  const bool coded = rank < Keys::kCodedSlices;
   float o[4] = {};    // of the chunk
   float all[4] = {};  // of the chunks before
-  const auto merge = [&](bool first) {
-    float factors[2] = {0, 0};
-    float now_factors[2] = {1, 1};
-    if (!first) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const float top = fmaxf(space.all_max[h + 8 * half], space.now_max[h + 8 * half]);
-        factors[half] = Exp2(space.all_max[h + 8 * half] - top);
-        now_factors[half] = Exp2(space.now_max[h + 8 * half] - top);
-      }
-      __syncthreads();
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      all[i] = __fmaf_rn(all[i], factors[i / 2], __fmul_rn(o[i], now_factors[i / 2]));
-      o[i] = 0;
-    }
-    if (threadIdx.x < kHeads) {
-      const int r = threadIdx.x;
-      const float top = first ? space.now_max[r] : fmaxf(space.all_max[r], space.now_max[r]);
-      const float factor = first ? 0 : Exp2(space.all_max[r] - top);
-      const float now_factor = Exp2(space.now_max[r] - top);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        space.all_sum[half][r] = __fmaf_rn(first ? 0 : space.all_sum[half][r], factor,
-                                           __fmul_rn(space.now_sum[half][r], now_factor));
-        space.now_sum[half][r] = 0;
-      }
-      space.all_max[r] = top;
-      space.now_max[r] = kLowest;
-    }
-    __syncthreads();
-  };
+  float all_max[2] = {};
+  // Of sums of weights, in the sum warp: a lane has a head's, of one half of each block.
+  const bool sums = warp == kSumWarp && lane < kHeads * (kBlock / 32);
+  const int sum_half = lane / kHeads;
+  const int sum_head = lane % kHeads;
+  float now_sum = 0, all_sum = 0;
 
   int block = 0;
   int chunk = 0;
@@ -148,292 +164,417 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     const int next = block + blocks;
     const int next_chunk = chunk + (next == list.ChunkBegin(chunk + 1));
     const bool more = next_chunk < list.chunks();
-    const int keys = blocks * kBlock;
-    const int share = (blocks * kBlockTiles + kClusterBlocks - 1) / kClusterBlocks;  // tiles
-    const int own_begin = min(share * rank, blocks * kBlockTiles);
-    const int own_tiles = min(share, blocks * kBlockTiles - own_begin);
-    const uint32_t reciprocal = 65536 / share + 1;  // of share, exact for a panel's tiles
-    const auto rank_of = [&](int tile) { return static_cast<int>(tile * reciprocal >> 16); };
-
-    constexpr int kFinds = (Space::kKeys + kClusterThreads - 1) / kClusterThreads;
-    int compressed[kFinds];
-#pragma unroll
-    for (int n = 0; n < kFinds; ++n) {
-      compressed[n] = list.CompressedEntry(block * kBlock + threadIdx.x + n * kClusterThreads);
-    }
-#pragma unroll
-    for (int n = 0; n < kFinds; ++n) {
-      const int i = threadIdx.x + n * kClusterThreads;
-      if (i >= keys) continue;  // whole warps
-      const std::byte* entry = list.Entry(block * kBlock + i, compressed[n]);
-      space.entries[i] = entry;
-      const uint32_t mask = __ballot_sync(0xffffffff, entry != nullptr);
-      if (lane == 0) space.present[i / 32] = mask;
-    }
+    const int tiles = blocks * kBlockTiles;
+    const int share = (tiles + kClusterBlocks - 1) / kClusterBlocks;
+    const int own_begin = min(share * rank, tiles);
+    const int own_tiles = min(share, tiles - own_begin);
+    // Maxima start anew in each chunk, but for the sink in the first one.
+    const bool fresh = chunk > 0 && block == list.ChunkBegin(chunk);
     if (threadIdx.x == 0) {
-      space.tops_here.Expect((kClusterBlocks - 1) * sizeof(space.tops[0]));
-      space.weights_here.Expect((kClusterBlocks - 1) * sizeof(space.weights[0]));
+      space.values_here.Expect((tiles - own_tiles) * (coded ? sizeof(space.values[0]) : 8 * kTileRowBytes));
+      space.tops_here.Expect(tiles * sizeof(space.tops[0]));
+      space.weights_here.Expect(tiles * sizeof(space.weights[0]));
     }
-    __syncthreads();
 
-    // This block's share of the keys comes.
-#pragma unroll 2
-    for (int u = threadIdx.x / 8; u < 8 * own_tiles * Keys::kRawSlices; u += kClusterThreads / 8) {
-      const int key = u / Keys::kRawSlices;
-      const int slice = u % Keys::kRawSlices;
-      Keys::Fetch(space.entries[8 * own_begin + key], slice, eighth, space.in.keys[slice][key]);
-    }
-#pragma unroll 1
-    for (int key = threadIdx.x / 8; key < 8 * own_tiles; key += kClusterThreads / 8) {
-      const std::byte* entry = space.entries[8 * own_begin + key];
-      Keys::FetchLast(entry, eighth, space.key_tile[0][kClusterBlocks - 1], key);
-      if (eighth == 0) Keys::FetchScales(entry, &space.own_scales[key]);
-    }
-    EndCopies();
-    const QueryTiles tiles = {space.in.q[0][0], sizeof(space.in.q[0][0]), sizeof(space.in.q[0])};
-    LoadQueries<kParts, 1>(args, row, first_head, kHeads, tiles, warp, kWarps);
-    AwaitCopies<0>();
-    __syncthreads();
-    for (int u = threadIdx.x / 4; u < 8 * own_tiles * Keys::kRawSlices; u += kClusterThreads / 4) {
-      const int slice = u / (8 * own_tiles);
-      const int key = u - slice * (8 * own_tiles);
-      Keys::Decode(space.in.keys[slice][key], space.own_scales[key], slice, threadIdx.x % 4,
-                   space.key_tile[0][slice], sizeof(space.key_tile[0]), key);
-    }
-    __syncthreads();
-
-    // A tile's logits and their maximum by a warp; meanwhile the other warps fetch this block's values.
-    float s[kM][4] = {};
-    if (warp >= kTiles) {
-      constexpr int kFetching = (kWarps - kTiles) * 4;
-      if (rank < Keys::kRawSlices) {
-#pragma unroll 4
-        for (int key = threadIdx.x / 8 - 4 * kTiles; key < keys; key += kFetching) {
-          Keys::Fetch(space.entries[key], rank, eighth, space.values[key]);
-          if (eighth == 0) Keys::FetchScales(space.entries[key], &space.scales[key]);
+    if (multiplies) {
+      // The warp's tile of keys comes, and goes to all blocks.
+      const int tile = own_begin + warp;
+      const bool has_tile = warp < own_tiles;
+      uint32_t here = 0;
+      if (has_tile) {
+        const int keys[1] = {block * kBlock + 8 * tile + lane % 8};
+        int compressed[1] = {pick};
+        const std::byte* entry[1];
+        const auto find = [&](const KeyList<kBlock>& list) {
+          if (block > 0 || !picked || list.raw_blocks != raw_guess || share != share_guess) {
+            compressed[0] = list.CompressedEntry(keys[0]);
+          } else if (keys[0] - raw_guess * kBlock >= list.num_compressed) {
+            compressed[0] = -1;
+          }
+          list.Find(keys, compressed, entry);
+        };
+        if (block == 0) {
+          find(list);
+        } else {  // which spares registers
+          find(KeyList<kBlock>(args, WarpSequenceOf(args, row), row));
         }
+        here = __ballot_sync(0xffffffff, entry[0] != nullptr);
+        Keys::FetchTile(entry[0], space.keys, warp);
+        EndCopies();
+        AwaitCopies<0>();
+        __syncwarp();
+        Keys::FinishTile(space.keys, warp);
+        FenceForTransfers();
+        __syncwarp();
       }
-      EndCopies();
-    } else if (warp < own_tiles) {
-#pragma unroll
-      for (int slice = 0; slice < kClusterBlocks; ++slice) {
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          uint32_t keys_of[kParts][4];
+      GroupArrive<2>(kTileThreads + 32);
+      if (block == 0) GroupBarrier<3>(kTileThreads + 32 * kQueryWarps);  // the queries are there
+
+      // Logits.
+      float s[4] = {};
+      if (has_tile) {
+        using Fragments = typename Keys::Fragments;
+        const auto multiply = [&](int slice, const Fragments& of_key) {
+          uint32_t q[4][kParts][4];
 #pragma unroll
           for (int part = 0; part < kParts; ++part) {
-            LoadMatrices(keys_of[part],
-                         ChunkOf(space.key_tile[part][slice], 8 * warp + lane % 8, 2 * k + lane / 8));
+            if constexpr (kHeads == 16) {
+#pragma unroll
+              for (int k = 0; k < 4; ++k) {
+                LoadMatrices(q[k][part], ChunkOf(space.q[part][slice], lane % 16, 2 * k + lane / 16));
+              }
+            } else {
+#pragma unroll
+              for (int k = 0; k < 4; k += 2) {
+                uint32_t both[4];
+                LoadMatrices(both, ChunkOf(space.q[part][slice], lane % 8, 2 * k + lane / 8));
+#pragma unroll
+                for (int odd = 0; odd < 2; ++odd) {
+                  q[k + odd][part][0] = both[2 * odd];
+                  q[k + odd][part][2] = both[2 * odd + 1];
+                  q[k + odd][part][1] = q[k + odd][part][3] = 0;
+                }
+              }
+            }
           }
 #pragma unroll
-          for (int m = 0; m < kM; ++m) {
+          for (int k = 0; k < 4; ++k) {
+            if constexpr (kParts == 2) {
+              MmaBf16(s, q[k][1], of_key[k][0][0], of_key[k][0][1]);
+              MmaBf16(s, q[k][0], of_key[k][1][0], of_key[k][1][1]);
+            }
+            MmaBf16(s, q[k][0], of_key[k][0][0], of_key[k][0][1]);
+          }
+        };
+        // The next slice is decoded while one is multiplied.
+        Fragments now, then;
+        const auto step = [&] {
 #pragma unroll
-            for (int odd = 0; odd < 2; ++odd) {
-              uint32_t q[kParts][4];
+          for (int i = 0; i < 8 * kParts; ++i) (&now[0][0][0])[i] = (&then[0][0][0])[i];
+        };
+        Keys::LoadFragments(space.keys, warp, 0, now);
+#pragma unroll 1
+        for (int slice = 1; slice < Keys::kCodedSlices; ++slice) {
+          Keys::LoadFragments(space.keys, warp, slice, then);
+          multiply(slice - 1, now);
+          step();
+        }
+        if constexpr (Keys::kCodedSlices < 8) {
+          Keys::LoadLastFragments(space.keys, warp, then);
+          multiply(6, now);
+          step();
+        }
+        multiply(7, now);
+      }
+
+      if (block == 0) ClusterWait();
+
+      // The quads' maxima, four heads a lane, to all blocks of the cluster.
+      const auto of_heads = [&](const float(&x)[2]) {
+        const float mine = kHalves == 2 && t % 2 != 0 ? x[1] : x[0];
+        uint4 all;
+        const auto take = [&](int i) {
+          const int head = 4 * quad + i;
+          return __float_as_uint(__shfl_sync(0xffffffff, mine, head % 8 * 4 + head / 8));
+        };
+        all = {take(0), take(1), take(2), take(3)};
+        return all;
+      };
+      if (has_tile) {
+        float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
-              for (int part = 0; part < kParts; ++part) {
-                LoadMatrices(q[part],
-                             ChunkOf(space.in.q[part][slice], 16 * m + lane % 16, 2 * (k + odd) + lane / 16));
+        for (int half = 0; half < kHalves; ++half) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            float& x = s[2 * half + i];
+            if (!(here >> (2 * t + i) & 1)) x = -INFINITY;
+            top[half] = fmaxf(top[half], x);
+          }
+          top[half] = __fmul_rn(top[half], args.scale);
+          top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 1));
+          top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2));
+        }
+        const uint4 four = of_heads(top);
+        if (lane < kQuads * kClusterBlocks) {
+          space.tops_here.Store(lane / kQuads, &space.tops[tile][4 * quad], four);
+        }
+      }
+      if (has_tile) {
+        space.tops_here.Wait(parity);
+
+        // The maximum up to the tile's block.
+        const int end = (tile / kBlockTiles + 1) * kBlockTiles;
+        float4 most = fresh ? float4{kLowest, kLowest, kLowest, kLowest}
+                            : *reinterpret_cast<const float4*>(&space.maxima[parity][4 * quad]);
+#pragma unroll
+        for (int i = 0; i < Space::kPanelTiles; i += kTilesAtOnce) {
+          const int of = i + lane / kQuads;
+          if (of < end) KeepMaxima(most, *reinterpret_cast<const float4*>(&space.tops[of][4 * quad]));
+        }
+#pragma unroll
+        for (int lanes = kQuads; lanes < 32; lanes *= 2) KeepMaxima(most, ShuffleXor(most, lanes));
+        if (lane < kQuads) *reinterpret_cast<float4*>(&space.own_maxima[warp][4 * lane]) = most;
+        __syncwarp();
+
+        // Probabilities and the tile's sum of them.
+        float sum[2];
+        uint32_t words[kParts][2];
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) {
+          const float top = space.own_maxima[warp][g + 8 * half];
+          const float p[2] = {Exp2(__fmaf_rn(s[2 * half], args.scale, -top)),
+                              Exp2(__fmaf_rn(s[2 * half + 1], args.scale, -top))};
+          sum[half] = __fadd_rn(p[0], p[1]);
+          sum[half] += __shfl_xor_sync(0xffffffff, sum[half], 1);
+          sum[half] += __shfl_xor_sync(0xffffffff, sum[half], 2);
+          words[0][half] = PackBf16(p[0], p[1]);
+          if constexpr (kParts == 2) words[1][half] = PackBf16(Remainder(p[0]), Remainder(p[1]));
+        }
+        const uint4 sums_of_four = of_heads(sum);
+        typename Space::Weights& weights = space.weights[tile];
+#pragma unroll
+        for (int part = 0; part < kParts; ++part) {
+          const int of = lane % kHeads;
+          const auto take = [&](int i) {
+            const uint32_t low = __shfl_sync(0xffffffff, words[part][0], of % 8 * 4 + i);
+            if constexpr (kHalves == 1) return low;
+            const uint32_t high = __shfl_sync(0xffffffff, words[part][kHalves - 1], of % 8 * 4 + i);
+            return of < 8 ? low : high;
+          };
+          const uint4 p = {take(0), take(1), take(2), take(3)};
+#pragma unroll
+          for (int i = 0; i < kClusterBlocks * kHeads / 32; ++i) {
+            space.weights_here.Store(lane / kHeads + 32 / kHeads * i, &weights.p[part][of], p);
+          }
+        }
+        if (lane < kQuads * kClusterBlocks) {
+          space.weights_here.Store(lane / kQuads, &weights.sums[4 * quad], sums_of_four);
+        }
+      }
+    } else {
+      if (block == 0) ClusterWait();
+      if (warp == kSendWarp) {  // the tiles' slices go to their blocks
+        GroupBarrier<2>(kTileThreads + 32);
+        const int bytes = own_tiles * static_cast<int>(sizeof(space.values[0]));
+        const int last_bytes = own_tiles * 8 * kTileRowBytes;
+        std::byte* const last = &space.last_values[kHasLast ? own_begin * 8 * kTileRowBytes : 0];
+        if (own_tiles > 0 && lane < kClusterBlocks && lane != rank) {
+          if (lane < Keys::kCodedSlices) {
+            space.values_here.Transfer(lane, &space.values[own_begin], space.keys.pieces[lane], bytes);
+          } else if constexpr (kHasLast) {
+            space.values_here.Transfer(lane, last, space.keys.last, last_bytes);
+          }
+        }
+        __syncwarp();
+        if (coded) {
+          CopyShared(&space.values[own_begin], space.keys.pieces[rank], bytes);
+        } else if constexpr (kHasLast) {
+          CopyShared(last, space.keys.last, last_bytes);
+        }
+        if (kFactorWarps == 1) GroupArrive<4>(kFactorThreads);
+      }
+
+      // What becomes of sums at each block, when their maximum changes: a lane has four heads and a block.
+      const int factor_warp = warp - (kWarps - kFactorWarps);
+      if (factor_warp >= 0) {
+        space.tops_here.Wait(parity);
+        const int b = lane % 16;
+        const int heads = 8 * factor_warp + 4 * (lane / 16);
+        const float4 start = fresh ? float4{kLowest, kLowest, kLowest, kLowest}
+                                   : *reinterpret_cast<const float4*>(&space.maxima[parity][heads]);
+        float4 now = start;
+        if (b < blocks) {
+#pragma unroll
+          for (int i = 0; i < kBlockTiles; ++i) {  // from different banks
+            KeepMaxima(now, *reinterpret_cast<const float4*>(
+                                &space.tops[b * kBlockTiles + (i + b) % kBlockTiles][heads]));
+          }
+        }
+#pragma unroll
+        for (int d = 1; d < 16; d *= 2) {
+          const float4 before = ShuffleUp(now, d);
+          if (b >= d) KeepMaxima(now, before);
+        }
+        float4 before = ShuffleUp(now, 1);
+        if (b == 0) before = start;
+        if (b < blocks) {
+          *reinterpret_cast<float4*>(&space.factors[b][heads]) = {
+              Exp2(before.x - now.x), Exp2(before.y - now.y), Exp2(before.z - now.z), Exp2(before.w - now.w)};
+          if (b == blocks - 1) *reinterpret_cast<float4*>(&space.maxima[parity ^ 1][heads]) = now;
+        }
+        if (warp != kSumWarp) GroupArrive<4>(kFactorThreads);
+      }
+    }
+    if (adds || warp == kSumWarp) GroupBarrier<4>(kFactorThreads);  // factors and own values are there
+
+    if (adds) {
+      struct Step {
+        float factors[2];
+        uint32_t p[kBlock / 16][kParts][4];
+      };
+      const auto load = [&](int b, Step& step) {
+#pragma unroll
+        for (int half = 0; half < kHalves; ++half) step.factors[half] = space.factors[b][g + 8 * half];
+#pragma unroll
+        for (int k = 0; k < kBlock / 32; ++k) {
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) {
+            const int tile = b * kBlockTiles + 4 * k;
+            if constexpr (kHeads == 16) {
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                LoadMatrices(step.p[2 * k + half][part],
+                             &space.weights[tile + 2 * half + lane / 16].p[part][lane % 16]);
               }
-              if constexpr (kParts == 2) {
-                MmaBf16(s[m], q[1], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
-                MmaBf16(s[m], q[0], keys_of[1][2 * odd], keys_of[1][2 * odd + 1]);
+            } else {
+              uint32_t both[4];
+              LoadMatrices(both, &space.weights[tile + lane / 8].p[part][lane % 8]);
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                uint32_t(&p)[4] = step.p[2 * k + half][part];
+                p[0] = both[2 * half];
+                p[2] = both[2 * half + 1];
+                p[1] = p[3] = 0;
               }
-              MmaBf16(s[m], q[0], keys_of[0][2 * odd], keys_of[0][2 * odd + 1]);
             }
           }
         }
-      }
-      const int tile = own_begin + warp;
-      const uint32_t mask = space.present[tile / 4] >> (8 * (tile % 4) + 2 * t);
+      };
+      using Values = typename Keys::ValueFragments;
+      // Meanwhile ahead(k) for each 16 keys.
+      const auto add = [&](const Step& step, const Values& values, const auto& ahead) {
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
+        for (int i = 0; i < 2 * kHalves; ++i) o[i] *= step.factors[i / 2];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float top = -INFINITY;
+        for (int k = 0; k < kBlock / 16; ++k) {
+          ahead(k);
+          if constexpr (kParts == 2) {
+            MmaBf16(o, step.p[k][1], values[k][0][0], values[k][0][1]);
+            MmaBf16(o, step.p[k][0], values[k][1][0], values[k][1][1]);
+          }
+          MmaBf16(o, step.p[k][0], values[k][0][0], values[k][0][1]);
+        }
+      };
+      // The next block's are loaded and decoded while one's are added.
+      const int last = blocks - 1;
+      space.values_here.Wait(parity);
+      if (!more) ClusterArriveRelaxed();
+      if (coded) {
+        typename Keys::RawValues raw;
+        Values values[2];
+        Step steps[2];
+        Keys::LoadValues(space.values, warp, raw);
+#pragma unroll
+        for (int k = 0; k < kBlock / 16; ++k) Keys::DecodeValues(raw, warp, k, values[0]);
+        Keys::LoadValues(&space.values[min(1, last) * kBlockTiles], warp, raw);
+        space.weights_here.Wait(parity);
+        if constexpr (kHeads == 8) load(0, steps[0]);
+#pragma unroll 1
+        for (int begin = 0; begin < blocks; begin += 2) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            float& x = s[m][2 * half + i];
-            if (!(mask >> i & 1)) x = -INFINITY;
-            top = fmaxf(top, x);
-          }
-          top = __fmul_rn(top, args.scale);
-          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
-          top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2));
-          if (t == 0) space.tops[rank][16 * m + g + 8 * half][warp] = top;
-        }
-      }
-      FenceForTransfers();
-    }
-    AwaitCopies<0>();
-    if (block == 0) ClusterWait();
-    __syncthreads();
-    if (lane == 0 && warp < kClusterBlocks && warp != rank) {
-      space.tops_here.Transfer(warp, space.tops[rank], sizeof(space.tops[0]));
-    }
-    if (rank < Keys::kRawSlices) {
-#pragma unroll 2
-      for (int key = threadIdx.x / 4; key < keys; key += kClusterThreads / 4) {
-        Keys::Decode(space.values[key], space.scales[key], rank, threadIdx.x % 4, space.value_tile[0],
-                     sizeof(space.value_tile[0]), key);
-      }
-    } else {
-#pragma unroll 2
-      for (int key = threadIdx.x / 8; key < keys; key += kClusterThreads / 8) {
-        Keys::FetchLast(space.entries[key], eighth, space.value_tile[0], key);
-      }
-      EndCopies();
-    }
-    space.tops_here.Wait(parity);
-
-    // Maxima up to each block: 16 lanes have a head's blocks.
-    if (const int r = 2 * warp + lane / 16; r < kHeads) {
-      const int b = lane % 16;
-      float top = -INFINITY;
-      if (b < blocks) {
-        int of = rank_of(b * kBlockTiles);
-        int tile = b * kBlockTiles - of * share;
-#pragma unroll
-        for (int i = 0; i < kBlockTiles; ++i) {
-          top = fmaxf(top, space.tops[of][r][tile]);
-          if (++tile == share) {
-            ++of;
-            tile = 0;
+            const int b = begin + i;
+            if (i > 0 && b > last) break;
+            if constexpr (kHeads == 8) {
+              load(min(b + 1, last), steps[i ^ 1]);
+            } else {  // for which there are no registers
+              load(b, steps[i]);
+            }
+            add(steps[i], values[i], [&](int k) { Keys::DecodeValues(raw, warp, k, values[i ^ 1]); });
+            Keys::LoadValues(&space.values[min(b + 2, last) * kBlockTiles], warp, raw);
           }
         }
-      }
+      } else if constexpr (kHasLast) {
+        space.weights_here.Wait(parity);
+        Values values[2];
+        Step steps[2];
+        const auto load_last = [&](int b, int k, Values& to) {  // of 16 keys, in twos
+          if (k % 2 != 0) return;
+          uint32_t loaded[4];
+          LoadMatricesTransposed(loaded, ChunkOf(space.last_values, b * kBlock + 16 * k + lane, warp));
 #pragma unroll
-      for (int d = 1; d < 16; d *= 2) {
-        const float before = __shfl_up_sync(0xffffffff, top, d, 16);
-        if (b >= d) top = fmaxf(top, before);
-      }
-      const float start = space.now_max[r];
-      top = fmaxf(top, start);
-      float before = __shfl_up_sync(0xffffffff, top, 1, 16);
-      if (b == 0) before = start;
-      if (b < blocks) {
-        space.maxima[b][r] = top;
-        space.factors[b][r] = Exp2(before - top);
-      }
-      __syncwarp();
-      if (b == blocks - 1) space.now_max[r] = top;
-    }
-    __syncthreads();
-
-    // Probabilities and the tile's sum of them.
-    if (warp < own_tiles) {
-      const int b = (own_begin + warp) / kBlockTiles;
+          for (int i = 0; i < 4; ++i) to[k + i / 2][0][i % 2] = loaded[i];
+        };
+        load(0, steps[0]);
 #pragma unroll
-      for (int m = 0; m < kM; ++m) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int r = 16 * m + g + 8 * half;
-          const float top = space.maxima[b][r];
-          const float p[2] = {Exp2(__fmaf_rn(s[m][2 * half], args.scale, -top)),
-                              Exp2(__fmaf_rn(s[m][2 * half + 1], args.scale, -top))};
-          float sum = __fadd_rn(p[0], p[1]);
-          sum += __shfl_xor_sync(0xffffffff, sum, 1);
-          sum += __shfl_xor_sync(0xffffffff, sum, 2);
-          if (t == 0) space.weights[rank].sums[r][warp] = sum;
-          uint32_t* to = reinterpret_cast<uint32_t*>(&space.weights[rank].p[r][warp]) + t;
-          *to = PackBf16(p[0], p[1]);
-          if constexpr (kParts == 2) to[4 * kTiles] = PackBf16(Remainder(p[0]), Remainder(p[1]));
-        }
-      }
-      FenceForTransfers();
-    }
-    AwaitCopies<0>();  // the last slice's values
-    __syncthreads();
-    if (lane == 0 && warp < kClusterBlocks && warp != rank) {
-      space.weights_here.Transfer(warp, &space.weights[rank], sizeof(space.weights[0]));
-    }
-    space.weights_here.Wait(parity);
-    ClusterArrive();
-
-    // Sums: 16 lanes have a head's blocks.
-    constexpr int kFirst = kWarps - kHeads / 2;
-    if (const int r = 2 * (warp - kFirst) + lane / 16; warp >= kFirst) {
-      const int b = lane % 16;
-      float sums[kBlockTiles] = {};
-      float factor = 0;
-      if (b < blocks) {
-        int of = rank_of(b * kBlockTiles);
-        int tile = b * kBlockTiles - of * share;
-#pragma unroll
-        for (int i = 0; i < kBlockTiles; ++i) {
-          sums[i] = space.weights[of].sums[r][tile];
-          if (++tile == share) {
-            ++of;
-            tile = 0;
-          }
-        }
-        factor = space.factors[b][r];
-      }
-#pragma unroll
-      for (int half = 0; half < kBlockTiles / 4; ++half) {
-        const float own = __fadd_rn(__fadd_rn(sums[4 * half], sums[4 * half + 1]),
-                                    __fadd_rn(sums[4 * half + 2], sums[4 * half + 3]));
-        float total = space.now_sum[half][r];
+        for (int k = 0; k < kBlock / 16; ++k) load_last(0, k, values[0]);
 #pragma unroll 1
-        for (int i = 0; i < blocks; ++i) {
-          total =
-              __fmaf_rn(total, __shfl_sync(0xffffffff, factor, i, 16), __shfl_sync(0xffffffff, own, i, 16));
+        for (int begin = 0; begin < blocks; begin += 2) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int b = begin + i;
+            if (i > 0 && b > last) break;
+            const int next_block = min(b + 1, last);
+            load(next_block, steps[i ^ 1]);
+            add(steps[i], values[i], [&](int k) { load_last(next_block, k, values[i ^ 1]); });
+          }
         }
-        __syncwarp();
-        if (b == 0) space.now_sum[half][r] = total;
+      }
+    } else if (warp == kSumWarp) {
+      space.weights_here.Wait(parity);
+      if (sums) {
+#pragma unroll 2
+        for (int b = 0; b < blocks; ++b) {
+          const auto* from = &space.weights[b * kBlockTiles + 4 * sum_half];
+          const float own = __fadd_rn(__fadd_rn(from[0].sums[sum_head], from[1].sums[sum_head]),
+                                      __fadd_rn(from[2].sums[sum_head], from[3].sums[sum_head]));
+          now_sum = __fmaf_rn(now_sum, space.factors[b][sum_head], own);
+        }
       }
     }
 
-    // Values.
-#pragma unroll 2
-    for (int b = 0; b < (adds ? blocks : 0); ++b) {
-      const float factors[2] = {space.factors[b][h], space.factors[b][h + 8]};
+    if (!adds && !more) ClusterArriveRelaxed();
+    if ((adds || warp == kSumWarp) && next_chunk != chunk) {  // the chunk joins those before it
+      const bool only = chunk == 0;
 #pragma unroll
-      for (int i = 0; i < 4; ++i) o[i] *= factors[i / 2];
+      for (int half = 0; half < kHalves; ++half) {
+        const float now = space.maxima[parity ^ 1][sums ? sum_head : g + 8 * half];
+        const float most = only ? now : fmaxf(all_max[half], now);
+        const float factor = only ? 0 : Exp2(all_max[half] - most);
+        const float now_factor = Exp2(now - most);
+        all_max[half] = most;
 #pragma unroll
-      for (int k = 0; k < kBlock; k += 32) {
-        uint32_t values[kParts][4];
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          LoadMatricesTransposed(values[part],
-                                 ChunkOf(space.value_tile[part], b * kBlock + k + lane, column));
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          all[i] = __fmaf_rn(all[i], factor, __fmul_rn(o[i], now_factor));
+          o[i] = 0;
         }
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int tile = b * kBlockTiles + k / 8 + 2 * half + lane / 16;
-          const int of = rank_of(tile);
-          const uint4* from = &space.weights[of].p[h - g + lane % 16][tile - of * share];
-          uint32_t p[kParts][4];
-#pragma unroll
-          for (int part = 0; part < kParts; ++part) LoadMatrices(p[part], from + part * kTiles);
-          if constexpr (kParts == 2) {
-            MmaBf16(o, p[1], values[0][2 * half], values[0][2 * half + 1]);
-            MmaBf16(o, p[0], values[1][2 * half], values[1][2 * half + 1]);
-          }
-          MmaBf16(o, p[0], values[0][2 * half], values[0][2 * half + 1]);
+        if (half == 0) {
+          all_sum = __fmaf_rn(all_sum, factor, __fmul_rn(now_sum, now_factor));
+          now_sum = 0;
         }
       }
     }
-    __syncthreads();
-    if (next_chunk != chunk) merge(chunk == 0);
-    ClusterWait();  // all blocks have what this one sent
     if (!more) break;
+    ClusterArrive();  // the panel is done, in all blocks
+    ClusterWait();
     block = next;
     chunk = next_chunk;
     blocks = min(list.ChunkBegin(chunk + 1) - block, Space::kBlocks);
     parity ^= 1;
   }
 
+  if (sums) space.sums[sum_half][sum_head] = all_sum;
+  if (adds || warp == kSumWarp) GroupBarrier<1>(32 * kValueWarps + 32);
   if (adds) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = h + 8 * half;
+    for (int half = 0; half < kHalves; ++half) {
+      const int r = g + 8 * half;
       if (first_head + r >= args.heads) continue;
-      const float sum = space.all_sum[0][r] + space.all_sum[1][r] + Exp2(space.sinks[r] - space.all_max[r]);
-      StoreOutput<kParts == 1>(args, row, first_head + r, kSliceDims * rank + 8 * column + 2 * t,
-                               {all[2 * half], all[2 * half + 1]}, 1 / sum);
+      float sum = space.sums[0][r];
+      if constexpr (kBlock == 64) sum += space.sums[1][r];
+      sum += Exp2(space.sinks[r] - all_max[half]);
+      const float factor = 1 / sum;
+      const float2 v = {all[2 * half], all[2 * half + 1]};
+      const int d = kSliceDims * rank;
+      if (coded && Keys::kScattered) {
+        StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t), v.x, factor);
+        StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t + 1), v.y, factor);
+      } else {
+        StoreOutput<kParts == 1>(args, row, first_head + r, d + 8 * warp + 2 * t, v, factor);
+      }
     }
   }
+  ClusterWait();  // all blocks have the values that this one sent
 }
 
 }  // namespace foresight::cuda

@@ -16,11 +16,11 @@ void LaunchBlocks(const KernelContext& ctx, int rows, const Attending& attending
          BlockSpace<Keys>::Bytes(slices), attending);
 }
 
-template <typename Keys, int kM>
-void LaunchClustersOf(const KernelContext& ctx, int rows, const Attending& attending) {
-  LaunchClusters(ctx, ClusterAttention<Keys, kM>, kClusterBlocks,
-                 dim3(CeilDiv(attending.heads, 16 * kM) * kClusterBlocks, rows), kClusterThreads,
-                 sizeof(ClusterSpace<Keys, kM>), attending);
+template <typename Keys, int kHeads>
+void LaunchClustersOf(const KernelContext& ctx, const Attending& attending) {
+  LaunchClusters(ctx, ClusterAttention<Keys, kHeads>, kClusterBlocks,
+                 dim3(CeilDiv(attending.heads, kHeads) * kClusterBlocks, attending.rows), kClusterThreads,
+                 sizeof(ClusterSpace<Keys, kHeads>), attending);
 }
 
 // Whether clusters of `cluster` blocks for a row and `heads_each` of its heads can all run at once. Parts of
@@ -31,8 +31,21 @@ bool FitInClusters(const KernelContext& ctx, int rows, int heads, int heads_each
   return 11 * blocks <= 10 * int64_t{DeviceOf(ctx).num_sms()};
 }
 
-// Packed entries of 512 values on sm_90a. The fewer heads a cluster has, the less its blocks send one
-// another.
+// By clusters for 8 or 16 heads, where these can all run at once; false: they can't. The fewer heads a
+// cluster has, the less its blocks send one another.
+template <typename Keys>
+bool AttendInClusters(const KernelContext& ctx, const Attending& attending) {
+  if (FitInClusters(ctx, attending.rows, attending.heads, 8, kClusterBlocks)) {
+    LaunchClustersOf<Keys, 8>(ctx, attending);
+  } else if (FitInClusters(ctx, attending.rows, attending.heads, 16, kClusterBlocks)) {
+    LaunchClustersOf<Keys, 16>(ctx, attending);
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// Packed entries of 512 values on sm_90a.
 void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
   const int rows = attending.rows;
   const int heads = attending.heads;
@@ -40,9 +53,7 @@ void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
   if (attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong) {
     return LaunchWideAttention(ctx, attending);
   }
-  if (FitInClusters(ctx, rows, heads, 16, kClusterBlocks)) {
-    return LaunchClustersOf<PackedKeys, 1>(ctx, rows, attending);
-  }
+  if (AttendInClusters<PackedKeys>(ctx, attending)) return;
   for (int heads_each : {32, 64}) {
     if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
       return LaunchPanelAttention(ctx, attending, 8, heads_each);
@@ -92,14 +103,11 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
   const bool released_shape = args.layout.dim == 512 && args.layout.rope_dim == 64;
   if (packed && capability == 90 && released_shape) return AttendOnHopper(ctx, attending);
   const bool clusters = capability >= 90 && released_shape;
-  if (clusters && FitInClusters(ctx, rows, args.heads, 16, kClusterBlocks)) {
-    return packed ? LaunchClustersOf<PackedKeys, 1>(ctx, rows, attending)
-                  : LaunchClustersOf<FloatKeys, 1>(ctx, rows, attending);
+  if (!packed) {
+    if (clusters && AttendInClusters<FloatKeys>(ctx, attending)) return;
+    return LaunchBlocks<FloatKeys>(ctx, rows, attending);
   }
-  if (!packed) return LaunchBlocks<FloatKeys>(ctx, rows, attending);
-  if (clusters && FitInClusters(ctx, rows, args.heads, 32, kClusterBlocks)) {
-    return LaunchClustersOf<PackedKeys, 2>(ctx, rows, attending);
-  }
+  if (clusters && AttendInClusters<PackedKeys>(ctx, attending)) return;
   LaunchBlocks<PackedKeys>(ctx, rows, attending);
 }
 

@@ -19,13 +19,13 @@ namespace foresight::cuda {
 namespace {
 
 constexpr int kPanelThreads = 512;
-constexpr int kShareTiles = 10;    // of 8 keys, of a thread block
 constexpr int kMultiplyTiles = 6;  // of a warpgroup
 constexpr int kPieces = 4;         // of key blocks, in a share: two of each warpgroup
 
 // For kHeads heads. Products are of 64 rows: rows beyond the heads' are what lies behind, and go nowhere.
 template <int kCluster, int kHeads>
 struct PanelSpace {
+  static constexpr int kShareTiles = 10;  // of 8 keys, of a thread block
   static constexpr int kTiles = kCluster * kShareTiles;
   static constexpr int kKeys = 8 * kTiles;
   static constexpr int kBlocks = kTiles / 8;
@@ -51,8 +51,10 @@ struct PanelSpace {
   float turns[2][32];       // cosines and sines
   float all_max[kHeads];
   float all_sum[2][kHeads];
+  ListBlocks list;
   const std::byte* entries[kKeys];
   uint32_t present[kKeys / 32];
+  TransferBarrier queries_here;
   TransferBarrier tops_here;
   TransferBarrier weights_here;
 
@@ -78,8 +80,8 @@ struct Panel {
 };
 
 template <int kCluster>
-__device__ inline Panel PanelAt(const KeyList<64>& list, int block, int chunk) {
-  const int blocks = min(list.ChunkBegin(chunk + 1) - block, kCluster * kShareTiles / 8);
+__device__ inline Panel PanelAt(const ListBlocks& list, int block, int chunk) {
+  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<kCluster, 64>::kBlocks);
   return {block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
 }
 
@@ -91,7 +93,7 @@ class PanelGatherer {
   static constexpr int kThreads = 256;
   static constexpr int kGroups = kThreads / 8;  // eight threads take a key
   static constexpr int kFinds = (Space::kKeys + kThreads - 1) / kThreads;
-  static constexpr int kOwn = (8 * kShareTiles + kGroups - 1) / kGroups;
+  static constexpr int kOwn = (8 * Space::kShareTiles + kGroups - 1) / kGroups;
   static constexpr int kValueKeys = Space::kKeys / kGroups;
 
   __device__ PanelGatherer(int rank, Space& space) : space_(space), rank_(rank) {}
@@ -110,28 +112,29 @@ class PanelGatherer {
   __device__ void FetchKeys(const KeyList<64>& list, const Panel& panel) {
     const bool first = panel.first_block == 0;
     const int raw = 64 * list.raw_blocks;
-    const int64_t absent = reinterpret_cast<int64_t>(list.Entry(0));  // whose weight is zero
-    int places[kFinds];
+    int places[kFinds], finds[kFinds], compressed[kFinds];
     const std::byte* entries[kFinds];
 #pragma unroll
     for (int n = 0; n < kFinds; ++n) {
       int i = n * kThreads + static_cast<int>(threadIdx.x) % kThreads;
-      int compressed = -1;
+      compressed[n] = -1;
       if (first && list.args.compressed == CompressedKeys::kPicked) {
         // Thread i has pick i: the list is walked from the first compressed key, then from its beginning.
-        if (i < list.num_compressed) compressed = picks_[n];
-        if (i < Space::kKeys) i = i + raw < Space::kKeys ? i + raw : i + raw - Space::kKeys;
+        if (i < list.num_compressed) compressed[n] = picks_[n];
+        if (i < Space::kKeys) i = (i + raw) % Space::kKeys;
       } else {
-        compressed = list.CompressedEntry(panel.first_block * 64 + i);
+        compressed[n] = list.CompressedEntry(panel.first_block * 64 + i);
       }
       places[n] = i;
-      entries[n] = i < 64 * panel.blocks ? list.Entry(panel.first_block * 64 + i, compressed) : nullptr;
+      finds[n] = panel.first_block * 64 + i;
     }
+    list.Find(finds, compressed, entries);
+    const std::byte* const some = list.Entry(0);  // absent keys' weights are zero
 #pragma unroll
     for (int n = 0; n < kFinds; ++n) {
       const int i = places[n];
       if (i >= 64 * panel.blocks) continue;  // whole warps
-      space_.entries[i] = entries[n] != nullptr ? entries[n] : reinterpret_cast<const std::byte*>(absent);
+      space_.entries[i] = entries[n] != nullptr ? entries[n] : some;
       const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
       if (i % 32 == 0) space_.present[i / 32] = mask;
     }
@@ -140,15 +143,16 @@ class PanelGatherer {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int key = group_ + kGroups * i;
-      if (key >= keys) continue;
-      const std::byte* entry = space_.entries[8 * panel.Begin(rank_) + key];
-      scales_[i] = *reinterpret_cast<const uint2*>(entry + 448 + 128);
+      // What isn't loaded is set, or else the panel before would seem to be needed.
+      const bool has_key = key < keys;
+      const std::byte* entry = space_.entries[has_key ? 8 * panel.Begin(rank_) + key : 0];
+      scales_[i] = LoadIf(has_key, entry + 448 + 128);
 #pragma unroll
       for (int slice = 0; slice < 7; ++slice) {
-        codes_[i][slice] = *reinterpret_cast<const uint2*>(entry + 64 * slice + 8 * part_);
+        codes_[i][slice] = LoadIf(has_key, entry + 64 * slice + 8 * part_);
       }
-      rotary_[i][0] = *reinterpret_cast<const uint2*>(entry + 448 + 16 * part_);
-      rotary_[i][1] = *reinterpret_cast<const uint2*>(entry + 448 + 16 * part_ + 8);
+      rotary_[i][0] = LoadIf(has_key, entry + 448 + 16 * part_);
+      rotary_[i][1] = LoadIf(has_key, entry + 448 + 16 * part_ + 8);
     }
   }
 
@@ -176,6 +180,7 @@ class PanelGatherer {
 #pragma unroll
     for (int i = 0; i < (kValueKeys + 7) / 8; ++i) {  // a thread has the scales of every eighth key
       const int key = group_ + kGroups * (8 * i + part_);
+      value_scales_[i] = 0;
       if (key >= keys) continue;
       const std::byte* from = space_.entries[key] + 576 + Space::kSlices * rank_;
       value_scales_[i] =
@@ -188,9 +193,7 @@ class PanelGatherer {
 #pragma unroll
         for (int i = 0; i < kValueKeys; ++i) {
           const int key = group_ + kGroups * i;
-          if (key < keys) {
-            values_[i][s] = *reinterpret_cast<const uint2*>(space_.entries[key] + 64 * slice + 8 * part_);
-          }
+          values_[i][s] = LoadIf(key < keys, space_.entries[min(key, keys - 1)] + 64 * slice + 8 * part_);
         }
       } else {
         FetchRotary<0>(keys, s);
@@ -220,16 +223,21 @@ class PanelGatherer {
   }
 
  private:
+  __device__ static uint2 LoadIf(bool there, const std::byte* from) {
+    uint2 value = {};
+    if (there) value = *reinterpret_cast<const uint2*>(from);
+    return value;
+  }
+
   // Rotary values of half of the keys, from the thread's key kFirst on.
   template <int kFirst>
   __device__ void FetchRotary(int keys, int s) {
 #pragma unroll
     for (int i = 0; i < kValueKeys / 2; ++i) {
       const int key = group_ + kGroups * (kFirst + i);
-      if (key >= keys) continue;
-      const uint2* from = reinterpret_cast<const uint2*>(space_.entries[key] + 448 + 16 * part_);
-      values_[2 * i][s] = from[0];
-      values_[2 * i + 1][s] = from[1];
+      const std::byte* from = space_.entries[min(key, keys - 1)] + 448 + 16 * part_;
+      values_[2 * i][s] = LoadIf(key < keys, from);
+      values_[2 * i + 1][s] = LoadIf(key < keys, from + 8);
     }
   }
   template <int kFirst>
@@ -258,9 +266,29 @@ class PanelGatherer {
 // The queries of a row and its heads from `first_head` on, by two warpgroups.
 template <int kHeads>
 __device__ inline void StoreQueries(const Attending& args, int row, int first_head, std::byte* q) {
-  LoadQueries<1, kHeads == 16 ? 2 : 4, true>(args, row, first_head, kHeads, {q, kHeads * kTileRowBytes, 0},
-                                             threadIdx.x / 32, 8);
+  LoadQueries<1, 2, true>(args, row, first_head, kHeads, {q, kHeads * kTileRowBytes, 0}, threadIdx.x / 32, 8);
   FenceForProducts();
+}
+
+// The same by all blocks of a cluster, each of which has some heads and sends them to the others.
+template <int kCluster, int kHeads>
+__device__ inline void ShareQueries(const Attending& args, int row, int first_head, int rank,
+                                    PanelSpace<kCluster, kHeads>& space) {
+  constexpr int kOwn = kHeads / kCluster;
+  constexpr int kAtOnce = kOwn < 8 ? 1 : kOwn / 8;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) space.queries_here.Expect(8 * (kHeads - kOwn) * kTileRowBytes);
+  LoadQueries<1, kAtOnce, true>(args, row, first_head, kOwn * (rank + 1), {space.q(), space.kQuerySlice, 0},
+                                kOwn * rank + warp, 8);
+  FenceForTransfers();
+  GroupBarrier<1>(256);
+  ClusterWait();
+  if (lane < kCluster && lane != rank) {
+    space.queries_here.Transfer(lane, space.q() + warp * space.kQuerySlice + kOwn * rank * kTileRowBytes,
+                                kOwn * kTileRowBytes);
+  }
+  __syncwarp();
 }
 
 template <int kCluster, int kHeads>
@@ -269,10 +297,13 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   extern __shared__ __align__(1024) std::byte shared[];
   Space& space = *reinterpret_cast<Space*>(shared);
   if (threadIdx.x == 0) {
+    space.queries_here.Init();
     space.tops_here.Init();
     space.weights_here.Init();
   }
+  __syncwarp();
   ClusterArrive();  // awaited before the first transfer to another block
+  Prepare(args, blockIdx.y);
   AwaitInputs();
   constexpr int kAll = kPanelThreads;
   constexpr int kMultiplying = 256;
@@ -282,35 +313,36 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   const int warpgroup = threadIdx.x / 128;
   PanelGatherer<kCluster, kHeads> gatherer(rank, space);
   if (warpgroup < 2) {
-    StoreQueries<kHeads>(args, row, first_head, space.q());
+    ShareQueries<kCluster, kHeads>(args, row, first_head, rank, space);
+    if (threadIdx.x < 64) {
+      space.turns[threadIdx.x / 32][threadIdx.x % 32] =
+          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + threadIdx.x % 32];
+    }
   } else {
     gatherer.FetchPicks(args, row);
   }
-  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-  const int chunks = list.chunks();
+  const SequenceRows sequence = SequenceAtOnce(args, row);
+  const KeyList<64> list(args, sequence, row);
+  if (threadIdx.x == 256) space.list = list;
   int chunk = 0;
   Panel panel = PanelAt<kCluster>(list, 0, 0);
-  // To the next panel. False: there is none.
+  // To the next panel. False: there is none. What is rarely needed of the list isn't kept in registers.
   const auto next = [&] {
     const int block = panel.first_block + panel.blocks;
-    chunk += block == list.ChunkBegin(chunk + 1);
-    if (chunk == chunks) return false;
-    panel = PanelAt<kCluster>(list, block, chunk);
+    chunk += block == space.list.ChunkBegin(chunk + 1);
+    if (block == space.list.blocks()) return false;
+    panel = PanelAt<kCluster>(space.list, block, chunk);
     return true;
   };
 
   if (warpgroup >= 2) {
-    TakeRegisters<kCluster == 8 ? 144 : 136>();
+    TakeRegisters<144>();
     const int thread = threadIdx.x % 256;
     // Threads of the third warpgroup add up a head's weights, of one half of each block of keys.
     const int half = thread / kHeads;
     const int head = thread % kHeads;
-    float now_sum = 0, all_sum = 0;
+    float now_sum = 0;
     gatherer.FetchKeys(list, panel);
-    if (thread < 64) {
-      space.turns[thread / 32][thread % 32] =
-          (thread < 32 ? args.cos : args.sin)[int64_t{row} * 32 + thread % 32];
-    }
 #pragma unroll 1
     while (true) {
       gatherer.StoreKeys(panel);
@@ -324,7 +356,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       const Panel now = panel;
       const int now_chunk = chunk;
       const bool more = next();
-      if (more) gatherer.FetchKeys(list, panel);
+      if (more) gatherer.FetchKeys(KeyList<64>(args, WarpSequenceOf(args, row), row), panel);
       if (half < 2) {
 #pragma unroll 2
         for (int b = 0; b < now.blocks; ++b) {
@@ -333,11 +365,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
           now_sum = __fmaf_rn(now_sum, space.factors[b][head], own);
         }
         if (chunk != now_chunk) {
-          all_sum = __fmaf_rn(all_sum, space.chunk_factors[0][head],
-                              __fmul_rn(now_sum, space.chunk_factors[1][head]));
+          space.all_sum[half][head] =
+              __fmaf_rn(now_chunk == 0 ? 0 : space.all_sum[half][head], space.chunk_factors[0][head],
+                        __fmul_rn(now_sum, space.chunk_factors[1][head]));
           now_sum = 0;
         }
-        if (!more) space.all_sum[half][head] = all_sum;
       }
       if (!more) {
         ClusterWait();
@@ -350,7 +382,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     return;
   }
 
-  GiveUpRegisters<kCluster == 8 ? 112 : 120>();
+  GiveUpRegisters<112>();
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int t = lane % 4;
@@ -389,7 +421,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     if (!Space::kKeepsQueries && panel.first_block > 0) {
       StoreQueries<kHeads>(args, row, first_head, space.q());
     }
-    if (panel.first_block == 0) ClusterWait();
+    if (panel.first_block == 0) space.queries_here.Wait(0);
     GroupBarrier<3>(kAll);  // the keys are there
 
     float s[4 * kMultiplyTiles];
@@ -451,7 +483,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       }
     }
     FenceForTransfers();
-    GroupBarrier<4>(kAll);  // the keys are multiplied
+    GroupArrive<4>(kAll);  // the keys are multiplied
+    GroupBarrier<1>(kMultiplying);
     if (lane == 0 && warp < kCluster && warp != rank) {
       space.tops_here.Transfer(warp, space.tops[parity][rank], sizeof(space.tops[0][0]));
     }
@@ -533,16 +566,19 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
         before = now_max;
         ++block;
       };
-      float tops[kCluster * kPieces];
+#pragma unroll 1
+      for (int begin = 0; begin < kCluster * kPieces; begin += 8) {
+        float tops[8];
 #pragma unroll
-      for (int i = 0; i < kCluster * kPieces; ++i) tops[i] = space.tops[parity][i / kPieces][i % kPieces][r];
+        for (int i = 0; i < 8; ++i) tops[i] = space.tops[parity][(begin + i) / kPieces][i % kPieces][r];
 #pragma unroll
-      for (int i = 0; i < kCluster * kPieces; ++i) {
-        if (begins >> i & 1) end_block();
-        now_max = fmaxf(now_max, tops[i]);
+        for (int i = 0; i < 8; ++i) {
+          if (begins >> (begin + i) & 1) end_block();
+          now_max = fmaxf(now_max, tops[i]);
+        }
       }
       end_block();
-      if (panel.first_block + panel.blocks == list.ChunkBegin(chunk + 1)) {
+      if (panel.first_block + panel.blocks == space.list.ChunkBegin(chunk + 1)) {
         const float most = chunk == 0 ? now_max : fmaxf(all_max, now_max);
         if (threadIdx.x < kHeads) {
           space.chunk_factors[0][r] = chunk == 0 ? 0 : Exp2(all_max - most);

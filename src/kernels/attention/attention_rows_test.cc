@@ -21,7 +21,8 @@ struct Shape {
   int dim = 512;
   CompressedKeys compressed = CompressedKeys::kPicked;
   int topk = 512;
-  float sink = 0;  // added to all
+  float sink = 0;       // added to all
+  float magnitude = 1;  // of keys
 
   EntryLayout layout() const {
     return {numerics == Numerics::kFaithful ? CacheFormat::kPacked : CacheFormat::kFloat32, dim, 64};
@@ -40,15 +41,20 @@ struct Decoding {
              .num_entries = shape.compressed == CompressedKeys::kNone ? 0 : (position + 1) / shape.ratio()}) {
     RandomFloats random(seed);
     const EntryLayout layout = shape.layout();
+    const auto encode_key = [&](std::byte* entry) {
+      std::vector<float> key = random.Vector(shape.dim);
+      for (float& x : key) x *= shape.magnitude;
+      EncodeEntry(layout, key.data(), entry);
+    };
     for (int64_t p = std::max<int64_t>(0, position + 1 - kWindow); p < position; ++p) {
-      EncodeEntry(layout, random.Vector(shape.dim).data(), cache.view().window[p]);
+      encode_key(cache.view().window[p]);
     }
     const int64_t entries = shape.compressed == CompressedKeys::kNone ? 0 : (position + 1) / shape.ratio();
     for (int64_t s = 0; s < entries; ++s) {
-      EncodeEntry(layout, random.Vector(shape.dim).data(), cache.view().compressed[s]);
+      encode_key(cache.view().compressed[s]);
     }
     own.resize(layout.bytes());
-    EncodeEntry(layout, random.Vector(shape.dim).data(), own.data());
+    encode_key(own.data());
     q = random.Vector(int64_t{shape.heads} * shape.dim, 2);
     cos = random.Vector(32);
     sin = random.Vector(32);
@@ -141,6 +147,9 @@ TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
         Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kAll},
         Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kNone},
         Shape{.numerics = faithful, .heads = 64, .dim = 128},
+        // Scale bytes at both ends of what bf16 can hold in one step.
+        Shape{.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 3e4f},
+        Shape{.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 1e-34f},
         Shape{.numerics = clean, .heads = 16, .topk = 64},
         Shape{.numerics = clean, .heads = 64, .compressed = CompressedKeys::kAll},
         Shape{.numerics = clean, .heads = 20, .dim = 128, .topk = 64, .sink = 50}}) {
@@ -154,7 +163,7 @@ TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
       // Where a sink takes most of the weight, a single key's rounding is all there is.
       EXPECT_LE(RelativeL2(alone.back(), want),
                 2 * (shape.numerics == faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
-          << "heads " << shape.heads << " position " << d->position;
+          << "heads " << shape.heads << " magnitude " << shape.magnitude << " position " << d->position;
     }
     for (int count : {2, 3, 4, 7, 8, 12, 15, 16, 20, 30, 32, 64, 128}) {
       Rows rows;
@@ -162,7 +171,8 @@ TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
       const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
       for (int i = 0; i < count; ++i) {
         ASSERT_EQ(got[i], alone[(3 * i + count) % decodings.size()])
-            << "heads " << shape.heads << " dim " << shape.dim << " row " << i << " of " << count;
+            << "heads " << shape.heads << " dim " << shape.dim << " magnitude " << shape.magnitude << " row "
+            << i << " of " << count;
       }
     }
   }

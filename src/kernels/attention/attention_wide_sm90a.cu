@@ -49,14 +49,14 @@ struct WideSpace {
 
 // The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
 // is of blocks filled so far.
-__device__ inline void GatherKeys(const KeyList<64>& list, int begin_block, int end_block, WideSpace& space,
-                                  int& count) {
+__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, int begin_block,
+                                  int end_block, WideSpace& space, int& count) {
   using Space = WideSpace;
   constexpr int kThreads = 256;
   const int thread = threadIdx.x % kThreads;
   const int group = thread / 8;  // eight threads take a key, 32 keys at a time
   const int part = thread % 8;
-  const auto find = [&](int first_block, int num_blocks) {
+  const auto find = [&](const KeyList<64>& list, int first_block, int num_blocks) {
     constexpr int kAtOnce = 3;
     for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kThreads) {
       int compressed[kAtOnce];
@@ -84,7 +84,7 @@ __device__ inline void GatherKeys(const KeyList<64>& list, int begin_block, int 
     return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
   };
   GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
-  find(begin_block, min(end_block - begin_block, Space::kListed));
+  find(list, begin_block, min(end_block - begin_block, Space::kListed));
   GroupBarrier<2>(kThreads);
   uint2 codes[2][7];
   uint2 rotary[2][2];
@@ -128,7 +128,7 @@ __device__ inline void GatherKeys(const KeyList<64>& list, int begin_block, int 
     ++count;
     if (block + Space::kListed < end_block) {
       GroupBarrier<2>(kThreads);
-      find(block + Space::kListed, 1);
+      find(KeyList<64>(args, WarpSequenceOf(args, row), row), block + Space::kListed, 1);
       GroupBarrier<2>(kThreads);
     }
   }
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       const KeyList<64> list(args, WarpSequenceOf(args, row), row);
       const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
       const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
-      if (!kDivided || begin < end) GatherKeys(list, begin, end, space, count);
+      if (!kDivided || begin < end) GatherKeys(args, row, list, begin, end, space, count);
     }
     return;
   }

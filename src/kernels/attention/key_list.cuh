@@ -63,6 +63,14 @@ __device__ inline void StoreOutput(const Attending& args, int row, int head, int
   StoreOutput<kFaithful, kMayTurn>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
 }
 
+// One dim that isn't rotary.
+template <bool kFaithful>
+__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float v, float factor) {
+  v = __fmul_rn(v, factor);
+  args.out[(static_cast<int64_t>(row) * args.heads + head) * args.layout.dim + d] =
+      kFaithful ? RoundBf16(v) : v;
+}
+
 // SequenceOf by a whole warp: looks at 128 sequences in the time of one.
 __device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int row) {
   // Its members arrive meanwhile if it is the one that it is where each has one row.
@@ -79,6 +87,29 @@ __device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int 
   return args.sequences[count - 1];
 }
 
+// The same sequence by value: where each one has one row, all that is asked of it comes in one round trip.
+__device__ inline SequenceRows SequenceAtOnce(const Attending& args, int row) {
+  SequenceRows guess = args.sequences[min(row, args.num_sequences - 1)];
+  if (row < guess.first_row || row >= guess.first_row + guess.num_rows) guess = WarpSequenceOf(args, row);
+  return guess;
+}
+
+// Before the wait for inputs, of which nothing is read here: loads the kernel's arguments, which come from
+// far, and sends for what is read first, to the second-level cache.
+__device__ inline void Prepare(const Attending& args, int row) {
+  asm volatile("" ::"l"(args.sequences), "r"(args.num_sequences), "r"(args.window), "r"(args.ratio),
+               "r"(args.topk), "l"(args.q), "l"(args.entries), "l"(args.picks), "l"(args.cos), "l"(args.out));
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  if (warp == 0 && lane < 2) {
+    const SequenceRows* guess = args.sequences + min(row, args.num_sequences - 1);
+    PrefetchL2(reinterpret_cast<const std::byte*>(guess) + lane * (sizeof(SequenceRows) - 1));
+  }
+  if (warp == 1 && args.compressed == CompressedKeys::kPicked && 32 * lane < args.topk) {
+    PrefetchL2(args.picks + int64_t{row} * args.topk + 32 * lane);
+  }
+}
+
 // Chunks are softmaxes of their own, merged in order, so that long lists can be worked on in parallel; the
 // raw keys belong to the first one. This is how many compressed keys a chunk has; very long lists have larger
 // chunks, not more of them.
@@ -87,18 +118,30 @@ __host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
 }
 constexpr int kMaxChunks = 16;
 
+// The blocks of a row's key list.
+struct ListBlocks {
+  int raw_blocks;
+  int compressed_blocks;
+  int chunk_blocks;  // of compressed keys
+
+  __device__ int blocks() const { return raw_blocks + compressed_blocks; }
+  __device__ int chunks() const { return max(1, (compressed_blocks + chunk_blocks - 1) / chunk_blocks); }
+  // Chunk c has blocks [ChunkBegin(c), ChunkBegin(c + 1)).
+  __device__ int ChunkBegin(int chunk) const {
+    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * chunk_blocks);
+  }
+};
+
 // The keys of one row in their one order, in blocks of kBlock: raw ones by position, padded to whole blocks
 // with absent ones, then compressed ones by index.
 template <int kBlock>
-struct KeyList {
+struct KeyList : ListBlocks {
   const Attending& args;
   const SequenceRows& sequence;
   const int32_t* picks;
   int64_t first_raw;
   int num_raw;
   int num_compressed;
-  int raw_blocks;
-  int chunk_blocks;  // of compressed keys
 
   __device__ KeyList(const Attending& args, const SequenceRows& sequence, int row)
       : args(args), sequence(sequence), picks(args.picks + static_cast<int64_t>(row) * args.topk) {
@@ -111,18 +154,13 @@ struct KeyList {
     raw_blocks = (num_raw + kBlock - 1) / kBlock;
     num_compressed = 0;
     if (args.compressed != CompressedKeys::kNone) {
-      num_compressed = static_cast<int>((position + 1) / args.ratio);
+      num_compressed =
+          static_cast<int>(static_cast<uint32_t>(position + 1) / static_cast<uint32_t>(args.ratio));
       if (args.compressed == CompressedKeys::kPicked) num_compressed = min(num_compressed, args.topk);
     }
-    const int compressed_blocks = (num_compressed + kBlock - 1) / kBlock;
+    compressed_blocks = (num_compressed + kBlock - 1) / kBlock;
     chunk_blocks =
         max(ChunkEntries(args.compressed) / kBlock, (compressed_blocks + kMaxChunks - 1) / kMaxChunks);
-  }
-  __device__ int blocks() const { return raw_blocks + (num_compressed + kBlock - 1) / kBlock; }
-  __device__ int chunks() const { return max(1, (blocks() - raw_blocks + chunk_blocks - 1) / chunk_blocks); }
-  // Chunk c has blocks [ChunkBegin(c), ChunkBegin(c + 1)).
-  __device__ int ChunkBegin(int chunk) const {
-    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * chunk_blocks);
   }
 
   // The compressed entry that a key of the padded list is; -1 for raw and absent keys.
@@ -131,7 +169,38 @@ struct KeyList {
     if (at < 0 || at >= num_compressed) return -1;
     return args.compressed == CompressedKeys::kPicked ? picks[at] : at;
   }
-  // Where a key lies whose CompressedEntry is given; null for an absent one.
+  // Where keys lie whose CompressedEntry is given; null for absent ones. Everything is computed for every
+  // key, so that the block tables' items come at once.
+  template <int kCount>
+  __device__ void Find(const int (&keys)[kCount], const int (&compressed)[kCount],
+                       const std::byte* (&entries)[kCount]) const {
+    const PagedView& pages = sequence.cache.compressed;
+    const RingView& window = sequence.cache.window;
+    const uint32_t per_block = static_cast<uint32_t>(pages.per_block);
+    const std::byte* blocks[kCount] = {};
+    uint32_t within[kCount] = {};
+    if (num_compressed > 0) {
+#pragma unroll
+      for (int n = 0; n < kCount; ++n) {
+        const uint32_t i = static_cast<uint32_t>(max(compressed[n], 0));
+        blocks[n] = pages.blocks[i / per_block];
+        within[n] = i % per_block;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      const int64_t step_row = first_raw + keys[n] - sequence.first_position;
+      const std::byte* own = args.entries + (sequence.first_row + step_row) * args.entry_bytes;
+      const std::byte* before = Item(window, static_cast<uint32_t>(first_raw) + keys[n]);
+      const std::byte* raw = step_row >= 0 ? own : before;
+      const std::byte* picked = blocks[n] + pages.offset + within[n] * pages.item_bytes;
+      const bool is_raw = keys[n] < raw_blocks * kBlock;
+      const bool absent = is_raw ? keys[n] >= num_raw : compressed[n] < 0;
+      const std::byte* entry = is_raw ? raw : picked;
+      entries[n] = absent ? nullptr : entry;
+    }
+  }
+  // The same of one, with fewer registers.
   __device__ const std::byte* Entry(int key, int compressed) const {
     if (key >= raw_blocks * kBlock) {
       return compressed < 0 ? nullptr : Item(sequence.cache.compressed, static_cast<uint32_t>(compressed));
@@ -141,7 +210,9 @@ struct KeyList {
     if (step_row >= 0) return args.entries + (sequence.first_row + step_row) * args.entry_bytes;
     return Item(sequence.cache.window, static_cast<uint32_t>(first_raw) + key);
   }
-  __device__ const std::byte* Entry(int key) const { return Entry(key, CompressedEntry(key)); }
+  __device__ const std::byte* Entry(int key) const {
+    return Entry(key, CompressedEntry(key));
+  }
 
   // ItemOf for numbers of 32 bits, whose divisions are fast: contexts end long before.
   __device__ static const std::byte* Item(const RingView& view, uint32_t position) {

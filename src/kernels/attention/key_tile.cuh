@@ -36,20 +36,32 @@ __device__ inline uint2 MoveE4M3(uint32_t codes) {
   return {__byte_perm(lower, upper, 0x5140), __byte_perm(lower, upper, 0x7362)};
 }
 
-// Eight E4M3 codes times 2^(scale - 127), exact in bf16 but where that has no smaller values.
+// The same of two codes, bytes `first` and `second` of four, in fewer operations, though the wide kernel has
+// too few registers for it: signs are moved by copies of them in the bytes above.
+__device__ inline uint32_t MoveTwoE4M3(uint32_t codes, uint32_t first, uint32_t second) {
+  uint32_t pair;
+  asm("prmt.b32 %0, %1, 0, %2;" : "=r"(pair) : "r"(codes), "r"(first * 0x11 + second * 0x1100 + 0x8080));
+  return pair << 4 & 0x87f087f0;
+}
+
+// The bf16 value 2^(scale - 127) of a scale byte.
+__device__ inline uint32_t ScaleBf16(uint32_t scale) {
+  return scale == 255 ? 0x7fc0 : max(scale << 7, 0x40);
+}
+
+// Moved codes times the factors of a pair; exact in bf16 but where that has no smaller values. 2^120 is a
+// step of its own, for with some scales their product is beyond bf16.
+__device__ inline uint32_t ScaleMoved(uint32_t moved, uint32_t factors) {
+  return MultiplyBf16(MultiplyBf16(moved, 0x7b807b80), factors);
+}
+
+// Eight E4M3 codes that share a scale byte.
 __device__ inline uint4 DecodeE4M3(uint2 codes, uint32_t scale) {
-  uint2 a = MoveE4M3(codes.x);
-  uint2 b = MoveE4M3(codes.y);
-  uint32_t factor = (scale + 120) << 7;  // 2^(scale - 7)
-  if (scale > 134) {                     // which bf16 doesn't have: in two steps
-    const uint32_t bias = 0x7b807b80;    // 2^120
-    a = {MultiplyBf16(a.x, bias), MultiplyBf16(a.y, bias)};
-    b = {MultiplyBf16(b.x, bias), MultiplyBf16(b.y, bias)};
-    factor = scale == 255 ? 0x7fc0 : scale << 7;
-  }
-  factor *= 0x10001;
-  return {MultiplyBf16(a.x, factor), MultiplyBf16(a.y, factor), MultiplyBf16(b.x, factor),
-          MultiplyBf16(b.y, factor)};
+  const uint32_t factors = ScaleBf16(scale) * 0x10001;
+  const uint2 low = MoveE4M3(codes.x);
+  const uint2 high = MoveE4M3(codes.y);
+  return {ScaleMoved(low.x, factors), ScaleMoved(low.y, factors), ScaleMoved(high.x, factors),
+          ScaleMoved(high.y, factors)};
 }
 
 // The two numerics' ways with eight values of a key, `chunk` of its dims [64 slice, 64 slice + 64): what a
@@ -93,29 +105,112 @@ struct PackedKeys {
     *reinterpret_cast<uint4*>(ChunkOf(tile, row, chunk)) = values;
   }
 
-  // The same by way of shared memory, for entries of 512 values, 64 of them rotary: slices but the last lie
-  // there as codes; the last one's values go straight to their place in the tile.
-  static constexpr int kRawSlices = 7;
-  static constexpr int kRawBytes = 64;
-  static constexpr int kShareTiles = 10;  // of 8 keys, of a block of a cluster
-  __device__ static void Fetch(const std::byte* entry, int slice, int chunk, std::byte* raw) {
-    CopyAsync<8>(raw + 8 * chunk, entry + 64 * slice + 8 * chunk, entry != nullptr);
+  // What clusters do with tiles of 8 keys of 512 values, 64 of them rotary, in shared memory.
+  static constexpr int kShareTiles = 10;  // of a thread block
+  static constexpr int kCodedSlices = 7;  // the last one is bf16
+
+  // A slice of a tile as it lies in its entries. Piece p of 16 bytes of a row lies at place p ^ row / 2 % 4,
+  // so that eight rows' same pieces lie in all banks.
+  struct alignas(16) Piece {
+    std::byte codes[8][64];
+    uint16_t factors[8];  // bf16
+
+    __device__ const std::byte* At(int key, int piece) const {
+      return &codes[key][16 * (piece ^ key / 2 % 4)];
+    }
+  };
+  struct Tiles {  // slices of all tiles together, for they go to other blocks
+    Piece pieces[kCodedSlices][kShareTiles];
+    std::byte last[kShareTiles][8 * kTileRowBytes];  // as in tiles of decoded keys
+    uint2 scales[kShareTiles][8];
+  };
+  // By a warp: `entry` is key lane % 8's.
+  __device__ static void FetchTile(const std::byte* entry, Tiles& tiles, int tile) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int key = 0; key < 8; ++key) {
+      const std::byte* from = reinterpret_cast<const std::byte*>(
+          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(entry), key));
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        const int at = 32 * i + lane;  // of pieces of 8 bytes
+        std::byte* to =
+            const_cast<std::byte*>(tiles.pieces[at / 8 % 7][tile].At(key, at % 8 / 2)) + at % 2 * 8;
+        if (at >= 56) to = ChunkOf(tiles.last[tile], key, (at - 56) / 2) + at % 2 * 8;
+        if (at == 72) to = reinterpret_cast<std::byte*>(&tiles.scales[tile][key]);
+        if (at <= 72) CopyAsync<8>(to, from + 8 * at, from != nullptr);
+      }
+    }
   }
-  __device__ static void FetchLast(const std::byte* entry, int chunk, std::byte* tile, int row) {
-    std::byte* to = ChunkOf(tile, row, chunk);
-    CopyAsync<8>(to, entry + 448 + 16 * chunk, entry != nullptr);
-    CopyAsync<8>(to + 8, entry + 448 + 16 * chunk + 8, entry != nullptr);
+  // Then, when all lanes' copies are there.
+  __device__ static void FinishTile(Tiles& tiles, int tile) {
+    const int lane = threadIdx.x % 32;
+    const uint2 scales = tiles.scales[tile][lane % 8];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int slice = 4 * i + lane / 8;
+      if (slice < 7) {
+        tiles.pieces[slice][tile].factors[lane % 8] =
+            static_cast<uint16_t>(ScaleBf16((i == 0 ? scales.x : scales.y) >> lane / 8 * 8 & 0xff));
+      }
+    }
   }
-  __device__ static void FetchScales(const std::byte* entry, uint2* scales) {
-    CopyAsync<8>(scales, entry + 448 + 128, entry != nullptr);
+  // A lane's fragments of four interleaved products: values 16 k + 4 t .. + 3 of a slice of key g in
+  // the places of columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
+  using Fragments = uint32_t[4][kParts][2];
+  __device__ static void LoadFragments(const Tiles& tiles, int tile, int slice, Fragments& fragments) {
+    const int g = threadIdx.x % 32 / 4;
+    const int t = threadIdx.x % 4;
+    const Piece& piece = tiles.pieces[slice][tile];
+    const uint32_t factors = piece.factors[g] * 0x10001;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const uint32_t codes = *reinterpret_cast<const uint32_t*>(piece.At(g, k) + 4 * t);
+      fragments[k][0][0] = ScaleMoved(MoveTwoE4M3(codes, 0, 1), factors);
+      fragments[k][0][1] = ScaleMoved(MoveTwoE4M3(codes, 2, 3), factors);
+    }
   }
-  // Quarter `piece` of a slice: sixteen values.
-  __device__ static void Decode(const std::byte* raw, const uint2& scales, int slice, int piece,
-                                std::byte* tile, int, int row) {
-    const uint4 codes = *reinterpret_cast<const uint4*>(raw + 16 * piece);
-    const uint32_t scale = reinterpret_cast<const uint8_t*>(&scales)[slice];
-    *reinterpret_cast<uint4*>(ChunkOf(tile, row, 2 * piece)) = DecodeE4M3({codes.x, codes.y}, scale);
-    *reinterpret_cast<uint4*>(ChunkOf(tile, row, 2 * piece + 1)) = DecodeE4M3({codes.z, codes.w}, scale);
+  __device__ static void LoadLastFragments(const Tiles& tiles, int tile, Fragments& fragments) {
+    const int g = threadIdx.x % 32 / 4;
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const std::byte* chunk = ChunkOf(const_cast<std::byte*>(tiles.last[tile]), g, 2 * k + t / 2);
+      const uint2 values = *reinterpret_cast<const uint2*>(chunk + 8 * (t % 2));
+      fragments[k][0][0] = values.x;
+      fragments[k][0][1] = values.y;
+    }
+  }
+
+  // Fragments of a block of keys as values, of eight dims of a slice: column g of tile n is dim DimOf(n, g).
+  static constexpr bool kScattered = true;  // such dims aren't neighbours
+  __device__ static int DimOf(int n, int g) {
+    return n / 2 * 16 + 2 * g + n % 2;
+  }
+  using ValueFragments = uint32_t[kBlock / 16][kParts][2];
+  struct RawValues {
+    uint32_t codes[8];    // of keys 2 t and 2 t + 1 of each tile of keys, two dims each
+    uint32_t factors[8];  // of these keys
+  };
+  __device__ static void LoadValues(const Piece* tiles, int n, RawValues& raw) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      LoadMatricesTransposed(*reinterpret_cast<uint32_t(*)[4]>(&raw.codes[4 * half]),
+                             tiles[4 * half + lane / 8].At(lane % 8, n / 2));
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      raw.factors[i] = *reinterpret_cast<const uint32_t*>(&tiles[i].factors[2 * (lane % 4)]);
+    }
+  }
+  // Those of 16 keys, the block's keys 16 k and on.
+  __device__ static void DecodeValues(const RawValues& raw, int n, int k, ValueFragments& fragments) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      fragments[k][0][i] =
+          ScaleMoved(MoveTwoE4M3(raw.codes[2 * k + i], n % 2, n % 2 + 2), raw.factors[2 * k + i]);
+    }
   }
 };
 
@@ -152,20 +247,69 @@ struct FloatKeys {
         PackBf16(Remainder(b.x), Remainder(b.y)), PackBf16(Remainder(b.z), Remainder(b.w))};
   }
 
-  static constexpr int kRawSlices = 8;
-  static constexpr int kRawBytes = 256;
   static constexpr int kShareTiles = 3;
-  __device__ static void Fetch(const std::byte* entry, int slice, int chunk, std::byte* raw) {
-    CopyAsync<16>(raw + 32 * chunk, entry + 256 * slice + 32 * chunk, entry != nullptr);
-    CopyAsync<16>(raw + 32 * chunk + 16, entry + 256 * slice + 32 * chunk + 16, entry != nullptr);
+  static constexpr int kCodedSlices = 8;
+
+  struct alignas(16) Piece {
+    float values[8][64 + 4];
+  };
+  struct Tiles {
+    Piece pieces[kCodedSlices][kShareTiles];
+  };
+  __device__ static void FetchTile(const std::byte* entry, Tiles& tiles, int tile) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int key = 0; key < 8; ++key) {
+      const std::byte* from = reinterpret_cast<const std::byte*>(
+          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(entry), key));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int at = 32 * i + lane;
+        CopyAsync<16>(&tiles.pieces[at / 16][tile].values[key][at % 16 * 4], from + 16 * at, from != nullptr);
+      }
+    }
   }
-  __device__ static void FetchLast(const std::byte*, int, std::byte*, int) {}
-  __device__ static void FetchScales(const std::byte*, uint2*) {}
-  __device__ static void Decode(const std::byte* raw, const uint2&, int, int piece, std::byte* tile,
-                                int part_bytes, int row) {
-    const float4* from = reinterpret_cast<const float4*>(raw + 64 * piece);
-    Store({}, {from[0], from[1]}, 0, 2 * piece, tile, part_bytes, row);
-    Store({}, {from[2], from[3]}, 0, 2 * piece + 1, tile, part_bytes, row);
+  __device__ static void FinishTile(Tiles&, int) {}
+  __device__ static void Split(float a, float b, uint32_t& upper, uint32_t& lower) {
+    upper = PackBf16(a, b);
+    lower = PackBf16(Remainder(a), Remainder(b));
+  }
+  using Fragments = uint32_t[4][kParts][2];
+  __device__ static void LoadFragments(const Tiles& tiles, int tile, int slice, Fragments& fragments) {
+    const int g = threadIdx.x % 32 / 4;
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float4 a = *reinterpret_cast<const float4*>(&tiles.pieces[slice][tile].values[g][16 * k + 4 * t]);
+      Split(a.x, a.y, fragments[k][0][0], fragments[k][1][0]);
+      Split(a.z, a.w, fragments[k][0][1], fragments[k][1][1]);
+    }
+  }
+  __device__ static void LoadLastFragments(const Tiles&, int, Fragments&) {}
+
+  static constexpr bool kScattered = false;
+  __device__ static int DimOf(int n, int g) {
+    return 8 * n + g;
+  }
+  using ValueFragments = uint32_t[kBlock / 16][kParts][2];
+  struct RawValues {
+    float values[kBlock / 8][2];  // [tiles, keys]
+  };
+  __device__ static void LoadValues(const Piece* tiles, int n, RawValues& raw) {
+    const int g = threadIdx.x % 32 / 4;
+    const int t = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < kBlock / 8; ++i) {
+#pragma unroll
+      for (int odd = 0; odd < 2; ++odd) raw.values[i][odd] = tiles[i].values[2 * t + odd][DimOf(n, g)];
+    }
+  }
+  __device__ static void DecodeValues(const RawValues& raw, int, int k, ValueFragments& fragments) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float(&pair)[2] = raw.values[2 * k + i];
+      Split(pair[0], pair[1], fragments[k][0][i], fragments[k][1][i]);
+    }
   }
 };
 

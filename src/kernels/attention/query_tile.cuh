@@ -19,10 +19,20 @@ struct QueryTiles {
   int part_bytes;
 };
 
+// Eight values of a row, chunk `chunk` of its slice, where interleaved products look for them (key_tile.cuh):
+// of each 16 dims the first chunk has 0, 1, 4, 5, 8, 9, 12, 13, the second one the others.
+__device__ inline void StoreInterleaved(const float* v, std::byte* tile, int row, int chunk) {
+  const int half = chunk % 2 * 8;
+  *reinterpret_cast<uint2*>(ChunkOf(tile, row, chunk & ~1) + half) = {PackBf16(v[0], v[1]),
+                                                                      PackBf16(v[4], v[5])};
+  *reinterpret_cast<uint2*>(ChunkOf(tile, row, chunk | 1) + half) = {PackBf16(v[2], v[3]),
+                                                                     PackBf16(v[6], v[7])};
+}
+
 // Queries of heads first_head + i become rows i of the tiles, for each i of `warp`, `warp` + `warps` .. below
 // `count`, a multiple of kAtOnce * warps: kAtOnce of them at a time. A lane has chunks of eight values `lane`
 // and `lane` + 32, one of them rotary at most.
-template <int kParts, int kAtOnce, bool kReleasedShape = false>
+template <int kParts, int kAtOnce, bool kReleasedShape = false, bool kInterleaved = false>
 __device__ inline void LoadQueries(const Attending& args, int row, int first_head, int count,
                                    const QueryTiles& tiles, int warp, int warps) {
   constexpr int kGroups = kMaxSlices / 4;
@@ -83,6 +93,16 @@ __device__ inline void LoadQueries(const Attending& args, int row, int first_hea
           }
         }
         if (chunk / 8 * kSliceDims >= dim) continue;
+        if constexpr (kInterleaved) {
+          std::byte* tile = tiles.data + chunk / 8 * tiles.slice_bytes;
+          StoreInterleaved(v, tile, begin + i * warps, chunk % 8);
+          if constexpr (kParts == 2) {
+#pragma unroll
+            for (int k = 0; k < 8; ++k) v[k] = Remainder(v[k]);
+            StoreInterleaved(v, tile + tiles.part_bytes, begin + i * warps, chunk % 8);
+          }
+          continue;
+        }
         std::byte* to = ChunkOf(tiles.data + chunk / 8 * tiles.slice_bytes, begin + i * warps, chunk % 8);
         *reinterpret_cast<uint4*>(to) = {PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
                                          PackBf16(v[6], v[7])};

@@ -47,6 +47,22 @@ struct alignas(8) SharedBarrier {
   }
 };
 
+// A barrier of some warps of the block: kId from 1 to 15, one for each group of `threads`.
+template <int kId>
+__device__ inline void GroupBarrier(int threads) {
+  asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(threads) : "memory");
+}
+
+__device__ inline void GroupBarrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// The same for warps that needn't wait for the others.
+template <int kId>
+__device__ inline void GroupArrive(int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kId), "r"(threads) : "memory");
+}
+
 // The value, and with it everything that was written before the additions that made it, on the whole device.
 __device__ inline int LoadAcquire(const int* from) {
   int value;

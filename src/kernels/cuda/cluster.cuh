@@ -97,15 +97,32 @@ struct alignas(8) TransferBarrier {
         : "memory");
 #endif
   }
-  // Sends what lies at `from`, `bytes` (a multiple of 16), to the same place in block `rank`.
+  // Sends what lies at `from`, `bytes` (a multiple of 16), to the same place in block `rank`, or to where
+  // `own` is in this block.
   __device__ void Transfer(int rank, const void* from, int bytes) {
+    Transfer(rank, from, from, bytes);
+  }
+  __device__ void Transfer(int rank, const void* own, const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
-        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %2; "
-        "mapa.shared::cluster.u32 barrier, %3, %2; "
-        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, [barrier]; "
-        "}" ::"r"(Address(from)),
-        "r"(bytes), "r"(rank), "r"(Address(this))
+        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %3; "
+        "mapa.shared::cluster.u32 barrier, %4, %3; "
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%1], %2, [barrier]; "
+        "}" ::"r"(Address(own)),
+        "r"(Address(from)), "r"(bytes), "r"(rank), "r"(Address(this))
+        : "memory");
+#endif
+  }
+  // Writes 16 bytes to block `rank`'s shared memory where `own` is in this block's; the rank may be this
+  // block's own.
+  __device__ void Store(int rank, const void* own, const uint4& value) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %1; "
+        "mapa.shared::cluster.u32 barrier, %2, %1; "
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [barrier]; "
+        "}" ::"r"(Address(own)),
+        "r"(rank), "r"(Address(this)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
         : "memory");
 #endif
   }

@@ -76,16 +76,6 @@ __device__ inline void FenceForProducts() {
 #endif
 }
 
-// A barrier of some warps of the block: kId from 1 to 15, one for each group of `threads`.
-template <int kId>
-__device__ inline void GroupBarrier(int threads) {
-  asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(threads) : "memory");
-}
-
-__device__ inline void GroupBarrier(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // Moves registers between the warpgroups of a block: all four warps take part.
 template <int kCount>
 __device__ inline void GiveUpRegisters() {
