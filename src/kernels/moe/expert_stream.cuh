@@ -8,6 +8,9 @@
 // finish groups in turn. Who finishes the last of the groups that make up 128 values of the activation
 // prepares these for w2; one warp waits for activations and tells its thread block.
 //
+// A step of few pairs has no launch before this one: every thread block routes, plans and prepares the rows
+// in its shared memory, while the shared expert's first slabs are on their way.
+//
 // Nobody waits for ever: items depend on earlier ones alone, every thread block takes its own in order, and
 // all thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
@@ -151,21 +154,20 @@ struct SlabRing {
   __device__ void Init() {
     for (int i = 0; i < kSlabs; ++i) {
       full[i].Init(kCopyWarps * 32);
-      empty[i].Init(kStreamWarps);
+      empty[i].Init(kStreamWarps * 32);
     }
   }
 };
 
-// Where in a ring somebody is; in one register.
+// Where in a ring somebody is.
 template <int kSlots>
 struct RingPlace {
+  static_assert((kSlots & (kSlots - 1)) == 0);
   uint32_t place = 0;
 
-  __device__ int slot() const { return static_cast<int>(place & 0xff); }
-  __device__ uint32_t phase() const { return place >> 8; }
-  __device__ void Advance() {
-    if ((++place & 0xff) == kSlots) place = (place & 0x100) ^ 0x100;
-  }
+  __device__ int slot() const { return static_cast<int>(place % kSlots); }
+  __device__ uint32_t phase() const { return place / kSlots % 2; }
+  __device__ void Advance() { ++place; }
 };
 
 // A warp that copies its part of the slabs of its thread block's items, in their order.
@@ -341,13 +343,11 @@ class StreamMultiplier {
 
   __device__ void Run() {
     if (args_.plans) PrepareRows();
-    int tiles = args_.shared_tiles;
     bool planned = false;
     for (StreamCursor at = StreamCursor::First(args_);;) {
-      if (!at.Settle(args_, tiles, planned)) {
+      if (!at.Settle(args_, planned ? shared_.num_tiles : args_.shared_tiles, planned)) {
         if (planned) break;
-        shared_.planned.Wait(0);
-        tiles = shared_.num_tiles;
+        shared_.planned.Wait(0);  // not for the shared expert's items
         planned = true;
         continue;
       }
@@ -527,8 +527,7 @@ class StreamMultiplier {
   __device__ void TakeSlab(const Read& read) {
     ring_.full[place_.slot()].Wait(place_.phase());
     read(ring_.slabs[place_.slot()]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ring_.empty[place_.slot()].Arrive();
+    ring_.empty[place_.slot()].Arrive();
     place_.Advance();
   }
 
@@ -574,7 +573,7 @@ class StreamMultiplier {
     shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
     if (has_block) {
       float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
-      to[StreamShared::kRowFactors + lane % 4 * 8 + lane / 4] = of_row;
+      to[StreamShared::kRowFactors + lane] = of_row;
       if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
       to += lane % 4 * 2 * kSumStride + lane / 4;
 #pragma unroll
@@ -585,15 +584,15 @@ class StreamMultiplier {
         to[m * 16 + kSumStride + 8] = acc[m][3];
       }
     }
-    __syncwarp();
-    if (lane == 0) shared_.full[finisher_][buffer_.slot()].Arrive();
+    shared_.full[finisher_][buffer_.slot()].Arrive();
     buffer_.Advance();
   }
 
   __device__ void AwaitActivation(int tile) {
     if (threadIdx.x % 32 == 0) {
-      while (LoadAcquireShared(&shared_.ready_tiles) <= tile) {
+      while (atomicOr_block(&shared_.ready_tiles, 0) <= tile) {
       }
+      __threadfence_block();
     }
     __syncwarp();
   }
@@ -661,7 +660,8 @@ class StreamFinisher {
       shared_.full[warp_][buffer_].Wait(phases_ >> buffer_ & 1);
       phases_ ^= 1u << buffer_;
       const int n = min(kStreamWarps, blocks - round);
-      const float* row_factors = shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane;
+      const float* row_factors =
+          shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane % 8 * 4 + lane / 8;
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         if (column >= count) break;
@@ -673,8 +673,7 @@ class StreamFinisher {
               __fadd_rn(sums[column], ScaleSum(from[at + lane], from[at + kGroupRows], row_factors[at]));
         }
       }
-      __syncwarp();
-      if (lane == 0) shared_.empty[buffer_].Arrive();
+      shared_.empty[buffer_].Arrive();
       buffer_ = buffer_ + 1 < kBuffers ? buffer_ + 1 : 0;
     }
   }
@@ -804,7 +803,7 @@ __device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_
     ready += more;
     Fence();
     __syncwarp();
-    if (lane == 0) StoreRelease(ready_tiles, ready);
+    if (lane == 0) atomicExch_block(ready_tiles, ready);
   }
   if (args.watchers == nullptr) return;
   // Who comes last knows that nobody needs the counters any more.
@@ -828,9 +827,9 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
   if (thread == 0) {
     shared.ring.Init();
     for (auto& of_warp : shared.full) {
-      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps);
+      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps * 32);
     }
-    for (SharedBarrier& barrier : shared.empty) barrier.Init(1);
+    for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
     shared.planned.Init(1);
     shared.ready_tiles = 0;
     shared.plan = args.plan;

@@ -32,8 +32,9 @@ __device__ inline int BestOfWarp(uint64_t value, int id, int num_experts) {
   return static_cast<int>(__reduce_min_sync(0xffffffff, static_cast<unsigned>(is_best ? id : num_experts)));
 }
 
-// By kRouterThreads threads, whose numbers are `thread` and who wait for one another in sync(): one per score,
-// then the first warp selects. In shared memory, RouterSharedBytes(): the scores, and the biased ones in order.
+// By kRouterThreads threads, whose numbers are `thread` and who wait for one another in sync(): one per
+// score, then the first warp selects. In shared memory, RouterSharedBytes(): the scores, and the biased ones
+// in order.
 template <typename Sync>
 __device__ inline void RouteRow(const RouterArgs& args, int64_t row, int thread, double* scores,
                                 const Sync& sync) {
