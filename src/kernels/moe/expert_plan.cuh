@@ -51,11 +51,11 @@ __device__ inline void ForPairs(const int32_t* ids, int pairs, const Use& use) {
   }
 }
 
-// The plan of up to 32 pairs, by one warp. Other blocks may have written ids.
-__device__ inline void PlanFewPairs(const int32_t* ids, int pairs, int slots, int tile_columns,
-                                    const ExpertPlan& plan) {
+constexpr int kFewPairs = 32;
+
+// The plan of up to kFewPairs pairs, by one warp: a lane knows its pair's expert, or -1.
+__device__ inline void PlanFewPairs(int id, int pairs, int slots, int tile_columns, const ExpertPlan& plan) {
   const int lane = threadIdx.x % 32;
-  const int id = lane < pairs ? __ldcg(&ids[lane]) : -1;
   const unsigned before = (1u << lane) - 1;
   const unsigned same = __match_any_sync(0xffffffff, id);
   const int rank = __popc(same & before);
@@ -83,8 +83,10 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
     plan.list[pairs + i] = pairs + i;
     plan.rows[pairs + i] = i;
   }
-  if (pairs <= 32) {
-    if (threadIdx.x < 32) PlanFewPairs(ids, pairs, slots, tile_columns, plan);
+  if (pairs <= kFewPairs) {
+    if (threadIdx.x >= 32) return;
+    const int id = threadIdx.x < pairs ? __ldcg(&ids[threadIdx.x]) : -1;
+    PlanFewPairs(id, pairs, slots, tile_columns, plan);
     return;
   }
   for (int e = threadIdx.x; e < num_experts; e += kPlanThreads) counts[e] = 0;

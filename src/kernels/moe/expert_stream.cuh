@@ -8,6 +8,9 @@
 // finish groups in turn. Who finishes the last of the groups that make up 128 values of the activation
 // prepares these for w2; one warp waits for activations and tells its thread block.
 //
+// A step of few pairs has no launch before this one: every thread block routes, plans and prepares the rows
+// in its shared memory, while the shared expert's first slabs are on their way.
+//
 // Nobody waits for ever: items depend on earlier ones alone, every thread block takes its own in order, and
 // all thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
@@ -18,6 +21,7 @@
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/product_tile.cuh"
+#include "kernels/cuda/wgmma.cuh"
 #include "kernels/moe/expert_plan.cuh"
 #include "kernels/moe/swiglu.cuh"
 
@@ -29,6 +33,9 @@ constexpr int kSumWarps = 3;  // each every third group
 constexpr int kStreamThreads = (kStreamWarps + kSumWarps + kCopyWarps + 1) * 32;
 constexpr int kStreamColumns = 8;  // rows of the step that share an item's weights, at most
 constexpr int kGroupRows = 32;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
+// Of some warps of the block: those that multiply, and the others.
+constexpr int kRowsBarrier = 1;
+constexpr int kPlanBarrier = 2;
 constexpr int kSumStride = 36;  // of a column's sums; four lanes' columns in other banks
 
 // The weights of sixteen blocks: all rows of the group in FP4, half of them (one operand A) in FP8. Rows lie
@@ -83,8 +90,17 @@ struct StreamArgs {
   int groups[2];       // of a tile: of w1 and w3, and of w2
   int item_groups[2];  // as many as its items could have
   Swiglu swiglu;
+  // Where pairs are few, thread blocks route, plan and prepare the rows by themselves, each all of it.
+  bool plans;
+  bool routes;
+  RouterArgs router;
+  const int32_t* ids;  // [rows, slots]
+  PlainRows x;
+  int rows_at;    // in shared memory: prepared rows for the routed experts, then, unless `one_format`, others
+  int scores_at;  // and the router's
+  bool one_format;
   const float* weights;   // [rows, slots]
-  PreparedRows x_routed;  // [rows]
+  PreparedRows x_routed;  // [rows]; where thread blocks prepare them, without data
   PreparedRows x_shared;
   float* hidden;            // [pairs, I] activations
   PreparedRows activation;  // [pairs] of them, in the order of the expert's format
@@ -93,8 +109,8 @@ struct StreamArgs {
   // Counters, zero at first.
   int* groups_of_block;  // [tiles, blocks of I] finished groups of w1 and w3
   int* ready_blocks;     // [tiles] prepared ones
-  int* ready;            // [1] of all tiles
   int* outputs;          // [D / 32] finished groups of w2
+  int* watchers;         // [1] thread blocks that know of all activations; unless null, all are left at zero
 
   __device__ int Cols(bool is_down) const { return is_down ? intermediate : dim; }
 };
@@ -138,21 +154,20 @@ struct SlabRing {
   __device__ void Init() {
     for (int i = 0; i < kSlabs; ++i) {
       full[i].Init(kCopyWarps * 32);
-      empty[i].Init(kStreamWarps);
+      empty[i].Init(kStreamWarps * 32);
     }
   }
 };
 
-// Where in a ring somebody is; in one register.
+// Where in a ring somebody is.
 template <int kSlots>
 struct RingPlace {
+  static_assert((kSlots & (kSlots - 1)) == 0);
   uint32_t place = 0;
 
-  __device__ int slot() const { return static_cast<int>(place & 0xff); }
-  __device__ uint32_t phase() const { return place >> 8; }
-  __device__ void Advance() {
-    if ((++place & 0xff) == kSlots) place = (place & 0x100) ^ 0x100;
-  }
+  __device__ int slot() const { return static_cast<int>(place % kSlots); }
+  __device__ uint32_t phase() const { return place / kSlots % 2; }
+  __device__ void Advance() { ++place; }
 };
 
 // A warp that copies its part of the slabs of its thread block's items, in their order.
@@ -286,6 +301,16 @@ class SlabStream {
   bool is_fp8_ = false;
 };
 
+// What a thread block finds by itself of a step of few pairs.
+struct FewPairs {
+  int32_t list[2 * kFewPairs];
+  int32_t rows[2 * kFewPairs];
+  ExpertTile tiles[kFewPairs];
+  int num_tiles;
+  int32_t ids[kFewPairs];
+  float weights[kFewPairs];
+};
+
 struct StreamShared {
   static constexpr int kSlabs = 4;
   static constexpr int kBuffers = 2;
@@ -299,8 +324,14 @@ struct StreamShared {
   // A round of the warp's groups; nobody is more rounds ahead of another than there are buffers.
   SharedBarrier full[kSumWarps][kBuffers];
   SharedBarrier empty[kBuffers];
+  // What depends on the step's routing is known from here on.
+  SharedBarrier planned;
   int num_tiles;
   int ready_tiles;  // so many first tiles' activations are there
+  ExpertPlan plan;
+  const float* weights;  // [rows, slots]
+  uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
+  FewPairs few;
 };
 
 // What a multiplying warp does.
@@ -311,8 +342,15 @@ class StreamMultiplier {
       : args_(args), shared_(shared), ring_(shared.ring), tiles_(tiles) {}
 
   __device__ void Run() {
-    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, shared_.num_tiles, true);
-         at.Advance(args_)) {
+    if (args_.plans) PrepareRows();
+    bool planned = false;
+    for (StreamCursor at = StreamCursor::First(args_);;) {
+      if (!at.Settle(args_, planned ? shared_.num_tiles : args_.shared_tiles, planned)) {
+        if (planned) break;
+        shared_.planned.Wait(0);  // not for the shared expert's items
+        planned = true;
+        continue;
+      }
       const int x = FindColumn(at);
       if (at.is_down) AwaitActivation(at.tile);
       if (Format::kDType == DType::kF8E4M3 || at.tile < args_.shared_tiles) {
@@ -320,21 +358,51 @@ class StreamMultiplier {
       } else {
         Item<Format>(at, x);
       }
+      at.Advance(args_);
     }
   }
 
  private:
   static constexpr int kSlabs = StreamShared::kSlabs;
 
-  __device__ const PreparedRows& Source(const StreamCursor& at) const {
-    return at.is_down ? args_.activation : at.tile < args_.shared_tiles ? args_.x_shared : args_.x_routed;
+  __device__ PreparedRows Source(const StreamCursor& at) const {
+    if (at.is_down) return args_.activation;
+    return Rows(at.tile < args_.shared_tiles);
+  }
+  __device__ PreparedRows Rows(bool of_shared) const {
+    return {shared_.x[of_shared], args_.dim, kSplit, true};
+  }
+
+  // The step's rows for all of the thread block.
+  __device__ void PrepareRows() {
+    const int blocks = args_.dim / kBlockK;
+    const int lane = threadIdx.x % 32;
+    const int first = threadIdx.x / 32;
+    const int end = args_.rows * blocks;
+    for (int unit = first; unit < end; unit += kStreamWarps) {  // all on their way at once
+      if (lane < 4) Touch(args_.x.x + unit * kBlockK + lane * 32);
+    }
+#pragma unroll 1
+    for (int unit = first; unit < end; unit += kStreamWarps) {
+      const int row = unit / blocks;
+      const int block = unit - row * blocks;
+      if (!args_.one_format) PrepareBlock<Fp8Weights>(row, block, true);
+      PrepareBlock<Format>(row, block, false);
+    }
+    GroupBarrier<kRowsBarrier>(kStreamWarps * 32);
+  }
+  template <typename F>
+  __device__ void PrepareBlock(int row, int block, bool of_shared) {
+    LaneValues values;
+    values.Load<F>(args_.x, row, block, args_.dim);
+    StoreBlock<F>(values, args_.swiglu.faithful, Rows(of_shared), row, block);
   }
 
   // Where the lane's column begins in the item's source. Behind the last one it is another, whose products
   // nobody asks for.
   __device__ int FindColumn(const StreamCursor& at) const {
     const StreamTile& tile = tiles_[at.tile];
-    const int32_t* rows = (at.is_down ? args_.plan.list : args_.plan.rows) + tile.begin;
+    const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
     const int column = min(static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1);
     return rows[column] * static_cast<int>(Source(at).stride());
   }
@@ -362,7 +430,7 @@ class StreamMultiplier {
     // A block's column is sent for before its weights are in, where registers allow.
     constexpr bool kAhead = !kSplit;
     const int warp = threadIdx.x / 32;
-    const PreparedRows& source = Source(at);
+    const PreparedRows source = Source(at);
     const int blocks = args_.Cols(at.is_down) / kBlockK;
     const int half = static_cast<int>(threadIdx.x) % 2;  // of row lane % 4 * 8 + lane / 4
     uint32_t scale_offset = 0;                           // of block 0's, in FP8
@@ -459,8 +527,7 @@ class StreamMultiplier {
   __device__ void TakeSlab(const Read& read) {
     ring_.full[place_.slot()].Wait(place_.phase());
     read(ring_.slabs[place_.slot()]);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) ring_.empty[place_.slot()].Arrive();
+    ring_.empty[place_.slot()].Arrive();
     place_.Advance();
   }
 
@@ -506,7 +573,7 @@ class StreamMultiplier {
     shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
     if (has_block) {
       float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
-      to[StreamShared::kRowFactors + lane % 4 * 8 + lane / 4] = of_row;
+      to[StreamShared::kRowFactors + lane] = of_row;
       if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
       to += lane % 4 * 2 * kSumStride + lane / 4;
 #pragma unroll
@@ -517,15 +584,15 @@ class StreamMultiplier {
         to[m * 16 + kSumStride + 8] = acc[m][3];
       }
     }
-    __syncwarp();
-    if (lane == 0) shared_.full[finisher_][buffer_.slot()].Arrive();
+    shared_.full[finisher_][buffer_.slot()].Arrive();
     buffer_.Advance();
   }
 
   __device__ void AwaitActivation(int tile) {
     if (threadIdx.x % 32 == 0) {
-      while (LoadAcquireShared(&shared_.ready_tiles) <= tile) {
+      while (atomicOr_block(&shared_.ready_tiles, 0) <= tile) {
       }
+      __threadfence_block();
     }
     __syncwarp();
   }
@@ -574,8 +641,8 @@ class StreamFinisher {
     int pair = 0;
     float weight = 1;
     if (lane < tile.count) {
-      pair = args_.plan.list[tile.begin + lane];
-      if (!at.is_down && at.tile >= args_.shared_tiles) weight = args_.weights[pair];
+      pair = shared_.plan.list[tile.begin + lane];
+      if (!at.is_down && at.tile >= args_.shared_tiles) weight = shared_.weights[pair];
     }
     float sums[kColumns] = {};
     Sum(at, tile.count, sums);
@@ -593,7 +660,8 @@ class StreamFinisher {
       shared_.full[warp_][buffer_].Wait(phases_ >> buffer_ & 1);
       phases_ ^= 1u << buffer_;
       const int n = min(kStreamWarps, blocks - round);
-      const float* row_factors = shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane;
+      const float* row_factors =
+          shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane % 8 * 4 + lane / 8;
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         if (column >= count) break;
@@ -605,8 +673,7 @@ class StreamFinisher {
               __fadd_rn(sums[column], ScaleSum(from[at + lane], from[at + kGroupRows], row_factors[at]));
         }
       }
-      __syncwarp();
-      if (lane == 0) shared_.empty[buffer_].Arrive();
+      shared_.empty[buffer_].Arrive();
       buffer_ = buffer_ + 1 < kBuffers ? buffer_ + 1 : 0;
     }
   }
@@ -635,7 +702,7 @@ class StreamFinisher {
     } else {
       Prepare<Format>(tile, block);
     }
-    WarpTell(args_.ready_blocks + at_tile, args_.ready);
+    WarpCount(args_.ready_blocks + at_tile);
   }
 
   template <typename F>
@@ -649,7 +716,7 @@ class StreamFinisher {
       int pairs[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        pairs[i] = args_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
+        pairs[i] = shared_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
         values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
       }
 #pragma unroll
@@ -672,6 +739,7 @@ class StreamFinisher {
     }
     if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
     Fence();
+    if (args_.watchers != nullptr && threadIdx.x % 32 == 0) args_.outputs[group] = 0;
     Combine(group * kGroupRows);
   }
 
@@ -721,16 +789,114 @@ class StreamFinisher {
 
 // What the warp does that waits for activations, tile after tile, and tells its thread block of them.
 __device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_tiles) {
-  if (threadIdx.x % 32 != 0) return;
   const int blocks = args.intermediate / kBlockK;
-  for (int tile = 0; tile < tiles; ++tile) {
+  const int lane = threadIdx.x % 32;
+  for (int ready = 0; ready < tiles;) {
     // Not LoadAcquire: it would empty the first-level cache again and again.
-    while (LoadRelaxed(args.ready_blocks + tile) < blocks) __nanosleep(100);
-    const bool all = LoadRelaxed(args.ready) == tiles * blocks;
+    const int tile = ready + lane;
+    const bool is_ready = tile < tiles && LoadRelaxed(args.ready_blocks + tile) == blocks;
+    const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
+    if (more == 0) {
+      __nanosleep(100);
+      continue;
+    }
+    ready += more;
     Fence();
-    if (all) tile = tiles - 1;
-    StoreRelease(ready_tiles, tile + 1);
+    __syncwarp();
+    if (lane == 0) atomicExch_block(ready_tiles, ready);
   }
+  if (args.watchers == nullptr) return;
+  // Who comes last knows that nobody needs the counters any more.
+  int before = 0;
+  if (lane == 0) before = atomicAdd(args.watchers, 1);
+  if (__shfl_sync(0xffffffff, before, 0) != static_cast<int>(gridDim.x) - 1) return;
+  for (int i = lane; i < (args.shared_tiles + args.max_tiles) * blocks; i += 32) args.groups_of_block[i] = 0;
+  for (int i = lane; i < args.shared_tiles + args.max_tiles; i += 32) args.ready_blocks[i] = 0;
+  if (lane == 0) *args.watchers = 0;
+}
+
+// What is known before the inputs are.
+__device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8_t* memory,
+                             StreamTile* tiles) {
+  const int pairs = args.rows * args.slots;
+  const int thread = threadIdx.x;
+  for (int i = thread; i < args.shared_tiles; i += kStreamThreads) {
+    tiles[i].Set(args.shared, pairs + i * kStreamColumns,
+                 min(kStreamColumns, args.rows - i * kStreamColumns));
+  }
+  if (thread == 0) {
+    shared.ring.Init();
+    for (auto& of_warp : shared.full) {
+      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps * 32);
+    }
+    for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
+    shared.planned.Init(1);
+    shared.ready_tiles = 0;
+    shared.plan = args.plan;
+    shared.weights = args.weights;
+    shared.x[0] = args.x_routed.data;
+    shared.x[1] = args.x_shared.data;
+    if (args.plans) {
+      shared.plan.list = shared.few.list;
+      shared.plan.rows = shared.few.rows;
+      shared.plan.tiles = shared.few.tiles;
+      shared.plan.num_tiles = &shared.few.num_tiles;
+      if (args.routes) shared.weights = shared.few.weights;
+      shared.x[0] = shared.x[1] = reinterpret_cast<uint16_t*>(memory + args.rows_at);
+      if (!args.one_format) shared.x[1] += args.rows * args.x_routed.stride();
+    }
+  }
+  if (args.plans && thread < args.rows) {
+    shared.few.list[pairs + thread] = pairs + thread;
+    shared.few.rows[pairs + thread] = thread;
+  }
+  // Where the experts' weights are is known a little sooner.
+  constexpr int kLine = 128;
+  const int line = blockIdx.x + gridDim.x * thread;
+  if (line * kLine < args.num_experts * static_cast<int>(sizeof(ExpertWeights))) {
+    PrefetchL2(reinterpret_cast<const uint8_t*>(args.experts) + line * kLine);
+  }
+}
+
+// By the warps that don't multiply: the routed experts' tiles, for all of the thread block. Returns how many
+// tiles there are.
+__device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
+                                StreamTile* tiles) {
+  constexpr int kThreads = kStreamThreads - kStreamWarps * 32;
+  static_assert(kThreads == kRouterThreads);
+  const int thread = static_cast<int>(threadIdx.x) - kStreamWarps * 32;
+  const auto sync = [] { GroupBarrier<kPlanBarrier>(kThreads); };
+  if (args.plans) {
+    const int pairs = args.rows * args.slots;
+    if (args.routes) {
+      RouterArgs router = args.router;
+      router.ids = shared.few.ids;
+      router.weights = shared.few.weights;
+      for (int row = 0; row < args.rows; ++row) {
+        RouteRow(router, row, thread, scores, sync);
+        sync();
+      }
+      if (blockIdx.x == 0 && thread < pairs) {
+        args.router.ids[thread] = shared.few.ids[thread];
+        args.router.weights[thread] = shared.few.weights[thread];
+      }
+    }
+    if (thread < 32) {
+      const int32_t* ids = args.routes ? shared.few.ids : args.ids;
+      PlanFewPairs(thread < pairs ? ids[thread] : -1, pairs, args.slots, kStreamColumns, shared.plan);
+    }
+    sync();
+  }
+  const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
+  for (int i = thread; i < args.max_tiles; i += kThreads) {
+    const ExpertTile tile = shared.plan.tiles[i];  // garbage behind the end; read beside the number
+    if (args.shared_tiles + i >= num_tiles) break;
+    tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
+  }
+  if (thread == 0) shared.num_tiles = num_tiles;
+  sync();
+  if (thread == 0) shared.planned.Arrive();
+  return num_tiles;
 }
 
 template <typename Format, bool kSplit>
@@ -739,27 +905,9 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   extern __shared__ __align__(16) uint8_t memory[];
   StreamShared& shared = *reinterpret_cast<StreamShared*>(memory);
   StreamTile* tiles = reinterpret_cast<StreamTile*>(memory + sizeof(StreamShared));
-  const int pairs = args.rows * args.slots;
-  const int warp = threadIdx.x / 32;
-  for (int i = threadIdx.x; i < args.shared_tiles; i += kStreamThreads) {
-    tiles[i].Set(args.shared, pairs + i * kStreamColumns,
-                 min(kStreamColumns, args.rows - i * kStreamColumns));
-  }
-  if (threadIdx.x == 0) {
-    shared.ring.Init();
-    for (auto& of_warp : shared.full) {
-      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps);
-    }
-    for (SharedBarrier& barrier : shared.empty) barrier.Init(1);
-    shared.ready_tiles = 0;
-  }
-  // Where the experts' weights are is known a little sooner.
-  constexpr int kLine = 128;
-  const int line = blockIdx.x + gridDim.x * threadIdx.x;
-  if (line * kLine < args.num_experts * static_cast<int>(sizeof(ExpertWeights))) {
-    PrefetchL2(reinterpret_cast<const uint8_t*>(args.experts) + line * kLine);
-  }
+  SetUp(args, shared, memory, tiles);
   __syncthreads();
+  const int warp = threadIdx.x / 32;
   const int copier = warp - kStreamWarps - kSumWarps;
   const bool copies = copier >= 0 && copier < kCopyWarps;
   SlabStream<Format, StreamShared::kSlabs> stream(args, tiles, shared.ring, copier);
@@ -768,23 +916,18 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     }
   }
   AwaitInputs();
-  const int num_tiles = args.shared_tiles + *args.plan.num_tiles;
-  if (threadIdx.x == 0) shared.num_tiles = num_tiles;
-  for (int i = threadIdx.x; i < args.max_tiles; i += kStreamThreads) {
-    const ExpertTile tile = args.plan.tiles[i];  // garbage behind the end; read beside the number
-    if (args.shared_tiles + i >= num_tiles) break;
-    tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
+  if (warp < kStreamWarps) {
+    StreamMultiplier<Format, kSplit>(args, shared, tiles).Run();
+    return;
   }
-  __syncthreads();
+  const int num_tiles = FindTiles(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
   if (copies) {
     while (stream.Send(num_tiles, true)) {
     }
   } else if (copier == kCopyWarps) {
     WatchTiles(args, num_tiles, &shared.ready_tiles);
-  } else if (warp >= kStreamWarps) {
-    StreamFinisher<Format>(args, shared, tiles).Run(num_tiles);
   } else {
-    StreamMultiplier<Format, kSplit>(args, shared, tiles).Run();
+    StreamFinisher<Format>(args, shared, tiles).Run(num_tiles);
   }
 }
 

@@ -175,10 +175,29 @@ size_t StreamSharedBytes(const MoeArgs& args) {
   return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
 }
 
+constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
+
+// What the streaming kernel routes, plans and prepares rows with. Returns how many bytes of shared memory
+// that makes of `bytes`.
+template <typename Format>
+size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& stream) {
+  const auto align = [](size_t at) { return (at + 15) / 16 * 16; };
+  stream.routes = args.router != nullptr;
+  if (stream.routes) stream.router = *args.router;
+  stream.ids = args.ids;
+  stream.x = {args.x, args.dim};
+  stream.x_routed.padded = args.dim;
+  stream.x_routed.split = !faithful;
+  stream.x_routed.half = Format::kHalf;
+  stream.rows_at = static_cast<int>(align(bytes));
+  const int64_t values = args.rows * stream.x_routed.stride() * (stream.one_format ? 1 : 2);
+  stream.scores_at = static_cast<int>(align(stream.rows_at + values * sizeof(uint16_t)));
+  return stream.scores_at + (stream.routes ? RouterSharedBytes(stream.num_experts) : 0);
+}
+
 // One launch for all products.
 template <typename Format>
 void Stream(const KernelContext& ctx, const MoeArgs& args) {
-  constexpr bool kOneFormat = std::is_same_v<Format, Fp8Weights>;
   const int pairs = args.rows * args.experts_per_token;
   const bool faithful = ctx.faithful();
   const int shared_tiles = SharedTiles(args);
@@ -202,19 +221,28 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   }
   stream.swiglu = {args.swiglu_limit, faithful};
   stream.weights = args.weights;
+  stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
   const int tiles = shared_tiles + max_tiles;
   const int blocks = args.intermediate / kBlockK;
-  stream.plan = AllocatePlan(ctx, args, max_tiles, tiles * (blocks + 1) + 1 + args.dim / kGroupRows);
-  stream.groups_of_block = stream.plan.counters;
+  const int counters = tiles * (blocks + 1) + args.dim / kGroupRows;
+  size_t shared_bytes = StreamSharedBytes(args);
+  const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
+  if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaDevice::kZeros) {
+    shared_bytes = with_plan;
+    stream.plans = true;
+    stream.watchers = DeviceOf(ctx).zeros();
+    stream.groups_of_block = stream.watchers + 1;
+  } else {
+    stream.plan = AllocatePlan(ctx, args, max_tiles, counters);
+    stream.groups_of_block = stream.plan.counters;
+    stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
+    stream.x_shared =
+        stream.one_format ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
+    LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, faithful, stream.x_routed,
+                       stream.one_format ? PreparedRows{} : stream.x_shared);
+  }
   stream.ready_blocks = stream.groups_of_block + tiles * blocks;
-  stream.ready = stream.ready_blocks + tiles;
-  stream.outputs = stream.ready + 1;
-  stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
-  stream.x_shared = kOneFormat || !args.HasShared()
-                        ? stream.x_routed
-                        : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
-  LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, faithful, stream.x_routed,
-                     kOneFormat || !args.HasShared() ? PreparedRows{} : stream.x_shared);
+  stream.outputs = stream.ready_blocks + tiles;
 
   const int64_t all = pairs + args.rows;
   stream.hidden = ctx.scratch->Allocate<float>(all * args.intermediate);
@@ -222,7 +250,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
   auto* kernel = faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, StreamSharedBytes(args), stream);
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, shared_bytes, stream);
   if (stream.out != nullptr) return;
   Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
 }
@@ -232,11 +260,10 @@ constexpr int64_t kStreamPairs = 4;
 
 // Whether the streaming kernel takes so many rows, and such ones.
 bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
-  constexpr size_t kSharedBytes = size_t{227} << 10;  // of a thread block of sm_90
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
-         StreamSharedBytes(args) <= kSharedBytes;
+         StreamSharedBytes(args) <= kBlockSharedBytes;
 }
 
 // Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's

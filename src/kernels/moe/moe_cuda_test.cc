@@ -296,7 +296,7 @@ TEST_F(MoeCudaTest, RoutesAsTheRouterDoes) {
   Layer layer;
   Make(DType::kI8, num_experts, slots, dim, 128, 10, rng, layer);
   const RandomMatrix bias(DType::kF32, 1, num_experts, rng);
-  for (int rows : {1, 2, 8, 33, 200, 1024, 1025}) {
+  for (int rows : {1, 2, 5, 8, 33, 200, 1024, 1025}) {
     const int64_t pairs = int64_t{rows} * slots;
     MoeArgs args = layer.device_args;
     args.rows = rows;

@@ -32,20 +32,22 @@ __device__ inline int BestOfWarp(uint64_t value, int id, int num_experts) {
   return static_cast<int>(__reduce_min_sync(0xffffffff, static_cast<unsigned>(is_best ? id : num_experts)));
 }
 
-// By a thread block: a thread per score, then one warp selects. Shared memory: the scores, and the biased
-// ones in order.
-__device__ inline void RouteRow(const RouterArgs& args, int64_t row) {
-  extern __shared__ double scores[];
+// By kRouterThreads threads, whose numbers are `thread` and who wait for one another in sync(): one per
+// score, then the first warp selects. In shared memory, RouterSharedBytes(): the scores, and the biased ones
+// in order.
+template <typename Sync>
+__device__ inline void RouteRow(const RouterArgs& args, int64_t row, int thread, double* scores,
+                                const Sync& sync) {
   uint64_t* biased = reinterpret_cast<uint64_t*>(scores + args.num_experts);
   const int k = args.experts_per_token;
-  for (int e = threadIdx.x; e < args.num_experts; e += kRouterThreads) {
+  for (int e = thread; e < args.num_experts; e += kRouterThreads) {
     const double score = Score(args.logits[row * args.num_experts + e]);
     scores[e] = score;
     biased[e] = OrderedBits(score + (args.bias.data != nullptr ? VectorValue(args.bias, e) : 0.0f));
   }
-  __syncthreads();
-  if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
+  sync();
+  if (thread >= 32) return;
+  const int lane = thread;
   int32_t* ids = args.ids + row * k;
   double sum = 0;
   for (int i = 0; i < k; ++i) {
@@ -76,6 +78,12 @@ __device__ inline void RouteRow(const RouterArgs& args, int64_t row) {
   for (int i = lane; i < k; i += 32) {
     args.weights[row * k + i] = static_cast<float>(scores[ids[i]] / sum * args.scaling);
   }
+}
+
+// By a thread block.
+__device__ inline void RouteRow(const RouterArgs& args, int64_t row) {
+  extern __shared__ double scores[];
+  RouteRow(args, row, static_cast<int>(threadIdx.x), scores, [] { __syncthreads(); });
 }
 
 }  // namespace foresight::cuda
