@@ -31,6 +31,7 @@ constexpr int kStreamWarps = 16;  // that multiply
 constexpr int kCopyWarps = 4;
 constexpr int kSumWarps = 3;  // each every third group
 constexpr int kStreamThreads = (kStreamWarps + kSumWarps + kCopyWarps + 1) * 32;
+constexpr int kPlanningThreads = kStreamThreads - kStreamWarps * 32;  // that don't multiply
 constexpr int kStreamColumns = 8;  // rows of the step that share an item's weights, at most
 constexpr int kGroupRows = 32;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
 // Of some warps of the block: those that multiply, and the others.
@@ -830,7 +831,7 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
       for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps * 32);
     }
     for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
-    shared.planned.Init(1);
+    shared.planned.Init(kPlanningThreads);
     shared.ready_tiles = 0;
     shared.plan = args.plan;
     shared.weights = args.weights;
@@ -862,10 +863,9 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
 // tiles there are.
 __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
                                 StreamTile* tiles) {
-  constexpr int kThreads = kStreamThreads - kStreamWarps * 32;
-  static_assert(kThreads == kRouterThreads);
+  static_assert(kPlanningThreads == kRouterThreads);
   const int thread = static_cast<int>(threadIdx.x) - kStreamWarps * 32;
-  const auto sync = [] { GroupBarrier<kPlanBarrier>(kThreads); };
+  const auto sync = [] { GroupBarrier<kPlanBarrier>(kPlanningThreads); };
   if (args.plans) {
     const int pairs = args.rows * args.slots;
     if (args.routes) {
@@ -888,14 +888,14 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
     sync();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
-  for (int i = thread; i < args.max_tiles; i += kThreads) {
+  for (int i = thread; i < args.max_tiles; i += kPlanningThreads) {
     const ExpertTile tile = shared.plan.tiles[i];  // garbage behind the end; read beside the number
     if (args.shared_tiles + i >= num_tiles) break;
     tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
   }
   if (thread == 0) shared.num_tiles = num_tiles;
   sync();
-  if (thread == 0) shared.planned.Arrive();
+  shared.planned.Arrive();  // each for what it has written
   return num_tiles;
 }
 
