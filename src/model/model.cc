@@ -425,7 +425,8 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   // Entries completed by this step's tokens are visible to them (model spec 2.12), so compress before
   // looking.
-  const auto& [cos, sin] = step.angles(w.kind);
+  const float* const cos = step.angles(w.kind).cos;
+  const float* const sin = step.angles(w.kind).sin;
   std::byte* entries = step.Entries(layer, layout);
   AttentionInputsArgs inputs;
   inputs.query = {

@@ -115,8 +115,8 @@ class Model {
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
   // From the embedding to the logits of the rows that want them. Errors: what reading for an observer gives.
   Status RunLayers(StepState& step);
-  // A draft block: stages what it is made of and, with `inputs`, the draws of its tokens.
-  Status StageDraft(const DraftBlockInputs& block, const DraftTokensInputs* inputs, StagedDraft& draft);
+  // A draft block: stages what it is made of and, unless null, the draws of its tokens.
+  Status StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws, StagedDraft& draft);
   void StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft);
   // Context, stages and draws.
   void RunDraft(StagedDraft& draft);
