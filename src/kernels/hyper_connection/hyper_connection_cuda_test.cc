@@ -109,7 +109,7 @@ TEST_F(HyperConnectionCudaTest, EmbedCopiesTheTokensRows) {
     RefKernels().embed(host_.context(Numerics::kFaithful), args);
     args.embed = device_->Upload(table.view);
     args.streams = device_->Allocate<float>(count);
-    const auto embed = [&](std::vector<int32_t> given, const int32_t* const* placed) {
+    const auto embed = [&](const std::vector<int32_t>& given, const int32_t* const* placed) {
       args.tokens = args.placed_in = device_->Upload(given);
       args.placed = placed;
       table_->embed(device_->context(Numerics::kFaithful), args);

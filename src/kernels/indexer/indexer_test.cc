@@ -108,7 +108,7 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
     total += end - begin;
     entries_max = std::max<int64_t>(entries_max, end / 4);
   }
-  const std::vector<int32_t> picks = Pick(table, ctx, c, rows, entries_max, {q, w, cos, sin});
+  std::vector<int32_t> picks = Pick(table, ctx, c, rows, entries_max, {q, w, cos, sin});
   EXPECT_EQ(ctx.scratch->used(), 0u);
   return picks;
 }
