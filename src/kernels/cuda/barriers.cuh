@@ -77,34 +77,9 @@ __device__ inline int LoadRelaxed(const int* from) {
   return value;
 }
 
-// For one writer and the readers of its thread block: who reads the value finds what the writer saw before.
-__device__ inline void StoreRelease(int* to, int value) {
-  asm volatile(
-      "st.release.cta.shared.s32 [%0], %1;" ::"r"(static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-      "r"(value)
-      : "memory");
-}
-__device__ inline int LoadAcquireShared(const int* from) {
-  int value;
-  asm volatile("ld.acquire.cta.shared.s32 %0, [%1];"
-               : "=r"(value)
-               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from)))
-               : "memory");
-  return value;
-}
-
 // Orders the thread's memory operations for the whole device.
 __device__ inline void Fence() {
   asm volatile("fence.acq_rel.gpu;" ::: "memory");
-}
-
-// A warp adds one to two counters: whoever learns of it (LoadAcquire) finds all that its lanes wrote.
-__device__ inline void WarpTell(int* first, int* second) {
-  __syncwarp();
-  if (threadIdx.x % 32 != 0) return;
-  Fence();
-  asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(first) : "memory");
-  asm volatile("red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(second) : "memory");
 }
 
 // A warp counts what it has done: whoever learns of it finds all that its lanes wrote. Returns the counter
