@@ -63,14 +63,7 @@ __device__ inline void GroupArrive(int threads) {
   asm volatile("bar.arrive %0, %1;" ::"n"(kId), "r"(threads) : "memory");
 }
 
-// The value, and with it everything that was written before the additions that made it, on the whole device.
-__device__ inline int LoadAcquire(const int* from) {
-  int value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
-  return value;
-}
-
-// The value alone.
+// The value alone, without what was written before it.
 __device__ inline int LoadRelaxed(const int* from) {
   int value;
   asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");

@@ -793,7 +793,7 @@ __device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_
   const int blocks = args.intermediate / kBlockK;
   const int lane = threadIdx.x % 32;
   for (int ready = 0; ready < tiles;) {
-    // Not LoadAcquire: it would empty the first-level cache again and again.
+    // No acquiring load: it would empty the first-level cache again and again.
     const int tile = ready + lane;
     const bool is_ready = tile < tiles && LoadRelaxed(args.ready_blocks + tile) == blocks;
     const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
