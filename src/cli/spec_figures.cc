@@ -1,6 +1,17 @@
 #include "cli/spec_figures.h"
 
+#include <cmath>
+
 namespace foresight {
+namespace {
+
+constexpr std::string_view kMtp1 = "mtp k=1";
+
+double UserSpeed(const SpeedRow& row) {
+  return row.median_tokens_per_second() / row.concurrency;
+}
+
+}  // namespace
 
 double Macro(const std::vector<AcceptanceRow>& rows, std::string_view setup, double temperature,
              const std::function<double(const AcceptanceRow&)>& value) {
@@ -34,6 +45,43 @@ std::vector<double> ConditionalAcceptance(const std::vector<AcceptanceRow>& rows
 double AcceptedShare(const AcceptanceRow& row) {
   const int64_t verified = row.drafts.total_verified();
   return verified > 0 ? static_cast<double>(row.drafts.total_accepted()) / static_cast<double>(verified) : 0;
+}
+
+std::optional<double> UserSpeedAt(const std::vector<SpeedRow>& load, std::string_view setup,
+                                  double tokens_per_second) {
+  std::optional<double> best;
+  const SpeedRow* previous = nullptr;
+  for (const SpeedRow& row : load) {
+    if (row.setup != setup) continue;
+    const double total = row.median_tokens_per_second();
+    if (total >= tokens_per_second) best = std::max(best.value_or(0), UserSpeed(row));
+    if (previous != nullptr) {
+      const double before = previous->median_tokens_per_second();
+      const double share = (tokens_per_second - before) / (total - before);
+      if (share > 0 && share < 1) {
+        best = std::max(best.value_or(0), std::lerp(UserSpeed(*previous), UserSpeed(row), share));
+      }
+    }
+    previous = &row;
+  }
+  return best;
+}
+
+std::vector<MatchedSpeed> AgainstMtp(const std::vector<SpeedRow>& load) {
+  std::vector<MatchedSpeed> matched;
+  for (const std::string& setup : Distinct(load, &SpeedRow::setup)) {
+    if (setup == kMtp1) continue;
+    for (const SpeedRow& row : load) {
+      if (row.setup != kMtp1) continue;
+      const double total = row.median_tokens_per_second();
+      matched.push_back({.setup = setup,
+                         .concurrency = row.concurrency,
+                         .tokens_per_second = total,
+                         .mtp_user_speed = UserSpeed(row),
+                         .user_speed = UserSpeedAt(load, setup, total)});
+    }
+  }
+  return matched;
 }
 
 }  // namespace foresight

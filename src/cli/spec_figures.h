@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,5 +30,20 @@ double AcceptedShare(const AcceptanceRow& row);  // of verified drafts
 // Of all domains together, by position; as long as at least 50 drafts reached it.
 std::vector<double> ConditionalAcceptance(const std::vector<AcceptanceRow>& rows, std::string_view setup,
                                           double temperature);
+
+// How fast users are served where another setup serves them all at a certain rate (Figure 7).
+struct MatchedSpeed {
+  std::string setup;
+  int concurrency = 0;               // at which MTP-1 was measured
+  double tokens_per_second = 0;      // of all its users
+  double mtp_user_speed = 0;         // tokens/s of one
+  std::optional<double> user_speed;  // of one of `setup`; nothing: it doesn't serve that much
+};
+// Tokens/s that each user gets from `setup` when it serves `tokens_per_second` in all: on the front of what
+// was measured, straight between two numbers of requests. Below the first, as there. Nothing above its best.
+std::optional<double> UserSpeedAt(const std::vector<SpeedRow>& load, std::string_view setup,
+                                  double tokens_per_second);
+// Every other setup at each throughput that MTP-1 (one draft) was measured to have; none without it.
+std::vector<MatchedSpeed> AgainstMtp(const std::vector<SpeedRow>& load);
 
 }  // namespace foresight

@@ -35,6 +35,14 @@ std::string ToJson(const SpeedRow& r) {
       r.median_ratio(), r.verified_per_request, r.drafted_per_request, r.accepted_length);
 }
 
+std::string ToJson(const MatchedSpeed& m) {
+  return fmt::format(
+      "{{\"setup\": \"{}\", \"concurrency\": {}, \"tokens_per_second\": {:.4f}, \"mtp_user_speed\": {:.4f}, "
+      "\"user_speed\": {}}}",
+      m.setup, m.concurrency, m.tokens_per_second, m.mtp_user_speed,
+      m.user_speed ? fmt::format("{:.4f}", *m.user_speed) : "null");
+}
+
 std::string ToJson(const HeadRow& r) {
   return fmt::format("{{\"setup\": \"{}\", \"stages\": {}, \"markov_rank\": {}}}", r.setup, r.stages,
                      r.markov_rank);
@@ -143,6 +151,23 @@ std::string AcceptanceText(const SpecReport& r) {
   return text;
 }
 
+std::string MatchedText(const SpecReport& r) {
+  const std::vector<MatchedSpeed> matched = AgainstMtp(r.load);
+  if (matched.empty()) return "";
+  std::string text =
+      "speed of a user, times MTP-1's, at the throughput that MTP-1 has with so many requests\n";
+  for (const std::string& setup : Distinct(matched, &MatchedSpeed::setup)) {
+    text += fmt::format("  {:<14}", setup);
+    for (const MatchedSpeed& m : matched) {
+      if (m.setup != setup) continue;
+      text += m.user_speed ? fmt::format(" {}: {:.2f}", m.concurrency, *m.user_speed / m.mtp_user_speed)
+                           : fmt::format(" {}: -", m.concurrency);
+    }
+    text += "\n";
+  }
+  return text;
+}
+
 }  // namespace
 
 std::string SpecReportJson(const SpecReport& r) {
@@ -153,12 +178,12 @@ std::string SpecReportJson(const SpecReport& r) {
       "\"{}\", "
       "\"processor\": \"{}\", \"threads\": {}, \"max_tokens\": {}, \"requests_per_domain\": {},\n"
       "  \"acceptance\": {},\n  \"heads\": {},\n  \"reliability\": {},\n  \"block_lengths\": {},\n  "
-      "\"thresholds\": {},\n  \"load\": {},\n  "
+      "\"thresholds\": {},\n  \"load\": {},\n  \"at_throughput_of_mtp\": {},\n  "
       "\"batch_1_by_domain\": "
       "{}\n}}\n",
       FORESIGHT_VERSION, r.complete, r.replayed, r.model, r.machine, r.threads, r.max_tokens,
       r.requests_per_domain, List(r.acceptance), List(r.heads), List(r.reliability), List(r.lengths),
-      List(r.thresholds), List(r.load), List(r.domains));
+      List(r.thresholds), List(r.load), List(AgainstMtp(r.load)), List(r.domains));
 }
 
 std::string SpecReportText(const SpecReport& r) {
@@ -182,7 +207,7 @@ std::string SpecReportText(const SpecReport& r) {
       text += "\n";
     }
   }
-  return text;
+  return text + MatchedText(r);
 }
 
 }  // namespace foresight

@@ -4,11 +4,13 @@
 """
 
 import json
+import math
 import os
 import pathlib
 import pty
 import select
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -140,16 +142,33 @@ class BenchSpec(unittest.TestCase):
             document = dict(json.loads(traces.read_text()), drafters=[dspark, mtp])
             traces.write_text(json.dumps(document))
             replayed = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", str(traces), "-n", "13",
-                                 "--repeat", "1", "--concurrency", "2", "--json", str(report))
+                                 "--repeat", "1", "--concurrency", "1,2", "--fixed", "mtp:1,mtp:2,dspark:2", "--no-domains",
+                                 "--json", str(report))
             self.assertEqual(replayed.returncode, 0, replayed.stderr.decode())
             self.assertIn(b"replayed from", replayed.stdout)
             figures = json.loads(report.read_text())
             self.assertIn("traces.json", figures["replayed"])
-            rows = {row["setup"]: row for row in figures["load"]}
-            # The first token is the prefill's, 12 more in steps of 1 + k.
-            self.assertAlmostEqual(rows["dspark k=2"]["accepted_length"], 13 / 5, places=3)
+            rows = {row["setup"]: row for row in figures["load"] if row["concurrency"] == 2}
+            # Answers of half to all of the tokens; the first is the prefill's, the others come in steps of 1 + k.
+            lengths = [13, 12, 10, 8]
+            steps = sum(1 + math.ceil((length - 1) / 3) for length in lengths)
+            self.assertAlmostEqual(rows["dspark k=2"]["accepted_length"], sum(lengths) / steps, places=3)
             self.assertEqual(rows["mtp k=2"]["accepted_length"], 1)
             self.assertGreater(rows["mtp k=2"]["rows_per_request"], 2)
+            def user_speed_at(setup, total):
+                points = [(statistics.median(row["tokens_per_second"]), row["concurrency"]) for row in figures["load"]
+                          if row["setup"] == setup]
+                points = [(all_users, all_users / users) for all_users, users in points]
+                (low, slow), (high, fast) = sorted(points)
+                between = [slow + (fast - slow) * (total - low) / (high - low)] if low < total < high else []
+                return max([user for all_users, user in points if all_users >= total] + between, default=None)
+            self.assertEqual({m["concurrency"] for m in figures["at_throughput_of_mtp"]}, {1, 2})
+            for matched in figures["at_throughput_of_mtp"]:
+                expected = user_speed_at(matched["setup"], matched["tokens_per_second"])
+                if expected is None:
+                    self.assertIsNone(matched["user_speed"])
+                else:
+                    self.assertAlmostEqual(matched["user_speed"], expected, places=2)
 
     def test_what_can_not_be_replayed(self):
         self.assertEqual(foresight("bench", "spec", "--synthetic", "tiny-a").returncode, 1)
@@ -162,6 +181,24 @@ class BenchSpec(unittest.TestCase):
                 file.flush()
                 result = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", file.name)
                 self.assertEqual(result.returncode, 2, result.stderr.decode())
+
+    def test_an_interrupt_leaves_what_was_measured(self):
+        with tempfile.TemporaryDirectory() as directory:
+            path = pathlib.Path(directory) / "report.json"
+            command = [PROGRAM, "bench", "spec", "--synthetic", "flash:2", "--experts", "8", "-n", "8", "--concurrency", "1",
+                       "--replay", "bench/traces/foresight-mini.json", "--json", str(path)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                for line in process.stderr:
+                    if "none, warm-up" in line:
+                        break
+                process.send_signal(signal.SIGINT)
+                text, errors = process.communicate(timeout=TIMEOUT_S)
+            self.assertEqual(process.returncode, 130, errors)
+            self.assertIn("interrupted", text)
+            report = json.loads(path.read_text())
+            self.assertFalse(report["complete"])
+            self.assertEqual(report["load"], [])
+            self.assertEqual([p.name for p in pathlib.Path(directory).iterdir()], [path.name])
 
 
 class BadInput(unittest.TestCase):
@@ -261,26 +298,6 @@ class Chat(unittest.TestCase):
         self.read_until("> ", 0)
         self.send("\x04")
         self.assertEqual(self.wait(), 0)
-
-
-class BenchSpec(unittest.TestCase):
-    def test_an_interrupt_leaves_what_was_measured(self):
-        with tempfile.TemporaryDirectory() as directory:
-            path = pathlib.Path(directory) / "report.json"
-            command = [PROGRAM, "bench", "spec", "--synthetic", "flash:2", "--experts", "8", "-n", "8", "--concurrency", "1",
-                       "--replay", "bench/traces/foresight-mini.json", "--json", str(path)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-                for line in process.stderr:
-                    if "none, warm-up" in line:
-                        break
-                process.send_signal(signal.SIGINT)
-                text, errors = process.communicate(timeout=TIMEOUT_S)
-            self.assertEqual(process.returncode, 130, errors)
-            self.assertIn("interrupted", text)
-            report = json.loads(path.read_text())
-            self.assertFalse(report["complete"])
-            self.assertEqual(report["load"], [])
-            self.assertEqual([p.name for p in pathlib.Path(directory).iterdir()], [path.name])
 
 
 class Tools(unittest.TestCase):
