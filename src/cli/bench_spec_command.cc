@@ -7,10 +7,10 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <optional>
 
+#include "base/text_file.h"
 #include "cli/command.h"
 #include "cli/interrupt.h"
 #include "cli/model_flags.h"
@@ -91,9 +91,8 @@ class Reporting {
 Status RunReplay(const Flags& flags, SpecBenchOptions options) {
   options.engine.synthetic = flags.synthetic;
   options.engine.synthetic_experts = flags.experts;
-  std::ifstream file(flags.replay, std::ios::binary);
-  if (!file) return NotFound("can't read {}", flags.replay);
-  Result<DraftTraces> traces = ParseDraftTraces(std::string(std::istreambuf_iterator<char>(file), {}));
+  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(flags.replay));
+  Result<DraftTraces> traces = ParseDraftTraces(json);
   if (!traces.ok()) return traces.status().WithContext(flags.replay);
   Reporting reporting(flags);
   reporting.Observe(options);

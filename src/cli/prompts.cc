@@ -1,9 +1,7 @@
 #include "cli/prompts.h"
 
-#include <fstream>
-#include <iterator>
-
 #include "base/json.h"
+#include "base/text_file.h"
 #include "chat/prompt.h"
 
 namespace foresight {
@@ -37,10 +35,8 @@ Result<std::vector<PromptDomain>> LoadPrompts(const std::string& path, const Mod
     ASSIGN_OR_RETURN(const std::string_view json, model.FindText("prompts.json"));
     return ParsePrompts(json);
   }
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return NotFound("can't read {}", path);
-  Result<std::vector<PromptDomain>> prompts =
-      ParsePrompts(std::string(std::istreambuf_iterator<char>(file), {}));
+  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path));
+  Result<std::vector<PromptDomain>> prompts = ParsePrompts(json);
   if (!prompts.ok()) return prompts.status().WithContext(path);
   return prompts;
 }

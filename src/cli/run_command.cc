@@ -2,13 +2,11 @@
 
 #include <csignal>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <iterator>
-#include <sstream>
 
 #include "base/check.h"
 #include "base/progress.h"
+#include "base/text_file.h"
 #include "chat/markup.h"
 #include "chat/output_parser.h"
 #include "chat/prompt.h"
@@ -253,13 +251,11 @@ Status Run(const RunFlags& flags) {
 
   if (!flags.prompt.empty()) return OneShot(flags, *engine, params, flags.prompt);
   if (!flags.file.empty()) {
-    std::ifstream in(flags.file, std::ios::binary);
-    std::ostringstream text;
-    if (!in || !(text << in.rdbuf())) return NotFound("can't read {}", flags.file);
-    return OneShot(flags, *engine, params, text.str());
+    ASSIGN_OR_RETURN(const std::string text, ReadTextFile(flags.file));
+    return OneShot(flags, *engine, params, text);
   }
   if (isatty(STDIN_FILENO)) return Chat(flags, *engine, params);
-  const std::string text(std::istreambuf_iterator<char>(std::cin), {});
+  ASSIGN_OR_RETURN(const std::string text, ReadText(std::cin, "standard input"));
   return OneShot(flags, *engine, params, text);
 }
 

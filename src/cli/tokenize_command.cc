@@ -1,9 +1,9 @@
 #include <boost/json/value.hpp>
 #include <cstdio>
 #include <iostream>
-#include <iterator>
 
 #include "base/json.h"
+#include "base/text_file.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
 #include "engine/engine_access.h"
@@ -38,7 +38,7 @@ Status Tokenize(const TokenizeFlags& flags) {
   const Result<Tokenizer> loaded = Tokenizer::Load(json);
   if (!loaded.ok()) return loaded.status().WithContext(files.origin() + ": tokenizer.json");
   const Tokenizer& tokenizer = *loaded;
-  const std::string input(std::istreambuf_iterator<char>(std::cin), {});
+  ASSIGN_OR_RETURN(const std::string input, ReadText(std::cin, "standard input"));
   std::string output;
   if (flags.decode) {
     ASSIGN_OR_RETURN(const std::vector<TokenId> ids, ParseIds(input));
