@@ -23,7 +23,6 @@ int main(int argc, char** argv) {
   CLI::App app{"Foresight: an inference engine for the DeepSeek-V4 family", "foresight"};
   app.set_version_flag("--version", FORESIGHT_VERSION);
   app.require_subcommand(1);
-  app.failure_message(CLI::FailureMessage::help);
   Status result;
   AddRunCommand(app, &result);
   AddBenchCommand(app, &result);

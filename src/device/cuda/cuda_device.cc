@@ -27,6 +27,10 @@ Status Fault(cudaError_t error, const char* what) {
 
 Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
   int count = 0;
+  int driver = 0;  // 0: there is none, for which CUDA's own words are that it is too old
+  if (cudaDriverGetVersion(&driver) == cudaSuccess && driver == 0) {
+    return NotFound("device cuda:{}: this machine has no NVIDIA driver", ordinal);
+  }
   if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
     return NotFound("device cuda:{}: {}", ordinal, cudaGetErrorString(error));
   }

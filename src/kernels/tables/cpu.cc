@@ -96,7 +96,8 @@ Result<const KernelTable*> FindKernels(std::string_view name) {
   if (name.starts_with("cpu-")) return CpuKernels(name.substr(4));
   if (name == "cuda") return CudaKernels();
   if (name == "cuda-sm80") return PortableCudaKernels();
-  return InvalidArgument("kernel table: want ref, cpu, cpu-avx2, cpu-avx512 or cuda, got \"{}\"", name);
+  return InvalidArgument(
+      "kernel table: want auto, ref, cpu, cpu-avx2, cpu-avx512, cuda or cuda-sm80, got \"{}\"", name);
 }
 
 }  // namespace foresight
