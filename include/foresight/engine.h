@@ -38,6 +38,7 @@ struct EngineStatistics {
   DraftCounts drafts;
   double draft_seconds = 0;      // of all steps: proposing, and what drafters do with a step's rows
   double model_seconds = 0;      // the model's own steps
+  double draw_seconds = 0;       // tokens of their logits
   double host_seconds = 0;       // everything else of the steps
   int64_t kept_prefixes = 0;     // now
   int64_t cache_bytes = 0;       // now: caches of running sequences and kept prefixes

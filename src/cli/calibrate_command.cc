@@ -1,9 +1,9 @@
 // Fits the confidences of a draft head and measures what steps cost, for planners: two files that say which
 // model, head and build they belong to.
 #include <fstream>
-#include <iterator>
 
 #include "base/progress.h"
+#include "base/text_file.h"
 #include "cli/command.h"
 #include "cli/draft_flags.h"
 #include "cli/model_flags.h"
@@ -30,9 +30,7 @@ struct CalibrateFlags {
 // Pieces of a text, each begun like a text of its own.
 Result<std::vector<std::vector<TokenId>>> PiecesOf(const std::string& path, int64_t prompt_tokens,
                                                    const Tokenizer& tokenizer) {
-  std::ifstream in(path, std::ios::binary);
-  if (!in) return NotFound("can't read {}", path);
-  const std::string text(std::istreambuf_iterator<char>(in), {});
+  ASSIGN_OR_RETURN(const std::string text, ReadTextFile(path));
   ASSIGN_OR_RETURN(const std::vector<TokenId> ids, tokenizer.Encode(text));
   std::vector<std::vector<TokenId>> prompts;
   for (int64_t at = 0; at + prompt_tokens <= std::ssize(ids); at += prompt_tokens) {
@@ -111,14 +109,18 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   fmt::print(stderr, "{}", runtime->StartUpReport());
   if (runtime->draft_method() == DraftMethod::kNone) return NotFound("{} has no draft head", files.origin());
 
-  ASSIGN_OR_RETURN(const StepCostTable costs,
-                   ProfileSteps(*runtime, {.drafts_max = options.speculation.drafts_max,
-                                           .max_sequences = options.max_sequences,
-                                           .step_rows_max = options.step_rows_max,
-                                           .seconds_max = 20}));
-  const std::vector<CostPoint>& verify = costs.verify_ms.begin()->second;
-  fmt::print("{:>6} {:>10}\n", "rows", "ms a step");
-  for (const CostPoint& point : verify) fmt::print("{:6} {:10.3f}\n", point.count, point.ms);
+  ASSIGN_OR_RETURN(const StepCostTable costs, ProfileSteps(*runtime, {.max_sequences = options.max_sequences,
+                                                                      .step_rows_max = options.step_rows_max,
+                                                                      .seconds_max = 60,
+                                                                      .is_thorough = true}));
+  fmt::print("{:>10} {:>6} {:>10}\n", "context up", "rows", "ms a step");
+  for (const auto& [context, points] : costs.verify_ms) {
+    for (const CostPoint& point : points) {
+      fmt::print("{:10} {:6} {:10.3f}\n", context, point.count, point.ms);
+    }
+  }
+  fmt::print("drafts of one request {:.3f} ms, the host {:.3f} ms a step\n", costs.draft_ms.front().ms,
+             costs.host_ms);
   RETURN_IF_ERROR(Write(flags.costs, FormatStepCosts(costs)));
   if (runtime->draft_method() != DraftMethod::kDSpark) {
     fmt::print("no calibration: drafts by {} have no confidences\n",
@@ -144,7 +146,7 @@ void AddCalibrateCommand(CLI::App& app, Status* result) {
   CLI::App* command = app.add_subcommand(
       "calibrate", "Fit a draft head's confidences and measure what steps cost on this machine");
   flags->model.AddTo(*command);
-  flags->draft.AddTo(*command);
+  flags->draft.AddHeadTo(*command);
   CLI::Option* text = command->add_option("--text", flags->text, "A text file whose pieces are continued");
   command
       ->add_option("--prompts", flags->prompts,

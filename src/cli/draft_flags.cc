@@ -23,11 +23,17 @@ void DraftFlags::AddFilesTo(CLI::App& command) {
   command.add_option("--step-costs", step_costs, "Costs of steps (default: measured at the start)");
 }
 
-void DraftFlags::AddTo(CLI::App& command) {
+void DraftFlags::AddHeadTo(CLI::App& command) {
   command.add_option("--draft", draft, "What drafts: auto, none, ngram (prompt look-up), mtp, dspark")
       ->check(CLI::IsMember(kChoices))
       ->capture_default_str();
   command.add_option("--draft-head", head, "A head of the model's drafts/, or a directory");
+  command.add_option("--gamma", drafts_max, "Tokens of a draft (default: as the head was made for)")
+      ->check(CLI::Range(1, kDraftPositionsMax));
+}
+
+void DraftFlags::AddTo(CLI::App& command) {
+  AddHeadTo(command);
   command
       .add_option("--planner", planner,
                   "How many drafts are verified: auto, static:K, threshold:P, sync, lookahead, async")
@@ -38,8 +44,6 @@ void DraftFlags::AddTo(CLI::App& command) {
                   "(accepts more), auto (coupled for greedy and seeded requests)")
       ->check(CLI::IsMember(kRules))
       ->capture_default_str();
-  command.add_option("--gamma", drafts_max, "Tokens of a draft (default: as the head was made for)")
-      ->check(CLI::Range(1, kDraftPositionsMax));
 }
 
 SpeculationOptions DraftFlags::ToOptions() const {
@@ -55,7 +59,7 @@ SpeculationOptions DraftFlags::ToOptions() const {
 std::string DescribeDrafts(const RequestResult& result, std::string_view method) {
   const DraftCounts& drafts = result.drafts;
   if (method == "none") return {};
-  if (drafts.drafted == 0) return fmt::format("drafts by {}: none were worth their cost", method);
+  if (drafts.drafted == 0) return fmt::format("drafts by {}: none were made", method);
   // The first token is the prefill's.
   const double steps = static_cast<double>(std::max<int64_t>(drafts.steps - 1, 1));
   std::string text = fmt::format("drafts by {}: {:.2f} tokens a step", method,

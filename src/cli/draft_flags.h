@@ -17,6 +17,9 @@ struct DraftFlags {
   std::string calibration, step_costs;  // files
   int drafts_max = 0;
 
+  // What drafts and how long.
+  void AddHeadTo(CLI::App& command);
+  // The same, and what becomes of drafts.
   void AddTo(CLI::App& command);
   // What `calibrate` writes, for commands that read it.
   void AddFilesTo(CLI::App& command);

@@ -8,7 +8,6 @@
 namespace foresight {
 namespace {
 
-constexpr int kDraftsLimit = kDraftPositionsMax;
 constexpr int kNgramDrafts = 6;
 constexpr int kMtpDrafts = 3;
 
@@ -51,10 +50,10 @@ int DraftsMax(DraftMethod method, int asked, const ModelConfig& config) {
 
 Result<std::unique_ptr<Drafter>> MakeDrafter(DraftMethod method, int drafts_max, int slots_max, Model& model,
                                              SpeculatorTeam& speculators) {
-  if (drafts_max < 0 || drafts_max > kDraftsLimit) {
-    return InvalidArgument("drafts of {} tokens: want 1..{}", drafts_max, kDraftsLimit);
-  }
   const int drafts = DraftsMax(method, drafts_max, model.config());
+  if (drafts_max < 0 || drafts > kDraftPositionsMax) {
+    return InvalidArgument("drafts of {} tokens: want 1..{}", drafts, kDraftPositionsMax);
+  }
   switch (method) {
     case DraftMethod::kNone:
       return std::unique_ptr<Drafter>(std::make_unique<NoDrafter>());

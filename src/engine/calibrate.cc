@@ -111,8 +111,9 @@ Result<std::unique_ptr<Collector>> Collector::Create(Runtime& runtime, const Cal
                            options.prompts.size());
   }
   std::unique_ptr<Collector> collector(new Collector(runtime, options));
-  ASSIGN_OR_RETURN(collector->drafter_, MakeDrafter(runtime.draft_method(), /*drafts_max=*/0, /*slots_max=*/1,
-                                                    runtime.model(), collector->speculators_));
+  ASSIGN_OR_RETURN(collector->drafter_,
+                   MakeDrafter(runtime.draft_method(), runtime.drafts_max(), /*slots_max=*/1, runtime.model(),
+                               collector->speculators_));
   if (collector->drafter_->method() != DraftMethod::kDSpark || !collector->drafter_->has_confidences()) {
     return InvalidArgument("drafts by {}: there are no confidences to calibrate",
                            DraftMethodName(collector->drafter_->method()));
@@ -163,6 +164,7 @@ Result<CalibrationTable> CalibrateDrafts(Runtime& runtime, const CalibrationOpti
   ASSIGN_OR_RETURN(const std::unique_ptr<Collector> collector, Collector::Create(runtime, options));
   CalibrationTable table{.draft = runtime.draft_hash(),
                          .target = runtime.target_hash(),
+                         .build = Runtime::version(),
                          .drafts_max = collector->drafts_max(),
                          .regimes = {}};
   constexpr std::array kRegimes = {SamplingRegime::kGreedy, SamplingRegime::kUnit, SamplingRegime::kCool,

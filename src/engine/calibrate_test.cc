@@ -2,9 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include "engine/engine_access.h"
 #include "engine/speculation.h"
 #include "engine/step_profile.h"
 #include "engine/test_engine.h"
+#include "weights/synthetic.h"
 
 namespace foresight {
 namespace {
@@ -89,6 +91,62 @@ TEST(ProfileSteps, MeasuresAllDraftersAndLeavesNothingBehind) {
         CheckStepCosts(*table, runtime->models_name(), runtime->build_name(), table->drafts_max).ok());
     EXPECT_EQ(runtime->cache().stats().total_bytes, 0);
   }
+}
+
+TEST(ProfileSteps, ThoroughOnesTellContextsApartAndWhatTheHostTakes) {
+  EngineOptions options = kOptions;
+  options.context_tokens = 1536;
+  for (const ModelConfig& config : {SmallestDSparkConfig(), SmallestMtpConfig()}) {
+    const std::unique_ptr<Runtime> runtime = TestRuntime(options, config);
+    // Time enough on any machine.
+    const Result<StepCostTable> table =
+        ProfileSteps(*runtime, {.max_sequences = 2, .seconds_max = 1e6, .is_thorough = true});
+    ASSERT_TRUE(table.ok()) << table.status().ToString();
+    std::vector<int64_t> contexts;
+    for (const auto& [context, points] : table->verify_ms) contexts.push_back(context);
+    EXPECT_EQ(contexts, (std::vector<int64_t>{512, 1536}));
+    EXPECT_GT(table->host_ms, 0);
+    EXPECT_TRUE(ParseStepCosts(FormatStepCosts(*table)).ok());
+    EXPECT_EQ(runtime->cache().stats().total_bytes, 0);
+    // Without time for it, the one bucket stands for all.
+    const Result<StepCostTable> quick =
+        ProfileSteps(*runtime, {.max_sequences = 2, .seconds_max = 0, .is_thorough = true});
+    ASSERT_TRUE(quick.ok()) << quick.status().ToString();
+    EXPECT_EQ(quick->verify_ms.size(), 1u);
+  }
+}
+
+TEST(ProfileSteps, ManageWithTheSmallestContext) {
+  EngineOptions options = kOptions;
+  options.max_sequences = 1;
+  options.context_tokens = 2;
+  EXPECT_TRUE(EngineAccess::Make(TestRuntime(options, SmallestDSparkConfig()), options).ok());
+}
+
+TEST(CalibrateDrafts, IsForTheLengthThatIsAskedFor) {
+  EngineOptions options = kOptions;
+  options.speculation.drafts_max = 2;
+  const std::unique_ptr<Runtime> runtime = TestRuntime(options, SmallestDSparkConfig());
+  const Result<CalibrationTable> table = CalibrateDrafts(
+      *runtime, {.prompts = {TestPrompt(20), TestPrompt(30, 5)}, .dataset = "test", .rounds = 20});
+  ASSERT_TRUE(table.ok()) << table.status().ToString();
+  EXPECT_EQ(table->drafts_max, 2);
+}
+
+// Heads that differ in nothing but how they judge themselves are two heads.
+TEST(Calibration, BelongsToTheConfidenceHeadToo) {
+  const LoadedModel made = MakeSyntheticModel(SmallestDSparkConfig(), {.num_threads = 1});
+  const auto hash = [&] {
+    Result<std::unique_ptr<Runtime>> runtime = Runtime::FromSynthetic(made, kOptions);
+    EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
+    return (*runtime)->draft_hash();
+  };
+  const std::string before = hash();
+  EXPECT_EQ(hash(), before);
+  auto* const confidence =
+      reinterpret_cast<uint8_t*>(const_cast<std::byte*>(made.weights.dspark->head.confidence.data));
+  confidence[0] ^= 1;
+  EXPECT_NE(hash(), before);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <array>
 #include <optional>
 
+#include "speculative/planner.h"
 #include "weights/config.h"
 
 namespace foresight {
@@ -75,6 +76,15 @@ Result<ChosenDraft> ChooseDraft(const ModelFiles& files, const SpeculationOption
   }
   if (wanted) return NotFound("{}: there is no draft head for {}", files.origin(), DraftMethodName(*wanted));
   return ChosenDraft{};
+}
+
+Result<int> ChooseDraftLength(DraftMethod method, const SpeculationOptions& options,
+                              const ModelConfig& config) {
+  ASSIGN_OR_RETURN(const PlannerOptions planner, ParsePlanner(options.planner));
+  const int length = DraftsMax(method, options.drafts_max, config);
+  if (planner.static_drafts <= length || method == DraftMethod::kNone) return length;
+  if (options.drafts_max == 0 && method != DraftMethod::kDSpark) return planner.static_drafts;
+  return InvalidArgument("planner {}: drafts have {} tokens", options.planner, length);
 }
 
 Result<ChosenDraft> ChooseSyntheticDraft(const ModelConfig& config, const SpeculationOptions& options) {

@@ -22,6 +22,12 @@ struct ChosenDraft {
 // (no such head), kInvalidArgument (a head of another kind than wanted, a config that can't be read).
 Result<ChosenDraft> ChooseDraft(const ModelFiles& files, const SpeculationOptions& options);
 
+// Tokens of a draft by `method` with a model of this config. What nobody asks for is as the head was made
+// for; drafts that can be of any length (MTP-1, prompt look-up) become as long as a fixed number to verify
+// (static:K). Errors: kInvalidArgument (a planner that can't be read, or that verifies more than is drafted).
+Result<int> ChooseDraftLength(DraftMethod method, const SpeculationOptions& options,
+                              const ModelConfig& config);
+
 // For a model made in memory, which has the head of its config: kInvalidArgument when another one is asked
 // for.
 Result<ChosenDraft> ChooseSyntheticDraft(const ModelConfig& config, const SpeculationOptions& options);

@@ -4,6 +4,7 @@
 
 #include <map>
 
+#include "engine/engine_access.h"
 #include "engine/test_engine.h"
 #include "weights/test_checkpoint.h"
 
@@ -68,6 +69,36 @@ TEST(ChooseSyntheticDraft, IsTheHeadOfTheConfig) {
   EXPECT_EQ(ChooseSyntheticDraft(SmallestDSparkConfig(), {})->method, DraftMethod::kDSpark);
   EXPECT_EQ(ChooseSyntheticDraft(SmallestConfig(), {})->method, DraftMethod::kNone);
   EXPECT_FALSE(ChooseSyntheticDraft(SmallestMtpConfig(), {.draft = DraftChoice::kDSpark}).ok());
+}
+
+TEST(ChooseDraftLength, IsWhatIsAskedForOrWhatTheHeadWasMadeFor) {
+  const ModelConfig config = SmallestDSparkConfig();
+  const auto length = [&](DraftMethod method, const SpeculationOptions& options) {
+    const Result<int> chosen = ChooseDraftLength(method, options, config);
+    return chosen.ok() ? *chosen : -1;
+  };
+  using enum DraftMethod;
+  EXPECT_EQ(length(kDSpark, {}), config.dspark.block_size);
+  EXPECT_EQ(length(kDSpark, {.drafts_max = 2}), 2);
+  EXPECT_EQ(length(kDSpark, {.planner = "static:2"}), config.dspark.block_size);
+  EXPECT_EQ(length(kNone, {.planner = "static:9"}), 0);
+  // Chains and look-ups become as long as the planner wants them; a block does not.
+  EXPECT_EQ(length(kMtp, {.planner = "static:7"}), 7);
+  EXPECT_EQ(length(kNgram, {.planner = "static:16"}), 16);
+  EXPECT_EQ(length(kDSpark, {.planner = "static:6"}), -1);
+  EXPECT_EQ(length(kMtp, {.drafts_max = 2, .planner = "static:3"}), -1);
+  EXPECT_EQ(length(kMtp, {.planner = "static:17"}), -1);
+}
+
+TEST(ChooseDraftLength, ABlockThatIsLongerThanDraftsMayBeIsRefused) {
+  ModelConfig config = SmallestDSparkConfig();
+  config.dspark.block_size = kDraftPositionsMax + 4;
+  const EngineOptions options{.num_threads = 1, .context_tokens = 256, .max_sequences = 1};
+  EXPECT_EQ(EngineAccess::Make(TestRuntime(options, config), options).status().code(),
+            StatusCode::kInvalidArgument);
+  EngineOptions shorter = options;
+  shorter.speculation.drafts_max = kDraftPositionsMax;
+  EXPECT_TRUE(EngineAccess::Make(TestRuntime(shorter, config), shorter).ok());
 }
 
 }  // namespace

@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <fstream>
 #include <mutex>
-#include <sstream>
 #include <thread>
 #include <unordered_map>
 #include <utility>
 
+#include "base/text_file.h"
 #include "engine/engine_access.h"
 #include "engine/engine_loop.h"
 #include "engine/step_profile.h"
@@ -25,7 +24,41 @@ double SecondsNow() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-Status CheckOptions(const EngineOptions& o) {
+Result<StepCostTable> CostsOf(Runtime& runtime, const EngineOptions& options) {
+  const std::string& path = options.speculation.step_costs_file;
+  if (path.empty()) {
+    return ProfileSteps(runtime,
+                        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max});
+  }
+  ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path));
+  Result<StepCostTable> table = ParseStepCosts(json);
+  if (!table.ok()) return table.status().WithContext(path);
+  return table;
+}
+
+// Null when nothing drafts.
+Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
+  if (runtime.draft_method() == DraftMethod::kNone) {
+    const SpeculationOptions& s = options.speculation;
+    if (s.calibration_file.empty() && s.step_costs_file.empty()) return std::unique_ptr<Speculation>();
+    return InvalidArgument("{}: nothing drafts that it could be for",
+                           s.calibration_file.empty() ? s.step_costs_file : s.calibration_file);
+  }
+  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(runtime, options));
+  ASSIGN_OR_RETURN(const std::optional<CalibrationTable> calibration, CalibrationOf(runtime, options));
+  ASSIGN_OR_RETURN(
+      std::unique_ptr<Speculation> speculation,
+      Speculation::Create(options.speculation, runtime,
+                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
+                          costs, calibration));
+  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
+                                 speculation->drafter().drafts_max()));
+  return speculation;
+}
+
+}  // namespace
+
+Status CheckEngineOptions(const EngineOptions& o) {
   if (o.max_sequences < 1 || o.max_sequences > kSequencesMax) {
     return InvalidArgument("max_sequences: want 1..{}, got {}", kSequencesMax, o.max_sequences);
   }
@@ -45,51 +78,22 @@ Status CheckOptions(const EngineOptions& o) {
     return InvalidArgument("the queue: want room for a request and a token, got {} and {}",
                            o.queued_requests_max, o.queued_tokens_max);
   }
-  return Status();
-}
-
-Result<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  if (!file || !(text << file.rdbuf())) return NotFound("can't read {}", path);
-  return std::move(text).str();
-}
-
-Result<StepCostTable> CostsOf(Runtime& runtime, const EngineOptions& options) {
-  const std::string& path = options.speculation.step_costs_file;
-  if (path.empty()) {
-    return ProfileSteps(runtime, {.drafts_max = options.speculation.drafts_max,
-                                  .max_sequences = options.max_sequences,
-                                  .step_rows_max = options.step_rows_max});
+  if (o.context_tokens < 0 || o.cache_bytes_max < 0) {
+    return InvalidArgument("context_tokens and cache_bytes_max: want 0 or more, got {} and {}",
+                           o.context_tokens, o.cache_bytes_max);
   }
-  ASSIGN_OR_RETURN(const std::string json, ReadFile(path));
-  Result<StepCostTable> table = ParseStepCosts(json);
-  if (!table.ok()) return table.status().WithContext(path);
-  return table;
+  const SpeculationOptions& s = o.speculation;
+  if (s.drafts_max < 0 || s.drafts_max > kDraftPositionsMax) {
+    return InvalidArgument("drafts_max: want 0..{}, got {}", kDraftPositionsMax, s.drafts_max);
+  }
+  return ParsePlanner(s.planner).status();
 }
-
-// Null when nothing drafts.
-Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const EngineOptions& options) {
-  if (runtime.draft_method() == DraftMethod::kNone) return std::unique_ptr<Speculation>();
-  ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(runtime, options));
-  ASSIGN_OR_RETURN(const std::optional<CalibrationTable> calibration, CalibrationOf(runtime, options));
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<Speculation> speculation,
-      Speculation::Create(options.speculation, runtime,
-                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
-                          costs, calibration));
-  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
-                                 speculation->drafter().drafts_max()));
-  return speculation;
-}
-
-}  // namespace
 
 Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, const EngineOptions& options) {
   std::string where = options.speculation.calibration_file;
   std::string json;
   if (!where.empty()) {
-    ASSIGN_OR_RETURN(json, ReadFile(where));
+    ASSIGN_OR_RETURN(json, ReadTextFile(where));
   } else if (runtime.draft_files().Contains(kCalibrationFileName)) {
     ASSIGN_OR_RETURN(json, runtime.draft_files().FindText(kCalibrationFileName));
     where = runtime.draft_files().origin() + ": " + std::string(kCalibrationFileName);
@@ -99,8 +103,8 @@ Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, co
   Result<CalibrationTable> table = ParseCalibration(json);
   if (!table.ok()) return table.status().WithContext(where);
   // The head's own is for the length that it was made for; another length drafts without.
-  const int asked = options.speculation.drafts_max;
-  if (options.speculation.calibration_file.empty() && asked > 0 && asked != table->drafts_max) {
+  if (options.speculation.calibration_file.empty() && options.speculation.drafts_max > 0 &&
+      runtime.drafts_max() != table->drafts_max) {
     return std::optional<CalibrationTable>();
   }
   return std::optional(std::move(*table));
@@ -164,7 +168,7 @@ void Engine::Impl::Run() {
 
 Result<std::unique_ptr<Engine>> EngineAccess::Make(std::unique_ptr<Runtime> runtime,
                                                    const EngineOptions& options) {
-  RETURN_IF_ERROR(CheckOptions(options));
+  RETURN_IF_ERROR(CheckEngineOptions(options));
   ASSIGN_OR_RETURN(std::unique_ptr<Speculation> speculation, MakeSpeculation(*runtime, options));
   return Start(std::move(runtime), std::move(speculation), options);
 }
@@ -173,7 +177,7 @@ Result<std::unique_ptr<Engine>> EngineAccess::MakeReplay(std::unique_ptr<Runtime
                                                          const EngineOptions& options,
                                                          const DraftTrace* trace) {
   if (trace == nullptr) return Make(std::move(runtime), options);
-  RETURN_IF_ERROR(CheckOptions(options));
+  RETURN_IF_ERROR(CheckEngineOptions(options));
   ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(*runtime, options));
   ASSIGN_OR_RETURN(
       std::unique_ptr<Speculation> speculation,

@@ -16,6 +16,9 @@ namespace foresight {
 // Beside a draft head's weights.
 inline constexpr std::string_view kCalibrationFileName = "calibration.json";
 
+// Whether options make sense, before anything is loaded. Errors: kInvalidArgument, saying which doesn't.
+Status CheckEngineOptions(const EngineOptions& options);
+
 struct EngineAccess {
   // An engine around a runtime that was made with the same options. Errors: kInvalidArgument (options).
   static Result<std::unique_ptr<Engine>> Make(std::unique_ptr<Runtime> runtime, const EngineOptions& options);

@@ -7,6 +7,7 @@
 namespace foresight {
 
 Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
+  RETURN_IF_ERROR(CheckEngineOptions(options));
   std::unique_ptr<Runtime> runtime;
   if (!options.synthetic.empty()) {
     if (!options.model.empty()) return InvalidArgument("a model and a synthetic one: want one of them");

@@ -265,7 +265,8 @@ bool EngineLoop::Step() {
   const double host_seconds = clock_() - begin - draft_seconds - model_seconds - draw_seconds;
   totals_.model_seconds += model_seconds;
   totals_.draft_seconds += draft_seconds;
-  totals_.host_seconds += host_seconds + draw_seconds;
+  totals_.draw_seconds += draw_seconds;
+  totals_.host_seconds += host_seconds;
   if (speculation_ == nullptr) return true;
   std::optional<StepTimes> times;
   if (all_decode) {

@@ -37,7 +37,13 @@ TEST(Engine, RefusesRequestsItCanNotRun) {
 TEST(Engine, RefusesOptionsThatContradictThemselves) {
   for (const EngineOptions& bad :
        {EngineOptions{.max_sequences = 0}, EngineOptions{.max_sequences = 9, .step_rows_max = 8},
-        EngineOptions{.kept_prefixes_max = -1}, EngineOptions{.queued_requests_max = 0}}) {
+        EngineOptions{.kept_prefixes_max = -1}, EngineOptions{.queued_requests_max = 0},
+        EngineOptions{.context_tokens = -1}, EngineOptions{.cache_bytes_max = -1},
+        EngineOptions{.speculation = {.drafts_max = 1 << 30}},
+        // Even where nothing drafts:
+        EngineOptions{.speculation = {.draft = DraftChoice::kNone, .planner = "fastest"}},
+        EngineOptions{.speculation = {.draft = DraftChoice::kNone, .calibration_file = "x.json"}},
+        EngineOptions{.speculation = {.draft = DraftChoice::kNone, .step_costs_file = "x.json"}}}) {
     const Result<std::unique_ptr<Engine>> engine =
         EngineAccess::Make(TestRuntime({.num_threads = 1, .context_tokens = 256}), bad);
     EXPECT_EQ(engine.status().code(), StatusCode::kInvalidArgument);

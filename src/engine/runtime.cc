@@ -38,12 +38,17 @@ uint64_t HashOfTarget(const ModelFiles& files, const ModelWeights& weights) {
   return hash;
 }
 
+// 0: there is no head. Every part that may be trained for itself counts.
 uint64_t HashOfDraft(const ModelWeights& weights) {
   if (weights.mtp) return HashOf(weights.mtp->block.attn.wkv, HashOf(weights.mtp->e_proj, 0));
-  if (weights.dspark) {
-    return HashOf(weights.dspark->stages.back().attn.wkv, HashOf(weights.dspark->main_proj, 0));
+  if (!weights.dspark) return 0;
+  const DSparkWeights& head = *weights.dspark;
+  uint64_t hash = 0;
+  for (const MatrixView& part : {head.main_proj, head.stages.back().attn.wkv, head.head.w1, head.head.w2,
+                                 head.head.proj, head.head.confidence}) {
+    hash = HashOf(part, hash);
   }
-  return 0;
+  return hash;
 }
 
 std::string DescribeLayers(const ModelConfig& config) {
@@ -130,12 +135,11 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
 Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come,
                       std::shared_ptr<const DeviceWeights> placed) {
   loaded_ = std::move(loaded);
+  ASSIGN_OR_RETURN(drafts_max_, ChooseDraftLength(draft_.method, options.speculation, config()));
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
-  ModelOptions model_options{
-      .numerics = options.numerics,
-      .max_step_rows = options.step_rows_max,
-      .max_draft_rows =
-          options.max_sequences * DraftsMax(draft_.method, options.speculation.drafts_max, config())};
+  ModelOptions model_options{.numerics = options.numerics,
+                             .max_step_rows = options.step_rows_max,
+                             .max_draft_rows = options.max_sequences * drafts_max_};
   available_bytes_ = machine_.available_bytes;
   Device* const device = backend_.device.get();
   if (device != nullptr) {
@@ -177,7 +181,17 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
 }
 
 std::string Runtime::build_name() const {
-  return fmt::format("{}, {}, {} threads", FORESIGHT_VERSION, model_->table().name, pool_->num_threads());
+  return fmt::format("{}, {}, {} numerics, {}, {} threads", FORESIGHT_VERSION, model_->table().name,
+                     model_->numerics() == Numerics::kFaithful ? "faithful" : "clean", device_name(),
+                     pool_->num_threads());
+}
+
+std::string Runtime::version() {
+  return FORESIGHT_VERSION;
+}
+
+std::string Runtime::device_name() const {
+  return backend_.device == nullptr ? machine_.processor : std::string(backend_.device->name());
 }
 
 std::string Runtime::StartUpReport() {

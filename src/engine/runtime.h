@@ -50,14 +50,17 @@ class Runtime {
   // What the model drafts with, and which head that is.
   DraftMethod draft_method() const { return draft_.method; }
   const std::string& draft_head() const { return draft_.name; }
+  int drafts_max() const { return drafts_max_; }  // tokens of a draft; 0: nothing drafts
   // Name the tensors that calibrations and step costs belong to.
   const std::string& target_hash() const { return target_hash_; }
   const std::string& draft_hash() const { return draft_hash_; }  // empty without a head
   std::string models_name() const {
     return draft_hash_.empty() ? target_hash_ : target_hash_ + "+" + draft_hash_;
   }
-  // Of this program on these kernels and threads.
+  // Of this program on these kernels, device and threads.
   std::string build_name() const;
+  static std::string version();  // of this program
+  std::string device_name() const;
   // Where the head that drafts comes from; empty without a head.
   const ModelFiles& draft_files() const { return draft_.own_head ? files_ : draft_.head; }
   const LoadReport& load_report() const { return loaded_.report; }
@@ -88,6 +91,7 @@ class Runtime {
   LoadedModel loaded_;
   Placement placement_;  // with a device of its own
   ChosenDraft draft_;
+  int drafts_max_ = 0;
   std::string target_hash_;
   std::string draft_hash_;
   std::optional<Tokenizer> tokenizer_;

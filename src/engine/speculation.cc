@@ -33,7 +33,7 @@ Result<std::unique_ptr<Speculation>> Speculation::Create(const SpeculationOption
   auto speculators = std::make_unique<SpeculatorTeam>(runtime.config().vocab_size, kDraftPositionsMax,
                                                       limits.max_sequences, *chance, runtime.pool());
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
-                   MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
+                   MakeDrafter(runtime.draft_method(), runtime.drafts_max(), limits.max_sequences,
                                runtime.model(), *speculators));
   return Assemble(options, runtime, limits, costs, calibration, std::move(chance), std::move(speculators),
                   std::move(drafter));
@@ -48,7 +48,7 @@ Result<std::unique_ptr<Speculation>> Speculation::CreateReplay(const Speculation
   auto speculators = std::make_unique<SpeculatorTeam>(runtime.config().vocab_size, kDraftPositionsMax,
                                                       limits.max_sequences, *chance, runtime.pool());
   ASSIGN_OR_RETURN(std::unique_ptr<Drafter> drafter,
-                   MakeDrafter(runtime.draft_method(), options.drafts_max, limits.max_sequences,
+                   MakeDrafter(runtime.draft_method(), runtime.drafts_max(), limits.max_sequences,
                                runtime.model(), *speculators));
   const std::string_view method = DraftMethodName(drafter->method());
   if (method != trace.method || drafter->drafts_max() > trace.drafts_max) {
@@ -75,8 +75,8 @@ Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOpti
     return InvalidArgument("planner global is not exact with every acceptance rule: it is for benchmarks");
   }
   if (calibration) {
-    RETURN_IF_ERROR(
-        CheckCalibration(*calibration, runtime.draft_hash(), runtime.target_hash(), drafter->drafts_max()));
+    RETURN_IF_ERROR(CheckCalibration(*calibration, runtime.draft_hash(), runtime.target_hash(),
+                                     Runtime::version(), drafter->drafts_max()));
   }
   Calibration confidences = calibration ? Calibration(*calibration) : Calibration(drafter->drafts_max());
   std::optional<StepCosts> step_costs;

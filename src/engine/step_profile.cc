@@ -8,6 +8,7 @@
 #include "drafting/drafter.h"
 #include "drawing/device_draws.h"
 #include "drawing/token_draws.h"
+#include "engine/engine_loop.h"
 #include "foresight/request.h"
 
 namespace foresight {
@@ -23,6 +24,15 @@ constexpr int kStatesMax = 8;  // more sequences draft at the same cost each
 constexpr int kRowsOfAStateMax = 32;
 constexpr int kProfiledRowsMax = 128;
 constexpr double kPositiveMs = 1e-4;  // what a table calls nothing
+constexpr int64_t kShortContext = 64;
+constexpr int64_t kFirstBucket = 512;  // tokens; each further one holds contexts up to eight times as long
+constexpr int kHostSteps = 12;
+
+class NoEvents : public EventSink {
+ public:
+  void OnOutput(const OutputEvent&) override {}
+  void OnFinish(const RequestResult&) override {}
+};
 
 double MsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
@@ -45,7 +55,17 @@ class Profiler {
   Result<StepCostTable> Run();
 
  private:
-  Status MakeStates();
+  // Brings the first state to `context` tokens, which the drafter sees as in serving, and makes the others
+  // forks of it.
+  Status MakeStates(int64_t context);
+  // By rows, at the states' context.
+  Result<std::vector<CostPoint>> VerifyMs(double seconds_max);
+  Status ProfileVerification(StepCostTable* table);
+  // The median of some measurements, behind what a device needs to record.
+  template <typename Measure>
+  Result<double> Median(Measure measure);
+  // Of a plain step of one request, beside the model and its draw: what the step loop itself takes.
+  Result<double> HostMs();
   TokenId NextToken() {
     random_ = random_ * 6364136223846793005u + 1442695040888963407u;
     return static_cast<TokenId>((random_ >> 33) % static_cast<uint64_t>(runtime_.config().vocab_size));
@@ -70,36 +90,39 @@ class Profiler {
   const bool on_device_;
   std::vector<Sampler> samplers_;  // by thread; at temperature 1: what a draw costs at most
   std::unique_ptr<Drafter> drafter_;
-  std::vector<SequenceState> states_;  // all with options_.context_tokens tokens
+  int64_t context_ = 0;
+  std::vector<TokenId> text_;          // what the first state is computed from
+  std::vector<SequenceState> states_;  // all with context_ tokens
   uint64_t random_ = 1;
 };
 
-Status Profiler::MakeStates() {
-  states_.reserve(kStatesMax);
-  // Each will have a block of its own.
-  const int64_t blocks =
-      runtime_.cache().BlocksFor(1) == 0 ? kStatesMax : runtime_.cache().AvailableBlocks() - 1;
-  const int count =
-      static_cast<int>(std::clamp<int64_t>(blocks, 1, std::min(options_.max_sequences, kStatesMax)));
-  // The drafter sees every step, as it does in serving.
-  std::vector<TokenId> text(options_.context_tokens + 1);
-  for (TokenId& t : text) t = NextToken();
-  ASSIGN_OR_RETURN(SequenceState first, runtime_.cache().NewSequence());
-  states_.push_back(std::move(first));
+Status Profiler::MakeStates(int64_t context) {
+  context_ = context;
+  if (states_.empty()) {
+    states_.reserve(kStatesMax);
+    ASSIGN_OR_RETURN(SequenceState first, runtime_.cache().NewSequence());
+    states_.push_back(std::move(first));
+  }
+  states_.erase(states_.begin() + 1, states_.end());
   SequenceState& state = states_.front();
-  drafter_->Begin(0, std::span(text).first(1), std::ssize(text));
-  while (state.length() < options_.context_tokens) {
-    const int64_t rows = std::min<int64_t>(options_.context_tokens - state.length(), options_.step_rows_max);
+  while (std::ssize(text_) < context + 1) text_.push_back(NextToken());
+  drafter_->Begin(0, std::span(text_).first(state.length() + 1), std::ssize(text_));
+  while (state.length() < context) {
+    const int64_t rows = std::min<int64_t>(context - state.length(), options_.step_rows_max);
     const SequenceChunk chunk[] = {{.sequence = &state, .num_rows = static_cast<int>(rows)}};
     ASSIGN_OR_RETURN(
         [[maybe_unused]] const StepOutputs out,
         runtime_.model().Step(
-            {.tokens = std::span(text).subspan(state.length(), rows), .chunks = chunk, .logit_rows = {}}));
-    const ObservedRows observed[] = {{.state = &state, .rows = static_cast<int>(rows), .tokens = text}};
+            {.tokens = std::span(text_).subspan(state.length(), rows), .chunks = chunk, .logit_rows = {}}));
+    const ObservedRows observed[] = {{.state = &state, .rows = static_cast<int>(rows), .tokens = text_}};
     RETURN_IF_ERROR(drafter_->Observe(observed));
   }
   drafter_->End(0);
-  for (int i = 1; i < count; ++i) {
+  // Each writes to a block of its own.
+  KvCache& cache = runtime_.cache();
+  const int64_t blocks = cache.BlocksFor(1) == 0 ? kStatesMax : cache.AvailableBlocks() - 1;
+  const int64_t count = std::clamp<int64_t>(blocks, 1, std::min(options_.max_sequences, kStatesMax));
+  while (std::ssize(states_) < count) {
     ASSIGN_OR_RETURN(SequenceState fork, states_.front().Fork());
     states_.push_back(std::move(fork));
   }
@@ -123,7 +146,7 @@ Result<double> Profiler::StepMs(int rows, int sequences) {
           {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = on_device_}));
   RETURN_IF_ERROR(on_device_ ? DrawOnDevice(out, chunks) : DrawOnHost(out, chunks));
   const double ms = MsSince(start);
-  for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(options_.context_tokens));
+  for (const SequenceChunk& c : chunks) RETURN_IF_ERROR(c.sequence->Truncate(context_));
   return ms;
 }
 
@@ -138,7 +161,7 @@ Result<double> Profiler::LaunchMs() {
                        {.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .keep_logits = true}));
   const double ms = MsSince(start);
   RETURN_IF_ERROR(runtime_.device().Synchronize());
-  RETURN_IF_ERROR(states_.front().Truncate(options_.context_tokens));
+  RETURN_IF_ERROR(states_.front().Truncate(context_));
   return ms;
 }
 
@@ -150,11 +173,11 @@ Status Profiler::DrawOnDevice(const StepOutputs& out, std::span<const SequenceCh
   for (const SequenceChunk& c : chunks) {
     blocks.emplace_back(SamplingParams(), AcceptanceRule::kCoupled, runtime_.config().vocab_size, c.num_rows,
                         DraftOptions{.on_device = true});
-    blocks.back().Begin(options_.context_tokens);
+    blocks.back().Begin(context_);
     for (int k = 0; k + 1 < c.num_rows; ++k) blocks.back().AppendPoint(NextToken());
     sequences.push_back({.sampler = &samplers_.front(),
                          .block = &blocks.back(),
-                         .position = options_.context_tokens,
+                         .position = context_,
                          .num_drafts = c.num_rows - 1});
   }
   return draws_.Begin(out, sequences);
@@ -185,10 +208,10 @@ Result<double> Profiler::DraftMs(int sequences, int depth) {
   std::vector<TokenId> step_tokens;
   std::vector<SequenceChunk> chunks;
   for (int s = 0; s < sequences; ++s) {
-    for (int64_t i = 0; i <= options_.context_tokens + 1; ++i) tokens[s].push_back(NextToken());
-    step_tokens.push_back(tokens[s][options_.context_tokens]);
+    for (int64_t i = 0; i <= context_ + 1; ++i) tokens[s].push_back(NextToken());
+    step_tokens.push_back(tokens[s][context_]);
     chunks.push_back({.sequence = &states_[s], .num_rows = 1});
-    drafter_->Begin(s, std::span(tokens[s]).first(options_.context_tokens + 1), std::ssize(tokens[s]));
+    drafter_->Begin(s, std::span(tokens[s]).first(context_ + 1), std::ssize(tokens[s]));
   }
   ASSIGN_OR_RETURN([[maybe_unused]] const StepOutputs out,
                    runtime_.model().Step({.tokens = step_tokens, .chunks = chunks, .logit_rows = {}}));
@@ -227,75 +250,126 @@ Result<double> Profiler::DraftMs(int sequences, int depth) {
   const double ms = MsSince(start);
   for (int s = 0; s < sequences; ++s) {
     drafter_->End(s);
-    RETURN_IF_ERROR(states_[s].Truncate(options_.context_tokens));
+    RETURN_IF_ERROR(states_[s].Truncate(context_));
   }
   return ms;
 }
 
-Result<StepCostTable> Profiler::Run() {
-  ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), options_.drafts_max, options_.max_sequences,
-                                         runtime_.model(), speculators_));
-  RETURN_IF_ERROR(MakeStates());
-  StepCostTable table;
-  table.drafts_max = drafter_->drafts_max();
-  table.model = runtime_.models_name();
-  table.build = runtime_.build_name();
-  table.device = runtime_.machine().processor;
+template <typename Measure>
+Result<double> Profiler::Median(Measure measure) {
+  const int64_t recordings = runtime_.device().recordings();
+  double warm_up_ms = 0;
+  for (int i = 0; i < kWarmUpsMax; ++i) {
+    ASSIGN_OR_RETURN(const double measured, measure());
+    warm_up_ms += measured;
+    const bool records = !runtime_.device().is_host() && runtime_.device().recordings() == recordings;
+    if (!records || warm_up_ms > kWarmUpMs) break;
+  }
+  std::array<double, kRepeats> ms;
+  for (double& measured : ms) {
+    ASSIGN_OR_RETURN(measured, measure());
+  }
+  return std::max(MedianMs(ms), kPositiveMs);
+}
+
+Result<std::vector<CostPoint>> Profiler::VerifyMs(double seconds_max) {
+  std::vector<CostPoint> points;
   const Clock::time_point start = Clock::now();
-  const auto median = [&](auto measure) -> Result<double> {
-    const int64_t recordings = runtime_.device().recordings();
-    double warm_up_ms = 0;
-    for (int i = 0; i < kWarmUpsMax; ++i) {
-      ASSIGN_OR_RETURN(const double measured, measure());
-      warm_up_ms += measured;
-      const bool records = !runtime_.device().is_host() && runtime_.device().recordings() == recordings;
-      if (!records || warm_up_ms > kWarmUpMs) break;
-    }
-    std::array<double, kRepeats> ms;
-    for (double& measured : ms) {
-      ASSIGN_OR_RETURN(measured, measure());
-    }
-    return std::max(MedianMs(ms), kPositiveMs);
-  };
-  std::vector<CostPoint>& verify = table.verify_ms[runtime_.context_tokens()];
   const int states = static_cast<int>(states_.size());
   // Up to the slack of the rings in a state, and no further than the limits of a step.
-  const int64_t room = runtime_.context_tokens() - options_.context_tokens;
+  const int64_t room = runtime_.context_tokens() - context_;
   const int rows_max = std::min({options_.step_rows_max, kProfiledRowsMax,
                                  states * static_cast<int>(std::min<int64_t>(room, kRowsOfAStateMax))});
   for (int rows = 1, step = 1; rows <= rows_max; rows += step) {
     const int sequences = std::min(states, rows);
-    ASSIGN_OR_RETURN(const double ms, median([&] { return StepMs(rows, sequences); }));
-    verify.push_back({.count = rows, .ms = ms});
+    ASSIGN_OR_RETURN(const double ms, Median([&] { return StepMs(rows, sequences); }));
+    points.push_back({.count = rows, .ms = ms});
     if (rows >= 4) step = rows / 2;
     const double spent = MsSince(start) * 1e-3;
-    if (verify.size() >= 3 && spent + 2 * (kRepeats + 1) * ms * 1e-3 > options_.seconds_max) break;
+    if (points.size() >= 3 && spent + 2 * (kRepeats + 1) * ms * 1e-3 > seconds_max) break;
   }
+  // Where a step holds one row, nothing is ever verified beside it.
+  if (points.size() == 1) points.push_back({.count = 2, .ms = 2 * points.front().ms});
   // In steps of microseconds, or on a busy machine, noise can hide what rows cost; by a table that is flat
   // every draft would be free.
-  if (verify.back().ms <= verify.front().ms) {
-    for (const CostPoint& point : verify) verify.back().ms = std::max(verify.back().ms, 1.01 * point.ms);
+  if (points.back().ms <= points.front().ms) {
+    for (const CostPoint& point : points) points.back().ms = std::max(points.back().ms, 1.01 * point.ms);
   }
-  for (int count = 1; count <= states; count *= 2) {
-    ASSIGN_OR_RETURN(const double ms, median([&] { return DraftMs(count, table.drafts_max); }));
+  return points;
+}
+
+// A bucket is measured in its middle. The last one stands for all that are longer.
+Status Profiler::ProfileVerification(StepCostTable* table) {
+  const int64_t longest = runtime_.context_tokens();
+  const Clock::time_point start = Clock::now();
+  int64_t end = options_.is_thorough ? std::min(kFirstBucket, longest) : longest;
+  int64_t context = std::min(kShortContext, longest / 2);
+  for (;;) {
+    RETURN_IF_ERROR(MakeStates(context));
+    ASSIGN_OR_RETURN(table->verify_ms[end],
+                     VerifyMs(options_.is_thorough ? options_.seconds_max / 4 : options_.seconds_max));
+    if (end == longest) return Status();
+    end = end > longest / 8 ? longest : end * 8;
+    context = end / 2;
+    const CostPoint& most = table->verify_ms.rbegin()->second.back();
+    const double prefill_ms = static_cast<double>(context - context_) * most.ms / most.count;
+    if (MsSince(start) + prefill_ms > options_.seconds_max * 1e3) return Status();
+  }
+}
+
+Result<double> Profiler::HostMs() {
+  states_.clear();
+  const int64_t context = runtime_.context_tokens();
+  QueueGauge queue;
+  EngineLoop loop(runtime_,
+                  {.max_sequences = 1, .step_rows_max = options_.step_rows_max, .kept_prefixes_max = 0},
+                  /*speculation=*/nullptr, queue, [] { return MsSince({}) * 1e-3; });
+  const auto ticket = std::make_shared<Ticket>();
+  ticket->request = {.prompt = {NextToken()}, .ignore_eos = true};
+  ticket->request.sampling.max_tokens = std::clamp<int64_t>(context - 1, 1, kHostSteps);
+  ticket->sink = std::make_shared<NoEvents>();
+  queue.requests = 1;
+  queue.tokens = 1;
+  loop.Add(ticket);
+  std::vector<double> ms;
+  for (double before = 0; loop.Step();) {
+    const double seconds = loop.statistics().host_seconds;
+    ms.push_back((seconds - before) * 1e3);
+    before = seconds;
+  }
+  return MedianMs(ms);
+}
+
+Result<StepCostTable> Profiler::Run() {
+  ASSIGN_OR_RETURN(drafter_, MakeDrafter(runtime_.draft_method(), runtime_.drafts_max(),
+                                         options_.max_sequences, runtime_.model(), speculators_));
+  StepCostTable table;
+  table.drafts_max = drafter_->drafts_max();
+  table.model = runtime_.models_name();
+  table.build = runtime_.build_name();
+  table.device = runtime_.device_name();
+  RETURN_IF_ERROR(ProfileVerification(&table));
+  for (int count = 1; count <= std::ssize(states_); count *= 2) {
+    ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, table.drafts_max); }));
     table.draft_ms.push_back({.count = count, .ms = ms});
   }
-  ASSIGN_OR_RETURN(const double first_ms, median([&] { return DraftMs(1, /*depth=*/1); }));
+  ASSIGN_OR_RETURN(const double first_ms, Median([&] { return DraftMs(1, /*depth=*/1); }));
   table.draft_first_share = std::min(1.0, first_ms / table.draft_ms.front().ms);
   if (on_device_ && drafter_->has_confidences()) {
-    ASSIGN_OR_RETURN(table.wait_ms, median([&] { return LaunchMs(); }));
+    ASSIGN_OR_RETURN(table.wait_ms, Median([&] { return LaunchMs(); }));
   }
-  // The rest of a step, until serving has shown it: a small part.
-  table.host_ms = 0.02 * verify.front().ms;
+  // If it isn't measured: a small part.
+  table.host_ms = 0.02 * table.verify_ms.begin()->second.front().ms;
+  if (options_.is_thorough) {
+    ASSIGN_OR_RETURN(table.host_ms, HostMs());
+  }
   return table;
 }
 
 }  // namespace
 
 Result<StepCostTable> ProfileSteps(Runtime& runtime, const ProfileOptions& options) {
-  ProfileOptions fitting = options;
-  fitting.context_tokens = std::min(options.context_tokens, runtime.context_tokens() / 2);
-  return Profiler(runtime, fitting).Run();
+  return Profiler(runtime, options).Run();
 }
 
 }  // namespace foresight

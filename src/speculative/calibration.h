@@ -74,16 +74,17 @@ struct RegimeCalibration {
 struct CalibrationTable {
   std::string draft;  // hashes of tensors, as the engine names them
   std::string target;
+  std::string build;   // of the program that fitted
   int drafts_max = 0;  // gamma
   std::vector<RegimeCalibration> regimes;
 };
 
-// {"format": "dspark-sts", "version": 4, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sts", "version": 5, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatCalibration(const CalibrationTable& table);
 Result<CalibrationTable> ParseCalibration(std::string_view json);
-// Refuses a table of another draft, target or draft length (kInvalidArgument, saying both).
+// Refuses a table of another draft, target, build or draft length (kInvalidArgument, saying both).
 Status CheckCalibration(const CalibrationTable& table, std::string_view draft, std::string_view target,
-                        int drafts_max);
+                        std::string_view build, int drafts_max);
 
 // Confidences. Without a table they are what the head says.
 class Calibration {

@@ -2,16 +2,16 @@
 #include <boost/json/serialize.hpp>
 #include <cmath>
 
+#include "foresight/request.h"
 #include "speculative/calibration.h"
 #include "speculative/calibration_fit.h"
 #include "speculative/json_fields.h"
-#include "speculative/planner.h"
 
 namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sts";
-constexpr int kVersion = 4;
+constexpr int kVersion = 5;
 // What a temperature may be; the fit's grid lies within.
 constexpr double kTemperatureMin = 1e-3;
 constexpr double kTemperatureMax = 1e3;
@@ -55,7 +55,7 @@ std::string FormatQuality(const std::vector<PositionQuality>& quality) {
 
 Result<std::vector<double>> ParseNumbers(const boost::json::object& object, std::string_view key,
                                          int drafts_max) {
-  ASSIGN_OR_RETURN(const boost::json::array* array, JsonArray(object, key, kDraftsMax));
+  ASSIGN_OR_RETURN(const boost::json::array* array, JsonArray(object, key, kDraftPositionsMax));
   if (std::ssize(*array) != drafts_max) {
     return InvalidArgument("{}: want {} numbers, one for each position, got {}", key, drafts_max,
                            array->size());
@@ -138,10 +138,12 @@ Result<CalibrationTable> Parse(std::string_view json) {
   CalibrationTable table;
   ASSIGN_OR_RETURN(table.draft, JsonText(*object, "draft"));
   ASSIGN_OR_RETURN(table.target, JsonText(*object, "target"));
+  ASSIGN_OR_RETURN(table.build, JsonText(*object, "engine_build"));
   ASSIGN_OR_RETURN(const boost::json::value* gamma, JsonMember(*object, "gamma"));
-  ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftsMax));
+  ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftPositionsMax));
   table.drafts_max = static_cast<int>(drafts_max);
   ASSIGN_OR_RETURN(const boost::json::array* tables, JsonArray(*object, "tables", kNumSamplingRegimes));
+  if (tables->empty()) return InvalidArgument("tables: want at least one");
   for (const boost::json::value& value : *tables) {
     ASSIGN_OR_RETURN(RegimeCalibration entry, ParseTable(value, table.drafts_max));
     for (const RegimeCalibration& other : table.regimes) {
@@ -158,9 +160,10 @@ Result<CalibrationTable> Parse(std::string_view json) {
 
 std::string FormatCalibration(const CalibrationTable& table) {
   std::string text = fmt::format(
-      "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"draft\": {},\n  \"target\": {},\n  \"gamma\": {},\n"
+      "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"draft\": {},\n  \"target\": {},\n"
+      "  \"engine_build\": {},\n  \"gamma\": {},\n"
       "  \"tables\": [",
-      kFormat, kVersion, Quoted(table.draft), Quoted(table.target), table.drafts_max);
+      kFormat, kVersion, Quoted(table.draft), Quoted(table.target), Quoted(table.build), table.drafts_max);
   const char* separator = "\n";
   for (const RegimeCalibration& entry : table.regimes) {
     text += fmt::format(
@@ -185,7 +188,7 @@ Result<CalibrationTable> ParseCalibration(std::string_view json) {
 }
 
 Status CheckCalibration(const CalibrationTable& table, std::string_view draft, std::string_view target,
-                        int drafts_max) {
+                        std::string_view build, int drafts_max) {
   const auto refuse = [](std::string_view what, const auto& want, const auto& got) {
     return InvalidArgument(
         "calibration was fitted for another {}: this is \"{}\", the file says \"{}\"; fit it again "
@@ -195,6 +198,7 @@ Status CheckCalibration(const CalibrationTable& table, std::string_view draft, s
   };
   if (table.draft != draft) return refuse("draft", draft, table.draft);
   if (table.target != target) return refuse("target", target, table.target);
+  if (table.build != build) return refuse("build", build, table.build);
   if (table.drafts_max != drafts_max) return refuse("draft length", drafts_max, table.drafts_max);
   return Status();
 }

@@ -212,7 +212,8 @@ TEST(Regime, FollowsParametersAndRule) {
 }
 
 CalibrationTable Table() {
-  CalibrationTable table{.draft = "xxh:1", .target = "xxh:\"2\"", .drafts_max = 1, .regimes = {}};
+  CalibrationTable table{
+      .draft = "xxh:1", .target = "xxh:\"2\"", .build = "3", .drafts_max = 1, .regimes = {}};
   table.regimes.push_back(Calibrate(SamplingRegime::kCool, TwoLevels(), TwoLevels(), "two levels"));
   table.regimes.push_back(table.regimes[0]);
   table.regimes[1].regime = SamplingRegime::kCoupled;
@@ -260,14 +261,17 @@ TEST(CalibrationFile, ComesBack) {
   EXPECT_NEAR(read->regimes[0].after[0].ece, table.regimes[0].after[0].ece, 1e-8);
 }
 
-TEST(CalibrationFile, IsRefusedForAnotherModelOrLength) {
+TEST(CalibrationFile, IsRefusedForAnotherModelBuildOrLength) {
   const CalibrationTable table = Table();
-  EXPECT_TRUE(CheckCalibration(table, "xxh:1", "xxh:\"2\"", 1).ok());
-  EXPECT_NE(CheckCalibration(table, "other", "xxh:\"2\"", 1).message().find("another draft"),
-            std::string::npos);
-  EXPECT_NE(CheckCalibration(table, "xxh:1", "other", 1).message().find("another target"), std::string::npos);
-  EXPECT_NE(CheckCalibration(table, "xxh:1", "xxh:\"2\"", 2).message().find("another draft length"),
-            std::string::npos);
+  const auto refused = [&](std::string_view draft, std::string_view target, std::string_view build,
+                           int length, std::string_view what) {
+    return CheckCalibration(table, draft, target, build, length).message().find(what) != std::string::npos;
+  };
+  EXPECT_TRUE(CheckCalibration(table, "xxh:1", "xxh:\"2\"", "3", 1).ok());
+  EXPECT_TRUE(refused("other", "xxh:\"2\"", "3", 1, "another draft"));
+  EXPECT_TRUE(refused("xxh:1", "other", "3", 1, "another target"));
+  EXPECT_TRUE(refused("xxh:1", "xxh:\"2\"", "4", 1, "another build"));
+  EXPECT_TRUE(refused("xxh:1", "xxh:\"2\"", "3", 2, "another draft length"));
 }
 
 TEST(CalibrationFile, DamageIsAnError) {
@@ -275,11 +279,12 @@ TEST(CalibrationFile, DamageIsAnError) {
   const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };
   for (const std::string& bad :
        {std::string("{"), std::string("[]"), replaced("dspark-sts", "dspark-sps"),
-        replaced("version\": 4", "version\": 3"),
-        replaced("\"margin_weights\": [0]", "\"margin_weights\": [-1]"),
-        replaced("\"gamma\": 1", "\"gamma\": 2"), replaced("\"gamma\": 1", "\"gamma\": 1e9"),
-        replaced("\"cool\"", "\"hot\""), replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"),
-        replaced("[3]", "[-1e400]"), replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
+        replaced("version\": 5", "version\": 4"),
+        replaced("\"margin_weights\": [0]", "\"margin_weights\": [-1]"), replaced("engine_build", "build"),
+        good.substr(0, good.find("\"tables\"")) + "\"tables\": []}", replaced("\"gamma\": 1", "\"gamma\": 2"),
+        replaced("\"gamma\": 1", "\"gamma\": 1e9"), replaced("\"cool\"", "\"hot\""),
+        replaced("\"cool\"", "\"coupled\""), replaced("[3]", "[0]"), replaced("[3]", "[-1e400]"),
+        replaced("[3]", "\"3\""), replaced("\"draft\"", "\"drift\""),
         replaced("\"rounds\": [200]", "\"rounds\": [-1]"),
         replaced("\"mean_obs\": [0.5]", "\"mean_obs\": [0.3e042137]"), replaced("\"auc\"", "\"auk\""),
         replaced("\"auc_best\"", "\"auc_beast\"")}) {

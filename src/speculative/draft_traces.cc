@@ -3,8 +3,8 @@
 #include <boost/json/serialize.hpp>
 #include <cmath>
 
+#include "foresight/request.h"
 #include "speculative/json_fields.h"
-#include "speculative/planner.h"
 
 namespace foresight {
 namespace {
@@ -76,7 +76,7 @@ Result<DraftTrace> ParseTrace(const boost::json::value& value) {
   DraftTrace trace;
   ASSIGN_OR_RETURN(trace.method, JsonText(*object, "method"));
   ASSIGN_OR_RETURN(const boost::json::value* gamma, JsonMember(*object, "gamma"));
-  ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftsMax));
+  ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftPositionsMax));
   if (drafts_max == 0) return InvalidArgument("gamma: want 1 or more");
   trace.drafts_max = static_cast<int>(drafts_max);
   ASSIGN_OR_RETURN(const boost::json::array* domains, JsonArray(*object, "domains", kDomainsMax));

@@ -46,8 +46,9 @@ Result<PlannerOptions> ParsePlanner(std::string_view text) {
   const std::string_view value = text.substr(std::min(colon + 1, text.size()));
   if (options.kind == PlannerKind::kStatic) {
     if (!ParseWhole(value, &options.static_drafts) || options.static_drafts < 0 ||
-        options.static_drafts > kDraftsMax) {
-      return InvalidArgument("planner: want static:DRAFTS with 0..{} drafts, got \"{}\"", kDraftsMax, text);
+        options.static_drafts > kDraftPositionsMax) {
+      return InvalidArgument("planner: want static:DRAFTS with 0..{} drafts, got \"{}\"", kDraftPositionsMax,
+                             text);
     }
   } else if (options.kind == PlannerKind::kThreshold) {
     if (!ParseWhole(value, &options.threshold) || !(options.threshold >= 0 && options.threshold <= 1)) {
@@ -69,9 +70,9 @@ std::string FormatPlanner(const PlannerOptions& options) {
 void Planner::Learn(const StepLoad&, const StepCosts*, const StepResult&) {}
 
 Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits) {
-  if (limits.slots_max < 1 || limits.drafts_max < 1 || limits.drafts_max > kDraftsMax) {
-    return InvalidArgument("planner: want 1 sequence or more and 1..{} drafts, got {} and {}", kDraftsMax,
-                           limits.slots_max, limits.drafts_max);
+  if (limits.slots_max < 1 || limits.drafts_max < 1 || limits.drafts_max > kDraftPositionsMax) {
+    return InvalidArgument("planner: want 1 sequence or more and 1..{} drafts, got {} and {}",
+                           kDraftPositionsMax, limits.slots_max, limits.drafts_max);
   }
   std::unique_ptr<Planner> planner;
   switch (options.kind) {
@@ -201,7 +202,7 @@ std::span<const float> StepPlanning::Corrected(int r, std::span<const float> con
 
 void StepPlanning::ExpectConfidences(int r, int drafted) {
   CHECK(phase_ == Phase::kDrafting && drafted >= 0 && drafted <= limits_.drafts_max);
-  std::array<float, kDraftsMax> confidences;
+  std::array<float, kDraftPositionsMax> confidences;
   for (int j = 0; j < drafted; ++j) {
     confidences[j] = static_cast<float>(history_.MeanConfidence(requests_[r].id, j));
   }
@@ -210,7 +211,7 @@ void StepPlanning::ExpectConfidences(int r, int drafted) {
 
 void StepPlanning::SetConfidencesFromHistory(int r, int drafted) {
   CHECK(drafted >= 0 && drafted <= limits_.drafts_max);
-  std::array<float, kDraftsMax> confidences;
+  std::array<float, kDraftPositionsMax> confidences;
   for (int j = 0; j < drafted; ++j) {
     confidences[j] = static_cast<float>(history_.AcceptanceRate(load_.requests[r].id, j));
   }

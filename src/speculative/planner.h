@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "foresight/request.h"
 #include "speculative/confidence_correction.h"
 #include "speculative/frontier.h"
 #include "speculative/history.h"
@@ -92,10 +93,9 @@ class Planner {
 
 struct PlanningLimits {
   int slots_max = 1;   // sequences; at most as many requests in a step
-  int drafts_max = 1;  // tokens of a draft; at most kDraftsMax
+  int drafts_max = 1;  // tokens of a draft; at most kDraftPositionsMax
   int rows_max = 1;    // of a step
 };
-inline constexpr int kDraftsMax = 32;
 
 // Errors: kInvalidArgument (limits out of range).
 Result<std::unique_ptr<Planner>> MakePlanner(const PlannerOptions& options, const PlanningLimits& limits);

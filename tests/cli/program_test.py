@@ -42,6 +42,10 @@ class Run(unittest.TestCase):
         self.assertEqual(from_flag, from_file)
         self.assertEqual(from_flag, from_pipe)
 
+    def test_an_empty_file_is_an_empty_prompt(self):
+        from_file = self.generate("--file", os.devnull, "--greedy", "--max-tokens", "4")
+        self.assertEqual(from_file, self.generate("--greedy", "--max-tokens", "4"))
+
     def test_quiet_prints_the_text_alone(self):
         result = foresight("run", "-q", "-p", "A list", "--greedy", "--max-tokens", "4", "--context", "512")
         self.assertEqual(result.stderr, b"")
@@ -212,6 +216,11 @@ class BadInput(unittest.TestCase):
         # What the command line itself can't be read as is 1, what it asks for and can't be had is 2.
         self.refuse(1, "run", "--no-such-flag")
         self.refuse(1, "no-such-command")
+        # What is wrong isn't lost in front of a page of help.
+        self.assertLess(len(self.refuse(1, "run", "--draft", "eagle").splitlines()), 4)
+        self.refuse(2, "run", "-p", "x", "--draft", "none", "--planner", "fastest")
+        self.refuse(2, "run", "-p", "x", "--draft", "none", "--step-costs", "no/such/file")
+        self.assertIn("5 tokens", self.refuse(2, "run", "-p", "x", "--draft", "dspark", "--planner", "static:6"))
         self.refuse(1, "run", "-p", "x", "--max-tokens", "many")
         self.refuse(2, "run", "-p", "x", "--temperature", "-1")
         self.refuse(2, "run", "-p", "x", "--top-p", "0")

@@ -148,7 +148,7 @@ def calibration():
         '{"regime": "%s", "temperatures": [1.2, 0.8], "shifts": [0.1, -0.2], "margin_weights": [0, 1.5], "fit": {"grid": "log41[0.1,10]", "bins": 15, "rounds": 9, '
         '"dataset": "x"}, "heldout": {"bins": 20, "before": %s, "after": %s}}' % (regime, quality, quality)
         for regime in ("unit", "coupled"))
-    yield "two_regimes", ('{"format": "dspark-sts", "version": 4, "draft": "d", "target": "t", "gamma": 2, '
+    yield "two_regimes", ('{"format": "dspark-sts", "version": 5, "draft": "d", "target": "t", "engine_build": "1", "gamma": 2, '
                           '"tables": [%s]}' % tables).encode()
 
 
