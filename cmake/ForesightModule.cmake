@@ -7,13 +7,15 @@
 
 add_library(foresight_options INTERFACE)
 target_compile_features(foresight_options INTERFACE cxx_std_20)
-target_include_directories(foresight_options INTERFACE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/include)
-target_compile_options(foresight_options INTERFACE
-                       $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-psabi -ffp-contract=off>
-                       # g++ 12 reports impossible overlaps in std::string (GCC bug 105651).
-                       $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
-                       # fmt takes nvcc for a compiler without constexpr functions.
-                       $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror -DFMT_USE_CONSTEXPR=1>)
+target_include_directories(foresight_options INTERFACE $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/src>
+                                                       $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>)
+set(own_options  # who embeds the library has warnings of their own
+    $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -Wno-psabi -ffp-contract=off>
+    # g++ 12 reports impossible overlaps in std::string (GCC bug 105651).
+    $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
+    # fmt takes nvcc for a compiler without constexpr functions.
+    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror -DFMT_USE_CONSTEXPR=1>)
+target_compile_options(foresight_options INTERFACE "$<BUILD_INTERFACE:${own_options}>")
 if(FORESIGHT_SANITIZE)
   target_compile_options(foresight_options INTERFACE -fsanitize=${FORESIGHT_SANITIZE} -fno-omit-frame-pointer
                                                      -fno-sanitize-recover=all)
@@ -40,6 +42,7 @@ function(foresight_module name)
     add_library(foresight_${name} INTERFACE)
     target_link_libraries(foresight_${name} INTERFACE foresight_options ${arg_DEPS} ${arg_LIBS})
   endif()
+  set_property(GLOBAL APPEND PROPERTY FORESIGHT_MODULES foresight_${name})
   if(FORESIGHT_TESTS AND tests)
     add_executable(${name}_test ${tests})
     target_link_libraries(${name}_test PRIVATE foresight_${name} ${arg_TEST_LIBS} GTest::gtest_main)
