@@ -52,4 +52,8 @@ std::string_view JsonKindName(const json::value& value) {
   return "nothing";
 }
 
+std::string JsonString(std::string_view text) {
+  return boost::json::serialize(boost::json::string_view(text.data(), text.size()));
+}
+
 }  // namespace foresight

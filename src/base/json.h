@@ -9,6 +9,7 @@
 #include <boost/json/string.hpp>
 #include <boost/json/value.hpp>
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 #include "base/status.h"
@@ -27,5 +28,8 @@ Result<boost::json::value> ParseJson(std::string_view text, JsonLimits limits = 
 
 // "an object", "a string", ...: for messages that say what came.
 std::string_view JsonKindName(const boost::json::value& value);
+
+// Text as a JSON string, its quotes included.
+std::string JsonString(std::string_view text);
 
 }  // namespace foresight

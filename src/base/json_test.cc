@@ -41,5 +41,13 @@ TEST(Json, LimitsDepth) {
   EXPECT_TRUE(ParseJson(nested(100), {.depth_max = 100}).ok());
 }
 
+TEST(JsonString, ComesBack) {
+  for (const std::string& text : {std::string("a \"b\" \\ \n\t\x01 é"), std::string()}) {
+    const Result<boost::json::value> read = ParseJson(JsonString(text));
+    ASSERT_TRUE(read.ok()) << JsonString(text);
+    EXPECT_EQ(std::string(read->as_string()), text);
+  }
+}
+
 }  // namespace
 }  // namespace foresight

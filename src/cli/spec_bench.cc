@@ -157,6 +157,7 @@ Result<SpecReport> SpecBench::Run() {
   SpecReport report;
   const Runtime& runtime = EngineAccess::runtime(*plain);
   report.model = runtime.files().origin();
+  if (runtime.tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", report.model);
   report.machine = runtime.machine().processor;
   report.threads = options_.engine.num_threads;
   report.max_tokens = options_.max_tokens;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "base/json.h"
 #include "cli/spec_bench.h"
 #include "cli/spec_figures.h"
 
@@ -19,32 +20,33 @@ std::string ToJson(const AcceptanceRow& r) {
     return fmt::format("[{}]", fmt::join(a, ", "));
   };
   return fmt::format(
-      "{{\"setup\": \"{}\", \"temperature\": {}, \"domain\": \"{}\", \"tokens\": {}, \"steps\": {}, "
+      "{{\"setup\": {}, \"temperature\": {}, \"domain\": {}, \"tokens\": {}, \"steps\": {}, "
       "\"accepted_length\": {:.4f}, \"verified\": {}, \"reached\": {}, \"accepted\": {}}}",
-      r.setup, r.temperature, r.domain, r.completion_tokens, r.steps, r.accepted_length(),
-      counts(r.drafts.verified), counts(r.drafts.reached), counts(r.drafts.accepted));
+      JsonString(r.setup), r.temperature, JsonString(r.domain), r.completion_tokens, r.steps,
+      r.accepted_length(), counts(r.drafts.verified), counts(r.drafts.reached), counts(r.drafts.accepted));
 }
 
 std::string ToJson(const SpeedRow& r) {
   return fmt::format(
-      "{{\"setup\": \"{}\", \"domain\": \"{}\", \"concurrency\": {}, \"tokens_per_second\": {}, "
+      "{{\"setup\": {}, \"domain\": {}, \"concurrency\": {}, \"tokens_per_second\": {}, "
       "\"ratio_to_none\": {}, "
       "\"median_ratio\": {:.4f}, \"rows_per_request\": {:.3f}, \"drafted_per_request\": {:.3f}, "
       "\"accepted_length\": {:.3f}}}",
-      r.setup, r.domain, r.concurrency, Numbers(r.tokens_per_second), Numbers(r.ratio_to_none),
-      r.median_ratio(), r.verified_per_request, r.drafted_per_request, r.accepted_length);
+      JsonString(r.setup), JsonString(r.domain), r.concurrency, Numbers(r.tokens_per_second),
+      Numbers(r.ratio_to_none), r.median_ratio(), r.verified_per_request, r.drafted_per_request,
+      r.accepted_length);
 }
 
 std::string ToJson(const MatchedSpeed& m) {
   return fmt::format(
-      "{{\"setup\": \"{}\", \"concurrency\": {}, \"tokens_per_second\": {:.4f}, \"mtp_user_speed\": {:.4f}, "
+      "{{\"setup\": {}, \"concurrency\": {}, \"tokens_per_second\": {:.4f}, \"mtp_user_speed\": {:.4f}, "
       "\"user_speed\": {}}}",
-      m.setup, m.concurrency, m.tokens_per_second, m.mtp_user_speed,
+      JsonString(m.setup), m.concurrency, m.tokens_per_second, m.mtp_user_speed,
       m.user_speed ? fmt::format("{:.4f}", *m.user_speed) : "null");
 }
 
 std::string ToJson(const HeadRow& r) {
-  return fmt::format("{{\"setup\": \"{}\", \"stages\": {}, \"markov_rank\": {}}}", r.setup, r.stages,
+  return fmt::format("{{\"setup\": {}, \"stages\": {}, \"markov_rank\": {}}}", JsonString(r.setup), r.stages,
                      r.markov_rank);
 }
 
@@ -174,16 +176,15 @@ std::string SpecReportJson(const SpecReport& r) {
   return fmt::format(
       "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 2, \"foresight\": \"{}\", \"complete\": {}, "
       "\"replayed\": "
-      "\"{}\",\n  \"model\": "
-      "\"{}\", "
-      "\"processor\": \"{}\", \"threads\": {}, \"max_tokens\": {}, \"requests_per_domain\": {},\n"
+      "{},\n  \"model\": {}, \"processor\": {}, \"threads\": {}, \"max_tokens\": {}, "
+      "\"requests_per_domain\": {},\n"
       "  \"acceptance\": {},\n  \"heads\": {},\n  \"reliability\": {},\n  \"block_lengths\": {},\n  "
       "\"thresholds\": {},\n  \"load\": {},\n  \"at_throughput_of_mtp\": {},\n  "
       "\"batch_1_by_domain\": "
       "{}\n}}\n",
-      FORESIGHT_VERSION, r.complete, r.replayed, r.model, r.machine, r.threads, r.max_tokens,
-      r.requests_per_domain, List(r.acceptance), List(r.heads), List(r.reliability), List(r.lengths),
-      List(r.thresholds), List(r.load), List(AgainstMtp(r.load)), List(r.domains));
+      FORESIGHT_VERSION, r.complete, JsonString(r.replayed), JsonString(r.model), JsonString(r.machine),
+      r.threads, r.max_tokens, r.requests_per_domain, List(r.acceptance), List(r.heads), List(r.reliability),
+      List(r.lengths), List(r.thresholds), List(r.load), List(AgainstMtp(r.load)), List(r.domains));
 }
 
 std::string SpecReportText(const SpecReport& r) {

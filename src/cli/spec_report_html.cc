@@ -47,10 +47,10 @@ std::string Section(std::string_view title, std::string_view note, std::string_v
 std::string AcceptanceTable(const SpecReport& report, double temperature) {
   const std::vector<std::string> domains = Distinct(report.acceptance, &AcceptanceRow::domain);
   std::string table = "<table><tr><th>drafter</th>";
-  for (const std::string& d : domains) table += fmt::format("<th>{}</th>", d);
+  for (const std::string& d : domains) table += fmt::format("<th>{}</th>", HtmlText(d));
   table += "<th>macro</th></tr>";
   for (const std::string& setup : Distinct(report.acceptance, &AcceptanceRow::setup)) {
-    table += fmt::format("<tr><td>{}</td>", setup);
+    table += fmt::format("<tr><td>{}</td>", HtmlText(setup));
     for (const std::string& domain : domains) {
       for (const AcceptanceRow& row : report.acceptance) {
         if (row.setup == setup && row.domain == domain && row.temperature == temperature) {
@@ -76,6 +76,21 @@ std::vector<Series> BySetup(const std::vector<SpeedRow>& rows,
   return all;
 }
 
+// The points that no other passes in one coordinate without falling behind in the other, by the first.
+std::vector<std::pair<double, double>> ParetoFront(
+    const std::vector<SpeedRow>& rows,
+    const std::function<std::pair<double, double>(const SpeedRow&)>& point) {
+  std::vector<std::pair<double, double>> points;
+  for (const SpeedRow& row : rows) points.push_back(point(row));
+  std::sort(points.rbegin(), points.rend());
+  std::vector<std::pair<double, double>> front;
+  for (const auto& p : points) {
+    if (front.empty() || p.second > front.back().second) front.push_back(p);
+  }
+  std::reverse(front.begin(), front.end());
+  return front;
+}
+
 std::string DepthNote(const SpecReport& r) {
   std::set<int> depths;
   for (const HeadRow& head : r.heads) depths.insert(head.stages);
@@ -97,8 +112,8 @@ std::string DepthTable(const SpecReport& r) {
       "<table><tr><th>head</th><th>stages</th><th>rank of the sequential head</th>"
       "<th>accepted length</th></tr>";
   for (const HeadRow& head : heads) {
-    table += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2f}</td></tr>", head.setup, head.stages,
-                         head.markov_rank, Macro(r.acceptance, head.setup, 1, AcceptedLength));
+    table += fmt::format("<tr><td>{}</td><td>{}</td><td>{}</td><td>{:.2f}</td></tr>", HtmlText(head.setup),
+                         head.stages, head.markov_rank, Macro(r.acceptance, head.setup, 1, AcceptedLength));
   }
   return table + "</table>";
 }
@@ -188,7 +203,8 @@ std::string MatchedTable(const SpecReport& r) {
     if (m.setup == matched.front().setup) table += fmt::format("<th>{}</th>", m.concurrency);
   }
   for (const MatchedSpeed& m : matched) {
-    if (m.concurrency == matched.front().concurrency) table += fmt::format("</tr><tr><td>{}</td>", m.setup);
+    if (m.concurrency == matched.front().concurrency)
+      table += fmt::format("</tr><tr><td>{}</td>", HtmlText(m.setup));
     table += m.user_speed ? fmt::format("<td>{:.2f}</td>", *m.user_speed / m.mtp_user_speed)
                           : std::string("<td>-</td>");
   }
@@ -197,16 +213,16 @@ std::string MatchedTable(const SpecReport& r) {
 
 std::string SpeedSections(const SpecReport& r) {
   std::string page;
-  page += Section("Throughput against speed per user (Figure 7)",
-                  "One point for each number of concurrent requests; up and to the right is better.",
-                  kPaperFigure7,
-                  Chart("tokens/s per user", "tokens/s",
-                        BySetup(r.load,
-                                [](const SpeedRow& row) {
-                                  return std::pair(row.median_tokens_per_second() / row.concurrency,
-                                                   row.median_tokens_per_second());
-                                }),
-                        false));
+  const auto throughput = [](const SpeedRow& row) {
+    return std::pair(row.median_tokens_per_second() / row.concurrency, row.median_tokens_per_second());
+  };
+  std::vector<Series> setups = BySetup(r.load, throughput);
+  setups.push_back({"Pareto front", ParetoFront(r.load, throughput)});
+  page += Section(
+      "Throughput against speed per user (Figure 7)",
+      "One point for each number of concurrent requests; up and to the right is better. The Pareto front "
+      "joins the points that no other beats in both.",
+      kPaperFigure7, Chart("tokens/s per user", "tokens/s", setups, false));
   page += Section(
       "Speed per user at MTP-1's throughput (Figure 7)",
       "Times the speed of MTP-1's users, where MTP-1 serves so many requests at a time; - where a setup "
@@ -231,10 +247,10 @@ std::string SpeedSections(const SpecReport& r) {
                         true));
   std::string table = "<table><tr><th>setup</th>";
   const std::vector<std::string> domains = Distinct(r.domains, &SpeedRow::domain);
-  for (const std::string& d : domains) table += fmt::format("<th>{}</th>", d);
+  for (const std::string& d : domains) table += fmt::format("<th>{}</th>", HtmlText(d));
   table += "</tr>";
   for (const std::string& setup : Distinct(r.domains, &SpeedRow::setup)) {
-    table += fmt::format("<tr><td>{}</td>", setup);
+    table += fmt::format("<tr><td>{}</td>", HtmlText(setup));
     for (const std::string& domain : domains) {
       for (const SpeedRow& row : r.domains) {
         if (row.setup != setup || row.domain != domain) continue;
@@ -267,8 +283,8 @@ std::string SpecReportHtml(const SpecReport& r) {
       r.replayed.empty()
           ? std::string("A replication on a small model, not the paper's setting")
           : fmt::format("Step costs of random weights; which drafts are accepted is replayed from {}",
-                        r.replayed),
-      r.model, r.machine, r.threads, r.max_tokens);
+                        HtmlText(r.replayed)),
+      HtmlText(r.model), HtmlText(r.machine), r.threads, r.max_tokens);
   if (!r.acceptance.empty()) page += AcceptanceSections(r);
   return page + SpeedSections(r) + "</html>\n";
 }

@@ -15,6 +15,20 @@ constexpr std::array<std::string_view, 8> kColours = {"#1b6ca8", "#d1495b", "#2e
 
 }  // namespace
 
+std::string HtmlText(std::string_view text) {
+  std::string out;
+  for (const char c : text) {
+    if (c == '&') {
+      out += "&amp;";
+    } else if (c == '<') {
+      out += "&lt;";
+    } else {
+      out += c;
+    }
+  }
+  return out;
+}
+
 std::string Chart(std::string_view x_name, std::string_view y_name, const std::vector<Series>& all,
                   bool log_x) {
   constexpr double kWidth = 460, kHeight = 300, kLeft = 52, kBottom = 40, kTop = 12, kRight = 12;
@@ -69,11 +83,12 @@ std::string Chart(std::string_view x_name, std::string_view y_name, const std::v
       line += fmt::format("{:.1f},{:.1f} ", sx(x), sy(y));
       svg += fmt::format(
           "<circle cx='{:.1f}' cy='{:.1f}' r='3' fill='{}'><title>{}: {:.4g}, {:.4g}</title></circle>", sx(x),
-          sy(y), colour, all[i].name, x, y);
+          sy(y), colour, HtmlText(all[i].name), x, y);
     }
     svg += fmt::format("<polyline points='{}' fill='none' stroke='{}' stroke-width='2'/>", line, colour);
     svg += fmt::format("<rect x='{}' y='{}' width='12' height='4' fill='{}'/><text x='{}' y='{}'>{}</text>",
-                       kLeft, kHeight + 18 * i + 4, colour, kLeft + 18, kHeight + 18 * i + 10, all[i].name);
+                       kLeft, kHeight + 18 * i + 4, colour, kLeft + 18, kHeight + 18 * i + 10,
+                       HtmlText(all[i].name));
   }
   return svg + "</svg>";
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <boost/json/serialize.hpp>
 #include <cmath>
 
 #include "foresight/request.h"
@@ -31,10 +30,6 @@ constexpr QualityField kQualityFields[] = {
     {"mean_pred", &PositionQuality::mean_predicted},
     {"mean_obs", &PositionQuality::mean_observed},
 };
-
-std::string Quoted(std::string_view text) {
-  return boost::json::serialize(boost::json::string(boost::json::string_view(text.data(), text.size())));
-}
 
 template <typename Range, typename Get>
 std::string FormatNumbers(const Range& range, Get get) {
@@ -163,7 +158,8 @@ std::string FormatCalibration(const CalibrationTable& table) {
       "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"draft\": {},\n  \"target\": {},\n"
       "  \"engine_build\": {},\n  \"gamma\": {},\n"
       "  \"tables\": [",
-      kFormat, kVersion, Quoted(table.draft), Quoted(table.target), Quoted(table.build), table.drafts_max);
+      kFormat, kVersion, JsonString(table.draft), JsonString(table.target), JsonString(table.build),
+      table.drafts_max);
   const char* separator = "\n";
   for (const RegimeCalibration& entry : table.regimes) {
     text += fmt::format(
@@ -174,7 +170,7 @@ std::string FormatCalibration(const CalibrationTable& table) {
         FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.temperature; }),
         FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.shift; }),
         FormatNumbers(entry.scales, [](const ConfidenceScale& s) { return s.margin_weight; }), kFitBins,
-        entry.rounds, Quoted(entry.dataset), kReportBins, FormatQuality(entry.before),
+        entry.rounds, JsonString(entry.dataset), kReportBins, FormatQuality(entry.before),
         FormatQuality(entry.after));
     separator = ",\n";
   }

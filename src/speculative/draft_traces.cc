@@ -1,6 +1,5 @@
 #include "speculative/draft_traces.h"
 
-#include <boost/json/serialize.hpp>
 #include <cmath>
 
 #include "foresight/request.h"
@@ -17,10 +16,6 @@ constexpr size_t kDomainsMax = 256;
 constexpr size_t kAnswersMax = 1 << 16;
 constexpr size_t kNumbersMax = 1 << 20;  // of an answer
 constexpr double kTemperatureMax = 100;
-
-std::string Quoted(std::string_view text) {
-  return boost::json::serialize(boost::json::string(boost::json::string_view(text.data(), text.size())));
-}
 
 std::string FormatProbabilities(const std::vector<float>& probabilities) {
   std::string text = "[";
@@ -129,15 +124,15 @@ const DraftTrace* DraftTraces::Find(std::string_view method) const {
 std::string FormatDraftTraces(const DraftTraces& traces) {
   std::string text = fmt::format(
       "{{\"format\": \"{}\", \"version\": {}, \"model\": {}, \"temperature\": {},\n \"drafters\": [", kFormat,
-      kVersion, Quoted(traces.model), traces.temperature);
+      kVersion, JsonString(traces.model), traces.temperature);
   const char* drafter_separator = "\n";
   for (const DraftTrace& trace : traces.drafters) {
     text += fmt::format("{}  {{\"method\": {}, \"gamma\": {}, \"domains\": [", drafter_separator,
-                        Quoted(trace.method), trace.drafts_max);
+                        JsonString(trace.method), trace.drafts_max);
     drafter_separator = ",\n";
     const char* domain_separator = "\n";
     for (const TracedDomain& domain : trace.domains) {
-      text += fmt::format("{}   {{\"name\": {}, \"answers\": [", domain_separator, Quoted(domain.name));
+      text += fmt::format("{}   {{\"name\": {}, \"answers\": [", domain_separator, JsonString(domain.name));
       domain_separator = ",\n";
       const char* separator = "\n";
       for (const TracedAnswer& answer : domain.answers) {

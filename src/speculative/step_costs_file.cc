@@ -1,4 +1,3 @@
-#include <boost/json/serialize.hpp>
 #include <charconv>
 
 #include "speculative/json_fields.h"
@@ -12,10 +11,6 @@ constexpr int kVersion = 3;
 constexpr size_t kPointsMax = 256;
 constexpr size_t kContextsMax = 32;
 constexpr int64_t kCountMax = 1'000'000;
-
-std::string Quoted(std::string_view text) {
-  return boost::json::serialize(boost::json::string(boost::json::string_view(text.data(), text.size())));
-}
 
 std::string FormatPoints(std::span<const CostPoint> points) {
   std::string text = "[";
@@ -86,8 +81,8 @@ std::string FormatStepCosts(const StepCostTable& table) {
       "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"wait_ms\": {:.6g},\n"
       "  \"draft_ms\": {},\n"
       "  \"draft_first_share\": {:.6g},\n  \"verify_ms\": {{",
-      kFormat, kVersion, Quoted(table.model), Quoted(table.build), Quoted(table.device), table.drafts_max,
-      table.host_ms, table.wait_ms, FormatPoints(table.draft_ms), table.draft_first_share);
+      kFormat, kVersion, JsonString(table.model), JsonString(table.build), JsonString(table.device),
+      table.drafts_max, table.host_ms, table.wait_ms, FormatPoints(table.draft_ms), table.draft_first_share);
   const char* separator = "\n";
   for (const auto& [context, points] : table.verify_ms) {
     text += fmt::format("{}    \"{}\": {}", separator, context, FormatPoints(points));
