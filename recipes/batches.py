@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from tasks import BOS, Tasks, Text
+from tasks import BOS, TOKEN, Tasks, Text
 
 DOMAINS = ("code", "prose", "structured")
 KINDS = DOMAINS + ("chat", "pairs", "needles", "copies", "chat needles")
@@ -16,8 +16,8 @@ def open_text(data, split):
 
 
 def make_batch(text, chat, tasks, rng, size, length, task_share, chat_share):
-    """-> ids [size, length + 1] uint16, loss weights [size, length] float32, kinds [size] (indices into KINDS)."""
-    ids = np.empty((size, length + 1), np.uint16)
+    """-> ids [size, length + 1] int32, loss weights [size, length] float32, kinds [size] (indices into KINDS)."""
+    ids = np.empty((size, length + 1), TOKEN)
     weights = np.ones((size, length), np.float32)
     kinds = np.empty(size, np.int64)
     for row in range(size):

@@ -22,7 +22,7 @@ import quant
 from batches import DOMAINS, open_text
 from model import Config, Model, shapes
 from ngram import KneserNey
-from tasks import Tasks
+from tasks import TOKEN, Tasks
 
 CONTEXT = 4096
 DEPTHS = [n / 10 for n in range(11)]
@@ -120,7 +120,7 @@ def main():
     torch.set_float32_matmul_precision("high")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     tokenizer = Tokenizer.from_file(os.path.join(args.data, "tokenizer.json"))
-    held = {d: np.fromfile(os.path.join(args.data, f"heldout_{d}.bin"), np.uint16) for d in DOMAINS}
+    held = {d: np.fromfile(os.path.join(args.data, f"heldout_{d}.bin"), TOKEN) for d in DOMAINS}
     with open(os.path.join(args.data, "summary.json"), encoding="utf-8") as f:
         summary = json.load(f)
     result = {"loss": {}, "recall": {}, "samples": []}
@@ -150,7 +150,7 @@ def main():
         print(f"{time.time() - began:.0f} s {state}: {line} recall {means}", flush=True)
 
     if not args.quick:
-        train = np.concatenate([np.fromfile(os.path.join(args.data, f"train_{d}.bin"), np.uint16) for d in DOMAINS])
+        train = np.concatenate([np.fromfile(os.path.join(args.data, f"train_{d}.bin"), TOKEN) for d in DOMAINS])
         baseline = KneserNey(torch.from_numpy(train.astype(np.int64)).to(device), net.c.vocab_size)
         result["loss"]["5-gram"] = {}
         for domain in DOMAINS:

@@ -3,7 +3,7 @@
 
 usage: prepare.py CORPUS.jsonl.xz DATA_DIR [--python-megabytes N] [--tokenizer FILE] [--conversations N]
 
-Writes to DATA_DIR: tokenizer.json; SPLIT_DOMAIN.bin (uint16 tokens, documents as BOS text EOS one after another) with
+Writes to DATA_DIR: tokenizer.json; SPLIT_DOMAIN.bin (int32 tokens, documents as BOS text EOS one after another) with
 SPLIT_DOMAIN.starts (int64, where documents begin) for the splits train and heldout and the domains code, prose and
 structured, and for chat; summary.json (sizes, licences of the Python packages).
 A file belongs to the held-out split when the hash of its path says so, about one in fifty. Needs tokenizers and numpy.
@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, trainers
 
 from chat import conversations
 from gather import classify, decode, looks_written, pieces
+from tasks import TOKEN
 
 VOCABULARY = 8192
 DOMAINS = ("code", "prose", "structured")
@@ -140,7 +141,7 @@ def write_tokens(tokenizer, texts, path, wrap=True):
     for at in range(0, len(texts), 4000):
         batch = texts[at:at + 4000]
         for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch, add_special_tokens=False)):
-            ids = np.array(([0] if wrap else []) + encoding.ids + ([1] if wrap else []), np.uint16)
+            ids = np.array(([0] if wrap else []) + encoding.ids + ([1] if wrap else []), TOKEN)
             starts.append(position)
             parts.append(ids)
             position += len(ids)
@@ -186,14 +187,14 @@ def main():
         tokenizer = train_tokenizer(sample, path)
     print(f"{time.time() - began:.0f} s: tokenizer trained")
 
-    summary, counts = {"python_packages": licences}, np.zeros(VOCABULARY, np.int64)
+    summary, counts = {"python_packages": licences}, np.zeros(tokenizer.get_vocab_size(), np.int64)
     chat = {("train", "chat"): conversations(documents, rng, args.conversations),
             ("heldout", "chat"): conversations(documents, rng, 2_000, "heldout")}
     for (split, domain), items in list(documents.items()) + list(chat.items()):
         tokens, size, ids = write_tokens(tokenizer, [text for _, text in items], os.path.join(args.out, f"{split}_{domain}"),
                                          wrap=domain != "chat")
         if split == "train":
-            counts += np.bincount(ids, minlength=VOCABULARY)
+            counts += np.bincount(ids, minlength=len(counts))
         summary[f"{split}_{domain}"] = {"documents": len(items), "tokens": tokens, "bytes": size}
         print(f"{time.time() - began:.0f} s: {split} {domain} {len(items)} documents, {tokens / 1e6:.2f} M tokens, "
               f"{size / tokens:.2f} bytes per token")

@@ -1,6 +1,6 @@
 """Synthetic recall: sequences whose marked tokens can be predicted only by finding something said far before.
 
-Every maker returns token ids [T + 1] (uint16) and the loss weight of each target [T] (float32). Four kinds: key-value
+Every maker returns token ids [T + 1] (int32) and the loss weight of each target [T] (float32). Four kinds: key-value
 lists of random tokens with queries; needles (statements) in corpus text with questions at all distances; copies; and
 conversations about a document with needles. Answers weigh more than text; random tokens that nobody can foresee weigh 0.
 """
@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 BOS, EOS = 0, 1
+TOKEN = np.int32                                  # ids in files and batches: released vocabularies pass 16 bits
 ANSWER_WEIGHT = 4.0
 FIRST_WORDS = """amber silver golden crimson violet hollow gentle rapid silent distant frozen bitter bright broken copper
 dusty early eager faint fierce foggy hidden humble icy iron jolly lonely lucky marble misty modern narrow noble orange
@@ -33,7 +34,7 @@ class Text:
     """Token streams of documents to cut haystacks from: one (tokens, starts) pair per domain."""
 
     def __init__(self, prefixes, weights):
-        self.streams = [(np.memmap(p + ".bin", np.uint16, "r"), np.fromfile(p + ".starts", np.int64)) for p in prefixes]
+        self.streams = [(np.memmap(p + ".bin", TOKEN, "r"), np.fromfile(p + ".starts", np.int64)) for p in prefixes]
         self.weights = np.array(weights) / sum(weights)
 
     def cut(self, rng, length, domain=None):
@@ -98,7 +99,7 @@ class Tasks:
     def make(self, T, kind=None):
         kind = kind or self.rng.choice(["pairs", "needles", "copies", "chat"], p=[0.3, 0.35, 0.1, 0.25])
         parts = getattr(self, kind)(T)
-        ids = np.concatenate([np.asarray(p, np.uint16) for p, _ in parts])[:T + 1]
+        ids = np.concatenate([np.asarray(p, TOKEN) for p, _ in parts])[:T + 1]
         weights = np.concatenate([np.broadcast_to(np.float32(w), len(p)) for p, w in parts])[1:T + 1]
         return ids, weights
 
@@ -115,7 +116,7 @@ class Tasks:
             keys = np.unique(self.rng.choice(pool, (made, kl)), axis=0)
             self.rng.shuffle(keys)
             made = len(keys)
-            table = np.empty((made, row), np.uint16)
+            table = np.empty((made, row), TOKEN)
             table[:, :kl], table[:, kl] = keys, self.encode(str(self.rng.choice([":", "=", " ->", " is"])))[0]
             table[:, kl + 1:-1] = self.rng.choice(pool, (made, vl))
             table[:, -1] = self.encode(str(self.rng.choice(["\n", ";", ",", "."])))[0]

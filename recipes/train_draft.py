@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import os
+import sys
 import time
 import traceback
 
@@ -190,6 +191,21 @@ def set_up(device):
     return torch.float32
 
 
+def tap_layers(text, layers):
+    """The layers of --taps, or those at a third, two thirds and the end of a target of so many layers."""
+    taps = tuple(int(t) for t in text.split(",")) if text else tuple(sorted({max(layers * k // 3 - 1, 0) for k in (1, 2, 3)}))
+    if list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] < layers:
+        sys.exit(f"--taps: want rising layers below {layers}, got {text}")
+    return taps
+
+
+def token_of(tokenizer, text, what):
+    token = tokenizer.token_to_id(text)
+    if token is None:
+        sys.exit(f"{what}: the target's tokenizer has no token {text}")
+    return token
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data")
@@ -204,7 +220,7 @@ def main():
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=32, help="sequences per step")
     parser.add_argument("--anchors", type=int, default=128, help="per sequence")
-    parser.add_argument("--taps", default="1,3,5", help="target layers that the dspark kinds read")
+    parser.add_argument("--taps", help="target layers that the dspark kinds read, ascending (default: at a third, at two thirds and the last)")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--block", type=int, default=5)
@@ -214,21 +230,26 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
+    for name in args.heads.split(","):
+        if name not in HEADS:
+            parser.error(f"--heads: there is no {name}; there are " + ", ".join(HEADS))
     began = time.time()
     dtype = set_up(args.device)
     torch.manual_seed(args.seed)
     tokenizer = Tokenizer.from_file(os.path.join(args.target, "tokenizer.json"))
     net = load_target(args.target, args.device, dtype)
-    c, taps = net.c, tuple(int(t) for t in args.taps.split(","))
+    c = net.c
+    taps = tap_layers(args.taps, c.num_hidden_layers)
+    noise, answer_mark = token_of(tokenizer, args.noise, "--noise"), token_of(tokenizer, "</think>", "the end of reasoning")
 
     heads = []
     for number, name in enumerate(args.heads.split(",")):
         fields, losses = HEADS[name]
         shared = {"stages": args.stages, "markov_rank": args.rank, "block_size": args.block, "target_layer_ids": taps,
-                  "noise_token_id": tokenizer.token_to_id(args.noise)}
+                  "noise_token_id": noise}
         heads.append(Head(name, c, DraftConfig(**{**shared, **fields}), losses, net, args.device, args.seed + number, args.resume))
     streams = any(h.d.kind == "mtp" for h in heads)
-    prompts = Prompts(args.data, "train", tokenizer.token_to_id("</think>"), np.random.default_rng(args.seed))
+    prompts = Prompts(args.data, "train", answer_mark, np.random.default_rng(args.seed))
     print(f"{time.time() - began:.0f} s: {len(heads)} heads, " + ", ".join(
         f"{h.name} {sum(math.prod(s) for s, _, _ in h.optimizer.names.values()) / 1e6:.2f} M" for h in heads), flush=True)
     cache = Cache(net, prompts, args.length, taps, streams, args.generate, args.tokens, args.cache_bytes)

@@ -96,7 +96,7 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
 Status SpecBench::DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows) {
   ASSIGN_OR_RETURN(const std::string_view json, head.FindText("config.json"));
   Result<ModelConfig> config = ParseModelConfig(json);
-  if (!config.ok()) return config.status().WithContext(head.origin() + ": config.json");
+  if (!config.ok()) return config.status().WithContext(head.origin());
   rows->push_back({setup, config->num_draft_layers, config->dspark.markov_rank});
   return Status();
 }

@@ -22,7 +22,7 @@ std::optional<DraftMethod> HeadOf(const ModelConfig& config) {
 Result<std::optional<DraftMethod>> HeadOf(const ModelFiles& files) {
   ASSIGN_OR_RETURN(const std::string_view json, files.FindText("config.json"));
   Result<ModelConfig> config = ParseModelConfig(json);
-  if (!config.ok()) return config.status().WithContext(files.origin() + ": config.json");
+  if (!config.ok()) return config.status().WithContext(files.origin());
   return HeadOf(*config);
 }
 
