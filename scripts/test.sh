@@ -28,6 +28,12 @@ for preset in "$@"; do
   count=${count:-0}
   bad=${bad:-0}
   if [ "$status" != 0 ] && [ "$bad" = 0 ]; then bad=1; fi
+  skipped=$(sed -n 's/^\[  SKIPPED \] \(.*\) ([0-9]* ms)$/\1/p' "build/$preset/Testing/Temporary/LastTest.log" |
+    sed 's|/[^/.]*$||' | sort | uniq -c)
+  if [ -n "$skipped" ]; then
+    echo "== $preset: skipped, for want of a GPU or of an oracle's directories (cases, test):"
+    echo "$skipped"
+  fi
   passed=$((passed + count - bad))
   failed=$((failed + bad))
   echo "== $preset: built in $((built - start)) s, tested in $(($(date +%s) - built)) s"

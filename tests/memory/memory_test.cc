@@ -98,6 +98,20 @@ TEST(Allocations, AreCounted) {
   EXPECT_EQ(Allocations(), before + 1);
 }
 
+TEST(Memory, EveryDrafter) {
+  for (const auto& [draft, config] : {std::pair(DraftChoice::kDSpark, SmallestDSparkConfig()),
+                                      std::pair(DraftChoice::kMtp, SmallestMtpConfig()),
+                                      std::pair(DraftChoice::kNgram, SmallestConfig())}) {
+    for (const char* planner : {"static:3", "lookahead", "async"}) {
+      EngineOptions options = kOptions;
+      options.speculation = {.draft = draft, .planner = planner};
+      LoopDriver driver(options, config);
+      ExpectSteadyStepsAllocateNothing(driver, /*num_requests=*/3, EveryKindOfSampling());
+      EXPECT_GT(driver.loop().statistics().drafts.drafted, 0) << planner;
+    }
+  }
+}
+
 TEST(Memory, TinyA) {
   ExpectMemoryIsAsPromised(Runtime::Synthesize(TinyAConfig(), kOptions));
 }
