@@ -278,8 +278,7 @@ class ScaleSender {
           space_.weights[turn.stage].scales[b][first_place_ + lane() + 32 * i] = entry;
         }
       }
-      __syncwarp();
-      if (lane() == 0) space_.weights_full[turn.stage].Arrive();
+      space_.weights_full[turn.stage].Arrive();
       turn.Advance();
     }
   }
@@ -419,8 +418,7 @@ class WideMultiplier {
     codes.pair = {*reinterpret_cast<const uint4*>(from),
                   *reinterpret_cast<const uint4*>(from + 8 * Shape::kStageRowBytes)};
     if ((kHalf == 0 && !kWhole) || (in_stage + 1 < Shape::kStageBlocks && block + 1 < blocks_)) return;
-    __syncwarp();
-    if (lane_ == 0) space_.weights_empty[weights_.stage].Arrive();
+    space_.weights_empty[weights_.stage].Arrive();
     weights_.Advance();
   }
 
@@ -535,8 +533,7 @@ class WideMultiplier {
   __device__ void LeaveColumns(int block) {
     constexpr int kBlocks = Shape::ColumnBlocks(kColumns);
     if (block % kBlocks + 1 < kBlocks && block + 1 < blocks_) return;
-    __syncwarp();
-    if (lane_ == 0) space_.columns_empty[columns_.stage].Arrive();
+    space_.columns_empty[columns_.stage].Arrive();
     columns_.Advance();
   }
 
@@ -609,12 +606,12 @@ __global__ void __launch_bounds__(WideShape<Format, kGroups>::kThreads, 1)
   auto& space = *reinterpret_cast<typename Shape::Space*>(shared);
   if (threadIdx.x == 0) {
     for (int i = 0; i < Shape::kWeightStages; ++i) {
-      space.weights_full[i].Init(32 * kWeightWarps + kScaleWarps);
-      space.weights_empty[i].Init(Shape::kMathWarps);
+      space.weights_full[i].Init(32 * (kWeightWarps + kScaleWarps));
+      space.weights_empty[i].Init(32 * Shape::kMathWarps);
     }
     for (int i = 0; i < Shape::kColumnStages; ++i) {
       space.columns_full[i].Init();
-      space.columns_empty[i].Init(Shape::kMathWarps);
+      space.columns_empty[i].Init(32 * Shape::kMathWarps);
     }
   }
   __syncthreads();

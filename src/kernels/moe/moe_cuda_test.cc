@@ -235,26 +235,30 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
   }
 }
 
-// As little as there can be of everything: also what a sanitizer can follow.
+// As little as there can be of everything, for each kernel: also what a sanitizer can follow.
 TEST_F(MoeCudaTest, OneBlockOfOneExpert) {
   std::mt19937 rng(9);
   Layer layer;
   const int dim = 128;
   Make(DType::kI8, 1, 1, dim, 128, 10, rng, layer);
-  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-    const std::vector<float> x = RandomRows(2, dim, true, rng);
-    const std::vector<int32_t> ids = {0, 0};
-    const std::vector<float> weights = {0.5f, 1.5f};
-    const std::vector<float> got = RunCuda(numerics, layer, 2, x.data(), ids.data(), weights.data());
-    std::vector<float> want(got.size());
-    MoeArgs args = layer.args;
-    args.rows = 2;
-    args.x = x.data();
-    args.ids = ids.data();
-    args.weights = weights.data();
-    args.out = want.data();
-    RefKernels().moe(host_.context(numerics), args);
-    EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean);
+  for (int rows : {2, 20, 50}) {
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      const std::vector<float> x = RandomRows(rows, dim, true, rng);
+      const std::vector<int32_t> ids(rows, 0);
+      std::vector<float> weights(rows, 0.5f);
+      weights[1] = 1.5f;
+      const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
+      std::vector<float> want(got.size());
+      MoeArgs args = layer.args;
+      args.rows = rows;
+      args.x = x.data();
+      args.ids = ids.data();
+      args.weights = weights.data();
+      args.out = want.data();
+      RefKernels().moe(host_.context(numerics), args);
+      EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
+          << "rows " << rows;
+    }
   }
 }
 
