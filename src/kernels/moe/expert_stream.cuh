@@ -956,10 +956,18 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
       RouterArgs router = args.router;
       router.ids = shared.few.ids;
       router.weights = shared.few.weights;
+      // Few experts are each row's other warps'.
+#pragma unroll 1
       for (int row = 0; row < args.rows; ++row) {
-        RouteRow(router, row, thread, scores, sync);
-        sync();
+        ScoreRow(router, row, (thread + kPlanningThreads - row % 8 * 32) % kPlanningThreads,
+                 ScoresOf(scores, row, args.num_experts));
       }
+      sync();
+#pragma unroll 1
+      for (int row = thread / 32; row < args.rows; row += kPlanningThreads / 32) {
+        SelectExperts(router, row, ScoresOf(scores, row, args.num_experts));
+      }
+      sync();
       if (blockIdx.x == 0 && thread < pairs) {
         args.router.ids[thread] = shared.few.ids[thread];
         args.router.weights[thread] = shared.few.weights[thread];

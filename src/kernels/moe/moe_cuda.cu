@@ -192,7 +192,7 @@ size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& str
   stream.rows_at = static_cast<int>(align(bytes));
   const int64_t values = args.rows * stream.x_routed.stride() * (stream.one_format ? 1 : 2);
   stream.scores_at = static_cast<int>(align(stream.rows_at + values * sizeof(uint16_t)));
-  return stream.scores_at + (stream.routes ? RouterSharedBytes(stream.num_experts) : 0);
+  return stream.scores_at + (stream.routes ? args.rows * RouterSharedBytes(stream.num_experts) : 0);
 }
 
 // One launch for all products.
@@ -277,11 +277,16 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
 // Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
 // they are.
 constexpr int kWideRows = 64;
+// The same where an expert's weights are so few values each that there is little to stream.
+constexpr int kWideRowsOfSmall = 5;
+constexpr int64_t kSmallWeight = int64_t{1} << 18;
 
 template <typename Format>
 void Experts(const KernelContext& ctx, const MoeArgs& args) {
   const bool streams = CanStream(ctx, args);
-  const bool prefers_wide = Format::kDType == DType::kI8 && args.rows >= kWideRows;
+  const bool is_small = int64_t{args.dim} * args.intermediate <= kSmallWeight;
+  const bool prefers_wide =
+      Format::kDType == DType::kI8 && args.rows >= (is_small ? kWideRowsOfSmall : kWideRows);
   if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
     Wide(ctx, args);
   } else if (streams) {

@@ -32,22 +32,27 @@ __device__ inline int BestOfWarp(uint64_t value, int id, int num_experts) {
   return static_cast<int>(__reduce_min_sync(0xffffffff, static_cast<unsigned>(is_best ? id : num_experts)));
 }
 
-// By kRouterThreads threads, whose numbers are `thread` and who wait for one another in sync(): one per
-// score, then the first warp selects. In shared memory, RouterSharedBytes(): the scores, and the biased ones
-// in order.
-template <typename Sync>
-__device__ inline void RouteRow(const RouterArgs& args, int64_t row, int thread, double* scores,
-                                const Sync& sync) {
+// Where those of one row are among all rows'.
+__device__ inline double* ScoresOf(double* scores, int row, int num_experts) {
+  return scores + 2 * row * num_experts;
+}
+
+// The scores of a row, by kRouterThreads threads, whose numbers are `thread`: in shared memory,
+// RouterSharedBytes(), the scores and behind them the biased ones in order.
+__device__ inline void ScoreRow(const RouterArgs& args, int64_t row, int thread, double* scores) {
   uint64_t* biased = reinterpret_cast<uint64_t*>(scores + args.num_experts);
-  const int k = args.experts_per_token;
   for (int e = thread; e < args.num_experts; e += kRouterThreads) {
     const double score = Score(args.logits[row * args.num_experts + e]);
     scores[e] = score;
     biased[e] = OrderedBits(score + (args.bias.data != nullptr ? VectorValue(args.bias, e) : 0.0f));
   }
-  sync();
-  if (thread >= 32) return;
-  const int lane = thread;
+}
+
+// Selects from a row's scores, by a warp.
+__device__ inline void SelectExperts(const RouterArgs& args, int64_t row, double* scores) {
+  uint64_t* biased = reinterpret_cast<uint64_t*>(scores + args.num_experts);
+  const int k = args.experts_per_token;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
   int32_t* ids = args.ids + row * k;
   double sum = 0;
   for (int i = 0; i < k; ++i) {
@@ -83,7 +88,9 @@ __device__ inline void RouteRow(const RouterArgs& args, int64_t row, int thread,
 // By a thread block.
 __device__ inline void RouteRow(const RouterArgs& args, int64_t row) {
   extern __shared__ double scores[];
-  RouteRow(args, row, static_cast<int>(threadIdx.x), scores, [] { __syncthreads(); });
+  ScoreRow(args, row, static_cast<int>(threadIdx.x), scores);
+  __syncthreads();
+  if (threadIdx.x < 32) SelectExperts(args, row, scores);
 }
 
 }  // namespace foresight::cuda
