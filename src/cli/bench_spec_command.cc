@@ -181,8 +181,10 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
       ->check(CLI::Range(100, 1'000'000))
       ->capture_default_str();
   command
-      ->add_option("--fixed", flags->fixed,
-                   "Drafts of a fixed length, DRAFTER:LENGTH, whose speed is compared with none and auto")
+      ->add_option(
+          "--fixed", flags->fixed,
+          "Drafts of a fixed length, DRAFTER:LENGTH, or of another planner, dspark:PLANNER, whose speed "
+          "is compared with none and auto")
       ->delimiter(',')
       ->capture_default_str();
   command->add_flag("--speeds-only", flags->speeds_only,

@@ -7,6 +7,8 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "speculative/planner.h"
+
 namespace foresight {
 namespace {
 
@@ -104,6 +106,10 @@ Result<FixedDrafts> ParseFixedDrafts(std::string_view text) {
   const size_t colon = std::min(text.find(':'), text.size());
   const std::string_view drafter = text.substr(0, colon);
   const std::string_view length = text.substr(std::min(colon + 1, text.size()));
+  if (drafter == "dspark" && length.size() > 1) {
+    RETURN_IF_ERROR(ParsePlanner(length).status());
+    return FixedDrafts{.draft = DraftChoice::kDSpark, .planner = std::string(length)};
+  }
   if ((drafter != "mtp" && drafter != "dspark") || length.size() != 1 || length[0] < '1' || length[0] > '5') {
     return InvalidArgument("drafts of a fixed length: want mtp:LENGTH or dspark:LENGTH, 1..5, got \"{}\"",
                            text);
@@ -115,6 +121,10 @@ Result<FixedDrafts> ParseFixedDrafts(std::string_view text) {
 std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head) {
   std::vector<SpecSetup> setups = {NoDraftSetup()};
   for (const FixedDrafts& f : fixed) {
+    if (!f.planner.empty()) {
+      setups.push_back({"dspark " + f.planner, Drafting(DraftChoice::kDSpark, head, 5, f.planner)});
+      continue;
+    }
     setups.push_back(f.draft == DraftChoice::kMtp ? MtpSetup(f.length) : DSparkSetup(f.length, head));
   }
   setups.push_back(DSparkAutoSetup(head));

@@ -27,12 +27,14 @@ SpecSetup MtpSetup(int k);
 SpecSetup DSparkSetup(int k, std::string head);
 SpecSetup DSparkAutoSetup(std::string head);
 
-// Drafts of always the same length.
+// Drafts of always the same length, or, with a planner, DSpark's of the whole block.
 struct FixedDrafts {
   DraftChoice draft = DraftChoice::kMtp;  // or kDSpark
   int length = 1;
+  std::string planner = {};
 };
-// "mtp:2", "dspark:5". Errors: kInvalidArgument (another drafter, a length out of 1..5).
+// "mtp:2", "dspark:5", "dspark:sync". Errors: kInvalidArgument (another drafter, a length out of 1..5, no
+// such planner).
 Result<FixedDrafts> ParseFixedDrafts(std::string_view text);
 // None, the fixed ones, and DSpark with the planner "auto".
 std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head);

@@ -19,8 +19,8 @@ struct KernelContext {
 };
 
 // Rows of one sequence within a step: rows [first_row, first_row + num_rows) of every activation, at
-// positions first_position, first_position + 1, ...; `cache` is the layer at hand. A step's sequences are
-// given in row order, cover all rows without a gap, and are all different.
+// positions first_position, first_position + 1, ...; `cache` is the layer at hand. A step's sequences are in
+// row order, without a gap, all different. Rows behind them are padding, copies of the last one (padding.h).
 struct SequenceRows {
   int first_row = 0;
   int num_rows = 0;

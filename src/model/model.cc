@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 #include "model/placement.h"
 #include "model/rope.h"
@@ -18,9 +19,9 @@ constexpr int64_t kLeastEntriesMax = 512;
 // Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
 constexpr int kForkedRowsMax = 4;
 
-bool IsEachRow(std::span<const int32_t> logit_rows, int rows) {
+bool IsEachRow(std::span<const int32_t> logit_rows, int64_t rows) {
   if (std::ssize(logit_rows) != rows) return false;
-  for (int i = 0; i < rows; ++i) {
+  for (int64_t i = 0; i < rows; ++i) {
     if (logit_rows[i] != i) return false;
   }
   return true;
@@ -123,26 +124,40 @@ void Model::ComputeAngles(int rows, const int64_t* positions, std::span<const fl
                            .tables = std::span(tables).first(frequencies.size())});
 }
 
+int Model::PaddedRows(int rows, const StepInputs& inputs) const {
+  // Where each sequence has one row, the number of sequences tells the steps apart already.
+  const bool is_padded = !ctx_.device->is_host() && inputs.observer == nullptr &&
+                         std::ssize(inputs.tokens) <= kReplayedRowsMax &&
+                         inputs.tokens.size() > inputs.chunks.size();
+  return is_padded ? std::max(rows, std::min(RowTier(rows), options_.max_step_rows)) : rows;
+}
+
 void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step) {
   const bool main = step.kind == StepKind::kMain;
   const int64_t count = std::ssize(inputs.chunks);
-  step.rows = static_cast<int>(inputs.tokens.size());
+  const int own_rows = static_cast<int>(inputs.tokens.size());
+  step.rows = main ? PaddedRows(own_rows, inputs) : own_rows;
+  step.num_logits = static_cast<int>(inputs.logit_rows.size());
+  if (main) step.num_logits = PaddedRows(step.num_logits, inputs);
   step.inputs = &inputs;
   step.num_sequences = inputs.chunks.size();
-  step.heads_all = IsEachRow(inputs.logit_rows, step.rows);
+  step.heads_all = IsEachRow(inputs.logit_rows, own_rows);
   step.first_layer = first_layer;
   step.num_layers = num_layers;
   step.entries = arena_.Allocate<std::byte>(num_layers * step.rows * cache_layout_.entry.bytes());
-  const auto copy = [this]<typename T>(std::span<const T> values) {
-    T* staged = staging_.Allocate<T>(std::ssize(values));
-    std::copy(values.begin(), values.end(), staged);
+  const auto copy = [this]<typename T>(std::span<const T> values, int count) {
+    T* staged = staging_.Allocate<T>(count);
+    T* const end = std::copy(values.begin(), values.end(), staged);
+    if (!values.empty()) std::fill(end, staged + count, values.back());
     return staged;
   };
-  TokenId* const tokens = copy(inputs.tokens);
-  int32_t* const logit_rows = copy(inputs.logit_rows);
+  TokenId* const tokens = copy(inputs.tokens, step.rows);
+  int32_t* const logit_rows = copy(inputs.logit_rows, step.num_logits);
+  if (step.heads_all) std::iota(logit_rows, logit_rows + step.num_logits, 0);
   const TokenId** const placed = staging_.Allocate<const TokenId*>(step.rows);
   std::fill(placed, placed + step.rows, nullptr);
   for (const PlacedToken& token : inputs.placed) placed[token.row] = token.token;
+  std::fill(placed + own_rows, placed + step.rows, placed[own_rows - 1]);
   int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
   SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_layers);
   SequenceRows* const taps = staging_.Allocate<SequenceRows>(main && weights_.dspark ? count : 0);
@@ -163,6 +178,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
     if (main) step.entries_max = std::max(step.entries_max, (first + chunk.num_rows) / kCsaRatio);
   }
+  std::fill(positions + own_rows, positions + step.rows, positions[own_rows - 1]);
   if (main) step.entries_max = std::max(step.entries_max, kLeastEntriesMax);
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
@@ -211,14 +227,14 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   host_outputs_.Rewind(0);
   StepState step;
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
-  step.streams = arena_.Allocate<float>(static_cast<int64_t>(inputs.tokens.size()) * row_floats);
+  last_rows_ = PaddedRows(static_cast<int>(inputs.tokens.size()), inputs);
+  step.streams = arena_.Allocate<float>(last_rows_ * row_floats);
   last_streams_ = step.streams;
-  last_rows_ = static_cast<int>(inputs.tokens.size());
   last_used_ = arena_.used();
   last_mtp_rows_ = 0;
   Begin(inputs, /*first_layer=*/0, config().num_hidden_layers, step);
 
-  step.logits = arena_.Allocate<float>(std::ssize(inputs.logit_rows) * config().vocab_size);
+  step.logits = arena_.Allocate<float>(int64_t{step.num_logits} * config().vocab_size);
   if (IsReplayed(step)) {
     device().Replay(ReplayKey(step), [this, &step] { CHECK(RunLayers(step).ok()); });
   } else {
@@ -292,13 +308,12 @@ void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSeq
 bool Model::IsReplayed(const StepState& step) {
   // The key doesn't tell whose logits are wanted, but that they are everybody's.
   return step.inputs->observer == nullptr && step.rows <= kReplayedRowsMax &&
-         (step.heads_all || std::ssize(step.inputs->logit_rows) != step.rows);
+         (step.heads_all || step.num_logits != step.rows);
 }
 
 uint64_t Model::ReplayKey(const StepState& step) const {
   return ReplayKey(static_cast<int>(step.kind), step.rows, static_cast<int64_t>(step.num_sequences),
-                   std::ssize(step.inputs->logit_rows),
-                   std::bit_width(static_cast<uint64_t>(step.entries_max)));
+                   step.num_logits, std::bit_width(static_cast<uint64_t>(step.entries_max)));
 }
 
 uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const {
@@ -611,7 +626,7 @@ bool Model::ObserveExperts(int layer, const StepState& step, const int32_t* ids,
 void Model::Head(const HyperHeadWeights& w, const VectorView& norm, StepState& step, float* hidden,
                  float* logits) {
   const ModelConfig& c = config();
-  const int rows = static_cast<int>(step.inputs->logit_rows.size());
+  const int rows = step.num_logits;
   if (rows == 0) return;
   ArenaScope scope(arena_);
   float* normed = arena_.Allocate<float>(int64_t{rows} * c.hidden_size);

@@ -110,6 +110,8 @@ class Model {
   void UploadConstants();
   Status CheckInputs(const StepInputs& inputs) const;
   Status CheckBlock(const DraftBlockInputs& inputs) const;
+  // How many rows a step of so many is computed with: rows behind them are padding (SequenceRows).
+  int PaddedRows(int rows, const StepInputs& inputs) const;
   // Stages the rows of a step: tokens, positions, the sequences as layers [first_layer, first_layer +
   // num_layers) see them, and uploads it.
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);

@@ -2,11 +2,9 @@
 #pragma once
 
 #include "model/model.h"
+#include "model/row_tiers.h"
 
 namespace foresight {
-
-// Steps of so few rows come again and again in the same shapes: a device may record them (Device::Replay).
-inline constexpr int kReplayedRowsMax = 64;
 
 // Kinds of recordings besides those of steps (StepKind).
 inline constexpr int kReplayedDraft = 3;
@@ -20,7 +18,8 @@ enum class StepKind : uint8_t {
 };
 
 struct Model::StepState {
-  int rows = 0;
+  int rows = 0;        // T, padding among them
+  int num_logits = 0;  // R, likewise
   StepKind kind = StepKind::kMain;
   const StepInputs* inputs = nullptr;
   // The rest is the device's memory.
@@ -43,7 +42,7 @@ struct Model::StepState {
   float* y = nullptr;
   float* post = nullptr;
   float* comb = nullptr;
-  bool heads_all = false;   // logit_rows has each row once
+  bool heads_all = false;   // logit_rows has each row once, padding for padding
   bool is_pending = false;  // the output isn't mixed back yet
   int pending_tap = -1;     // which tap is to be stored of the streams once it is; -1: none
   float* logits = nullptr;  // [R, V]

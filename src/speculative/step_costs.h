@@ -1,8 +1,8 @@
 // What a step costs: host time + drafting for some requests + a target forward of some rows (dspark.md 5.4).
 //
 // Measured, kept in a file, refreshed while serving. A step's cost is taken as linear between measured
-// points: a CPU runs exactly the rows it is given. (A device that pads to captured graph sizes would round up
-// instead.)
+// points: a CPU runs exactly the rows it is given, and the tiers to which a device pads steps that it records
+// (model/row_tiers.h) are close to one another.
 #pragma once
 
 #include <cstdint>

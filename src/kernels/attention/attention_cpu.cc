@@ -10,6 +10,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/cpu/cpu_kernels.h"
+#include "kernels/padding.h"
 #include "tensor/formats.h"
 
 // clang-format off
@@ -302,9 +303,13 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
 #ifdef FORESIGHT_AVX512
   // Faithful queries and probabilities are bfloat16 values, and so are the values of packed entries: the
   // pairs lose nothing.
-  if (ctx.faithful() && args.layout.format == CacheFormat::kPacked) return Attend<Bf16Units>(ctx, args);
+  if (ctx.faithful() && args.layout.format == CacheFormat::kPacked) {
+    Attend<Bf16Units>(ctx, args);
+    return CopyToPadding(args);
+  }
 #endif
   Attend<FloatUnits>(ctx, args);
+  CopyToPadding(args);
 }
 
 }  // namespace foresight::FORESIGHT_ISA

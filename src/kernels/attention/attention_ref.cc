@@ -3,6 +3,7 @@
 
 #include "kernels/attention/attention.h"
 #include "kernels/norm_rope/rotate.h"
+#include "kernels/padding.h"
 
 namespace foresight {
 namespace {
@@ -98,6 +99,7 @@ void AttentionRef(const KernelContext& ctx, const AttentionArgs& args) {
       }
     });
   }
+  CopyToPadding(args);
 }
 
 }  // namespace foresight

@@ -145,7 +145,8 @@ struct KeyList : ListBlocks {
 
   __device__ KeyList(const Attending& args, const SequenceRows& sequence, int row)
       : args(args), sequence(sequence), picks(args.picks + static_cast<int64_t>(row) * args.topk) {
-    const int64_t position = sequence.first_position + row - sequence.first_row;
+    // Padding is as the last row.
+    const int64_t position = sequence.first_position + min(row - sequence.first_row, sequence.num_rows - 1);
     const bool block = args.raw == RawKeys::kBlock;
     const int64_t end = block ? sequence.first_position + sequence.num_rows : position + 1;
     const int64_t first = (block ? sequence.first_position : position + 1) - args.window;

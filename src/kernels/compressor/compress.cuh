@@ -281,6 +281,7 @@ __device__ inline void CompressRow(const Compression& args, int row) {
   // has all windows that began before the step, and the rows to keep after them.
   const bool apart = rows + items - 1 <= ring.slots;
   const int i = row - sequence.first_row;
+  if (i >= rows) return;  // padding
   const bool is_first = !apart && i == 0;
   const int to_window_end =
       args.ratio - 1 - static_cast<int>(Remainder(sequence.first_position + i, args.ratio));

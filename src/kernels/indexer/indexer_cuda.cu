@@ -131,16 +131,17 @@ __global__ void __launch_bounds__(kPlainKeys* kHeadGroups) PlainScoresKernel(Ind
   }
 }
 
-// The picks of a row by one block.
+// The picks of a row by one block. Padding behind the last sequence picks what the last row does, for no
+// scores are made of it; none, if that row was in another turn.
 template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads) PickKernel(Indexing args) {
   __shared__ TopKShared<kThreads> shared;
   shared.Clear();
   AwaitInputs();
-  const int turn_row = blockIdx.x;
-  const int row = args.first_row + turn_row;
+  const int row = args.first_row + static_cast<int>(blockIdx.x);
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
-  const int visible = args.Visible(sequence, row);
+  const int turn_row = min(row, sequence.first_row + sequence.num_rows - 1) - args.first_row;
+  const int visible = turn_row < 0 ? 0 : args.Visible(sequence, row);
   int32_t* picks = args.picks + static_cast<int64_t>(row) * args.topk;
   if (visible <= args.topk) {
     for (int i = threadIdx.x; i < args.topk; i += kThreads) picks[i] = i < visible ? i : -1;

@@ -32,9 +32,10 @@ struct Indexing {
   float* maxima;
   int64_t stride;
 
-  // The number of entries that the row sees.
+  // The number of entries that the row sees; padding behind the last sequence, those of the last row.
   __device__ int Visible(const SequenceRows& sequence, int row) const {
-    return static_cast<int>((sequence.first_position + row - sequence.first_row + 1) / kRatio);
+    const int i = min(row - sequence.first_row, sequence.num_rows - 1);
+    return static_cast<int>((sequence.first_position + i + 1) / kRatio);
   }
 };
 

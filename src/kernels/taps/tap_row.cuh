@@ -15,10 +15,10 @@ struct TapSource {
   bool faithful;
 };
 
-// Of row i of the sequence, by a thread block; nothing if the ring has no room for it.
+// Of row i of the sequence, by a thread block; nothing if the ring has no room for it or it is padding.
 __device__ inline void StoreTapRow(const TapSource& tap, const SequenceRows& sequence, int i) {
   const RingView& ring = sequence.cache.window;
-  if (i < sequence.num_rows - ring.slots) return;
+  if (i < sequence.num_rows - ring.slots || i >= sequence.num_rows) return;
   std::byte* item = ring.data + (sequence.first_position + i) % ring.slots * ring.item_bytes;
   const float* row = tap.streams + static_cast<int64_t>(sequence.first_row + i) * tap.m * tap.dim;
   for (int d = threadIdx.x; d < tap.dim; d += blockDim.x) {

@@ -1,0 +1,145 @@
+// A step of a device that records steps is padded to a tier of rows. Its logits and what it leaves in the
+// sequences' states are, bit for bit, those of the same step without padding, which is that of an observer.
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "device/device_apart.h"
+#include "kernels/backend.h"
+#include "kv_cache/sequence_state.h"
+#include "model/placement.h"
+#include "weights/synthetic.h"
+
+namespace foresight {
+namespace {
+
+constexpr int kSequences = 4;
+constexpr int kRowsMax = 96;
+
+class Bystander final : public StepObserver {
+ public:
+  bool OnExperts(int, std::span<int32_t>) override { return false; }
+  void OnPicks(int, std::span<int32_t>) override {}
+  void OnBlock(int, std::span<const float>) override {}
+};
+
+struct Case {
+  std::string device;  // "apart": the machine's memory, as a device of its own
+  std::string table;
+  Numerics numerics = Numerics::kClean;
+};
+
+std::ostream& operator<<(std::ostream& out, const Case& c) {
+  return out << c.device << ' ' << c.table << (c.numerics == Numerics::kClean ? " clean" : " faithful");
+}
+
+class RowPadding : public testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    const bool apart = GetParam().device == "apart";
+    Result<Backend> backend = OpenBackend(apart ? "cpu" : GetParam().device, GetParam().table);
+    if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
+    backend_ = std::move(*backend);
+    if (apart) backend_.device = std::make_unique<DeviceApart>();
+    ModelConfig config = TinyAConfig();
+    AddDSparkHead(&config, /*num_stages=*/1);  // steps leave taps
+    config.sliding_window = 32;
+    made_ = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
+    ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = kRowsMax};
+    Result<Placement> placement = PlaceModel(made_->weights, *backend_.device, options);
+    ASSERT_TRUE(placement.ok()) << placement.status().ToString();
+    placement_ = std::move(*placement);
+    model_ = std::make_unique<Model>(placement_.weights->weights, *backend_.kernels, pool_, options);
+    Result<std::unique_ptr<KvCache>> cache =
+        KvCache::Create(model_->cache_layout(), {.device = backend_.device.get(),
+                                                 .budget_bytes = int64_t{1} << 28,
+                                                 .max_sequences = 2 * kSequences,
+                                                 .max_sequence_tokens = 4096});
+    ASSERT_TRUE(cache.ok()) << cache.status().ToString();
+    cache_ = std::move(*cache);
+  }
+
+  // The logits of a step; with an observer it is not padded.
+  std::vector<float> Step(std::vector<SequenceState>& states, std::span<const int> rows,
+                          const std::vector<TokenId>& tokens, const std::vector<int32_t>& logit_rows,
+                          StepObserver* observer) {
+    std::vector<SequenceChunk> chunks;
+    for (int s = 0; s < kSequences; ++s) {
+      if (rows[s] > 0) chunks.push_back({.sequence = &states[s], .num_rows = rows[s]});
+    }
+    const Result<StepOutputs> out =
+        model_->Step({.tokens = tokens, .chunks = chunks, .logit_rows = logit_rows, .observer = observer});
+    CHECK(out.ok(), "{}", out.status().ToString());
+    return {out->logits.begin(), out->logits.end()};
+  }
+
+  Backend backend_;
+  std::unique_ptr<LoadedModel> made_;
+  Placement placement_;
+  ThreadPool pool_{2};
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<KvCache> cache_;
+};
+
+TEST_P(RowPadding, LeavesNoTrace) {
+  std::mt19937_64 rng(7);
+  const auto random = [&](int n) { return static_cast<int>(rng() % n); };
+  std::vector<SequenceState> padded;
+  std::vector<SequenceState> plain;
+  for (int s = 0; s < kSequences; ++s) {
+    for (auto* states : {&padded, &plain}) {
+      Result<SequenceState> state = cache_->NewSequence();
+      ASSERT_TRUE(state.ok());
+      states->push_back(std::move(*state));
+    }
+  }
+  Bystander bystander;
+  const int steps = GetParam().table == "ref" ? 8 : 60;  // slow, and shows the same
+  for (int step = 0; step < steps; ++step) {
+    int rows[kSequences];
+    std::vector<TokenId> tokens;
+    for (int s = 0; s < kSequences; ++s) {
+      rows[s] = step % 10 == 0 ? 20 : random(8);
+      if (s == 0 && rows[s] == 0) rows[s] = 9;
+      for (int i = 0; i < rows[s]; ++i) tokens.push_back(random(model_->config().vocab_size));
+    }
+    std::vector<int32_t> logit_rows;
+    for (int32_t i = 0; i < std::ssize(tokens); ++i) {
+      if (step % 3 != 0 || random(2) == 0) logit_rows.push_back(i);
+    }
+    const std::vector<float> got = Step(padded, rows, tokens, logit_rows, nullptr);
+    const std::vector<float> want = Step(plain, rows, tokens, logit_rows, &bystander);
+    ASSERT_EQ(got.size(), want.size());
+    ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size() * sizeof(float)), 0) << "step " << step;
+    for (int s = 0; s < kSequences; ++s) {
+      ASSERT_EQ(padded[s].Save().bytes, plain[s].Save().bytes) << "step " << step << ", sequence " << s;
+      if (rows[s] == 0) continue;
+      const int64_t kept = plain[s].length() - random(rows[s]);
+      ASSERT_TRUE(padded[s].Truncate(kept).ok());
+      ASSERT_TRUE(plain[s].Truncate(kept).ok());
+    }
+  }
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  for (const Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    for (const char* table : {"ref", "cpu-avx2", "cpu-avx512"}) cases.push_back({"apart", table, numerics});
+    for (const char* table : {"cuda", "cuda-sm80"}) cases.push_back({"cuda", table, numerics});
+  }
+  return cases;
+}
+
+INSTANTIATE_TEST_SUITE_P(AllTables, RowPadding, testing::ValuesIn(Cases()), [](const auto& param) {
+  std::string name = param.param.table + (param.param.numerics == Numerics::kClean ? "_clean" : "_faithful");
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+}  // namespace
+}  // namespace foresight
