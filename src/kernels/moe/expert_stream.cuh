@@ -11,9 +11,6 @@
 // A step of few pairs has no launch before this one: every thread block routes, plans and prepares the rows
 // in its shared memory, while the shared expert's first slabs are on their way.
 //
-// Where more rows than four share items, thread blocks take them as they go on, all but the first ones, so
-// that who is late takes fewer.
-//
 // Nobody waits for ever: items depend on earlier ones alone, every thread block takes its own in order, and
 // all thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
@@ -91,7 +88,6 @@ struct StreamArgs {
   int shared_tiles;
   int max_tiles;       // of the routed experts
   int span;            // groups of an item
-  int stride;          // of an item of each thread block
   int groups[2];       // of a tile: of w1 and w3, and of w2
   int item_groups[2];  // as many as its items could have
   Swiglu swiglu;
@@ -115,30 +111,9 @@ struct StreamArgs {
   int* groups_of_block;  // [tiles, blocks of I] finished groups of w1 and w3
   int* ready_blocks;     // [tiles] prepared ones
   int* outputs;          // [D / 32] finished groups of w2
-  int* taken;            // [1] items, behind those that are known; null: none is taken
-  int* takers;           // [1] thread blocks that take none any more
   int* watchers;         // [1] thread blocks that know of all activations; unless null, all are left at zero
 
   __device__ int Cols(bool is_down) const { return is_down ? intermediate : dim; }
-};
-
-// How far a thread block's items lie behind one another, in groups. Some are as far as there are thread
-// blocks: all, unless items are taken, or the first ones.
-struct TakenItems {
-  static constexpr int kKnown = 2;
-  static constexpr int kMost = 64;  // that a thread block takes
-
-  int steps[kMost];
-  SharedBarrier there[kMost];
-
-  // From the item before to item `item` of the thread block's.
-  __device__ int Step(const StreamArgs& args, int item) {
-    const int at = item - kKnown;
-    if (args.taken == nullptr || at < 0) return args.stride;
-    if (at >= kMost) return 1 << 20;  // behind all items
-    there[at].Wait(0);
-    return steps[at];
-  }
 };
 
 // Where in the items' order somebody is.
@@ -146,12 +121,11 @@ struct StreamCursor {
   int group;  // first of the item, in its tile, or behind that
   int tile = 0;
   bool is_down = false;
-  int item = 0;  // of the thread block's
 
   __device__ static StreamCursor First(const StreamArgs& args) {
     return {static_cast<int>(blockIdx.x) * args.span};
   }
-  __device__ void Advance(const StreamArgs& args, TakenItems& items) { group += items.Step(args, ++item); }
+  __device__ void Advance(const StreamArgs& args) { group += static_cast<int>(gridDim.x) * args.span; }
   // Goes on to the tile that has the item. False: there is none among the first `tiles`.
   __device__ bool Settle(const StreamArgs& args, int tiles, bool with_down) {
     for (;;) {
@@ -201,16 +175,8 @@ struct RingPlace {
 template <typename Format, int kSlabs>
 class SlabStream {
  public:
-  __device__ SlabStream(const StreamArgs& args, const StreamTile* tiles, SlabRing<kSlabs>& ring,
-                        TakenItems& items, int warp)
-      : args_(args),
-        tiles_(tiles),
-        ring_(ring),
-        items_(items),
-        warp_(warp),
-        next_(StreamCursor::First(args)) {}
-
-  __device__ int item() const { return next_.item; }
+  __device__ SlabStream(const StreamArgs& args, const StreamTile* tiles, SlabRing<kSlabs>& ring, int warp)
+      : args_(args), tiles_(tiles), ring_(ring), warp_(warp), next_(StreamCursor::First(args)) {}
 
   // Copies of the next slab, if there is one among the first `tiles`, as soon as there is room. It has fewer
   // blocks at the end of a weight's rows.
@@ -219,17 +185,14 @@ class SlabStream {
       if (group_ + 1 < end_) {
         ++group_;
       } else {
-        if (end_ != 0) next_.Advance(args_, items_);
-        if (!next_.Settle(args_, tiles, with_down)) {
-          end_ = 0;
-          return false;
-        }
+        if (!next_.Settle(args_, tiles, with_down)) return false;
         tile_ = next_.tile;
         is_down_ = next_.is_down;
         is_fp8_ = Format::kDType == DType::kF8E4M3 || tile_ < args_.shared_tiles;
         blocks_ = args_.Cols(is_down_) / kBlockK;
         group_ = next_.group;
         end_ = next_.End(args_);
+        next_.Advance(args_);
       }
       block_ = 0;
     }
@@ -325,13 +288,12 @@ class SlabStream {
   const StreamArgs& args_;
   const StreamTile* tiles_;
   SlabRing<kSlabs>& ring_;
-  TakenItems& items_;
   const int warp_;
   const CopyOnce policy_;
-  StreamCursor next_;  // item, the one that is being sent or a later one
+  StreamCursor next_;  // item
   RingPlace<kSlabs> place_;
   int group_ = 0;
-  int end_ = 0;     // of the item; 0: next_ is none that was sent
+  int end_ = 0;     // of the item
   int block_ = 0;   // the slab's first
   int blocks_ = 0;  // of a weight row
   int part_ = 0;    // of a group's rows
@@ -357,7 +319,6 @@ struct StreamShared {
   static constexpr int kBlockSums = kRowFactors + kGroupRows;
 
   SlabRing<kSlabs> ring;
-  TakenItems items;
   // A round's blocks: of each column, the products with 32 rows and the column's factor; then the rows'
   // factors.
   float sums[kBuffers][kStreamWarps][kBlockSums];
@@ -374,18 +335,6 @@ struct StreamShared {
   FewPairs few;
 };
 
-// Which buffer a round's sums go to, and who adds them up; in one register.
-struct SumTurn {
-  uint32_t bits = 0;  // finisher + 4 * rounds
-
-  static_assert(kSumWarps < 4 && StreamShared::kBuffers == 2);
-  __device__ int finisher() const { return static_cast<int>(bits % 4); }
-  __device__ int buffer() const { return static_cast<int>(bits / 4 % 2); }
-  __device__ uint32_t phase() const { return bits / 8 % 2; }
-  __device__ void NextRound() { bits += 4; }
-  __device__ void NextGroup() { bits += finisher() + 1 < kSumWarps ? 1 : 1 - kSumWarps; }
-};
-
 // What a multiplying warp does.
 template <typename Format, bool kSplit>
 class StreamMultiplier {
@@ -395,11 +344,13 @@ class StreamMultiplier {
 
   __device__ void Run() {
     if (args_.plans) PrepareRows();
+    bool planned = false;
     for (StreamCursor at = StreamCursor::First(args_);;) {
-      const bool may_be_shared = !at.is_down && at.tile < args_.shared_tiles;
-      if (!may_be_shared || !at.Settle(args_, args_.shared_tiles, false)) {
+      if (!at.Settle(args_, planned ? shared_.num_tiles : args_.shared_tiles, planned)) {
+        if (planned) break;
         shared_.planned.Wait(0);  // not for the shared expert's items
-        if (!at.Settle(args_, shared_.num_tiles, true)) break;
+        planned = true;
+        continue;
       }
       const int x = FindColumn(at);
       if (at.is_down) AwaitActivation(at.tile);
@@ -408,7 +359,7 @@ class StreamMultiplier {
       } else {
         Item<Format>(at, x);
       }
-      at.Advance(args_, shared_.items);
+      at.Advance(args_);
     }
   }
 
@@ -453,7 +404,7 @@ class StreamMultiplier {
   __device__ int FindColumn(const StreamCursor& at) const {
     const StreamTile& tile = tiles_[at.tile];
     const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
-    const int column = min(static_cast<int>(threadIdx.x % 32 / 4), tile.count - 1);
+    const int column = min(static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1);
     return rows[column] * static_cast<int>(Source(at).stride());
   }
 
@@ -482,7 +433,7 @@ class StreamMultiplier {
     const int warp = threadIdx.x / 32;
     const PreparedRows source = Source(at);
     const int blocks = args_.Cols(at.is_down) / kBlockK;
-    const int half = static_cast<int>(threadIdx.x % 2);  // of row lane % 4 * 8 + lane / 4
+    const int half = static_cast<int>(threadIdx.x) % 2;  // of row lane % 4 * 8 + lane / 4
     uint32_t scale_offset = 0;                           // of block 0's, in FP8
     if constexpr (kFp8) {
       const int first = group * (at.is_down ? kGroupRows : kGroupRows / 2) / 128 * blocks;
@@ -494,7 +445,7 @@ class StreamMultiplier {
     for (int block = warp; block - warp < blocks; block += kStreamWarps) {
       float acc[2][4] = {};
       const int there = min(block, blocks - 1);
-      const uint16_t* from = source.data + (x + there * kBlockK + threadIdx.x % 4 * 8);
+      const uint16_t* from = source.data + (x + there * kBlockK + static_cast<int>(threadIdx.x) % 4 * 8);
       Column column;
       if constexpr (kAhead) {
 #pragma unroll
@@ -561,7 +512,7 @@ class StreamMultiplier {
       if constexpr (!kAhead) of_column = column_factor();
       PutSums(acc, of_column, row_factor, block < blocks);
     }
-    turn_.NextGroup();
+    finisher_ = finisher_ + 1 < kSumWarps ? finisher_ + 1 : 0;
   }
 
   template <typename F>
@@ -620,9 +571,9 @@ class StreamMultiplier {
   // Hands the block's products to the warp that adds them up; without a block it only takes part.
   __device__ void PutSums(const float (&acc)[2][4], float of_column, float of_row, bool has_block) {
     const int lane = threadIdx.x % 32;
-    shared_.empty[turn_.buffer()].Wait(turn_.phase() ^ 1);
+    shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
     if (has_block) {
-      float* to = shared_.sums[turn_.buffer()][threadIdx.x / 32];
+      float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
       to[StreamShared::kRowFactors + lane] = of_row;
       if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
       to += lane % 4 * 2 * kSumStride + lane / 4;
@@ -634,8 +585,8 @@ class StreamMultiplier {
         to[m * 16 + kSumStride + 8] = acc[m][3];
       }
     }
-    shared_.full[turn_.finisher()][turn_.buffer()].Arrive();
-    turn_.NextRound();
+    shared_.full[finisher_][buffer_.slot()].Arrive();
+    buffer_.Advance();
   }
 
   __device__ void AwaitActivation(int tile) {
@@ -652,7 +603,8 @@ class StreamMultiplier {
   SlabRing<kSlabs>& ring_;
   const StreamTile* tiles_;
   RingPlace<kSlabs> place_;
-  SumTurn turn_;
+  RingPlace<StreamShared::kBuffers> buffer_;
+  int finisher_ = 0;
 };
 
 // What a warp does that adds up every kSumWarps-th group.
@@ -664,14 +616,14 @@ class StreamFinisher {
 
   __device__ void Run(int tiles) {
     int skip = warp_;  // groups of others
-    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, tiles, true);
-         at.Advance(args_, shared_.items)) {
-      for (int group = at.group; group < at.End(args_); ++group) {
+    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, tiles, true); at.Advance(args_)) {
+      const int count = at.End(args_) - at.group;
+      const int rounds = (args_.Cols(at.is_down) / kBlockK + kStreamWarps - 1) / kStreamWarps;
+      for (int i = 0; i < count; ++i) {
         if (skip == 0) {
-          Group(at, group, tiles);
+          Group(at, at.group + i, tiles);
           skip = kSumWarps;
         } else {
-          const int rounds = (args_.Cols(at.is_down) / kBlockK + kStreamWarps - 1) / kStreamWarps;
           buffer_ = (buffer_ + rounds) % kBuffers;
         }
         --skip;
@@ -864,41 +816,6 @@ __device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_
   if (lane == 0) *args.watchers = 0;
 }
 
-// The lane that takes its thread block's items, each while the one before it is sent.
-class ItemTaker {
- public:
-  __device__ ItemTaker(const StreamArgs& args, TakenItems& items, bool takes)
-      : args_(args), items_(items), takes_(takes && args.taken != nullptr && threadIdx.x % 32 == 0) {
-    if (takes_) next_ = atomicAdd(args_.taken, 1);
-  }
-
-  // Tells how far it is to the items behind item `item`, up to the kKnown-th.
-  __device__ void Tell(int item) {
-    if (!takes_) return;
-    for (; told_ <= item && told_ < TakenItems::kMost; ++told_) {
-      items_.steps[told_] = (next_ - last_) * args_.span;
-      items_.there[told_].Arrive();
-      last_ = next_;
-      if (told_ + 1 < TakenItems::kMost) next_ = atomicAdd(args_.taken, 1);
-    }
-  }
-  // Who comes last knows that nobody takes items any more.
-  __device__ void End() {
-    if (!takes_ || next_ < 0) return;  // not before the last one is there
-    if (atomicAdd(args_.takers, 1) != static_cast<int>(gridDim.x) - 1) return;
-    *args_.taken = 0;
-    *args_.takers = 0;
-  }
-
- private:
-  const StreamArgs& args_;
-  TakenItems& items_;
-  const bool takes_;
-  int told_ = 0;
-  int next_ = 0;  // to be told of
-  int last_ = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
-};
-
 // What is known before the inputs are.
 __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8_t* memory,
                              StreamTile* tiles) {
@@ -915,7 +832,6 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
     }
     for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
     shared.planned.Init(kPlanningThreads);
-    for (SharedBarrier& barrier : shared.items.there) barrier.Init(1);
     shared.ready_tiles = 0;
     shared.plan = args.plan;
     shared.weights = args.weights;
@@ -1002,7 +918,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   const int warp = threadIdx.x / 32;
   const int copier = warp - kStreamWarps - kSumWarps;
   const bool copies = copier >= 0 && copier < kCopyWarps;
-  SlabStream<Format, StreamShared::kSlabs> stream(args, tiles, shared.ring, shared.items, copier);
+  SlabStream<Format, StreamShared::kSlabs> stream(args, tiles, shared.ring, copier);
   if (copies) {
     for (int i = 0; i < StreamShared::kSlabs && stream.Send(args.shared_tiles, false); ++i) {
     }
@@ -1014,11 +930,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   }
   const int num_tiles = FindTiles(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
   if (copies) {
-    ItemTaker taker(args, shared.items, copier == 0);
-    do {
-      taker.Tell(stream.item());
-    } while (stream.Send(num_tiles, true));
-    taker.End();
+    while (stream.Send(num_tiles, true)) {
+    }
   } else if (copier == kCopyWarps) {
     WatchTiles(args, num_tiles, &shared.ready_tiles);
   } else {

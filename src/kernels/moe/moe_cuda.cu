@@ -214,7 +214,6 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.max_tiles = max_tiles;
   // Longer items cost less each, but may leave thread blocks without work at the end.
   stream.span = args.rows == 1 ? 1 : args.rows <= 4 ? 2 : 4;
-  stream.stride = stream.span * DeviceOf(ctx).num_sms();
   stream.groups[0] = 2 * args.intermediate / kGroupRows;
   stream.groups[1] = args.dim / kGroupRows;
   for (int i = 0; i < 2; ++i) {
@@ -225,7 +224,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
   const int tiles = shared_tiles + max_tiles;
   const int blocks = args.intermediate / kBlockK;
-  const int counters = tiles * (blocks + 1) + args.dim / kGroupRows + 2;
+  const int counters = tiles * (blocks + 1) + args.dim / kGroupRows;
   size_t shared_bytes = StreamSharedBytes(args);
   const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
   if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaDevice::kZeros) {
@@ -244,13 +243,6 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   }
   stream.ready_blocks = stream.groups_of_block + tiles * blocks;
   stream.outputs = stream.ready_blocks + tiles;
-  // Fewer rows gain less from taking items than it costs; of more, a thread block could have to take too
-  // many.
-  const int items = tiles * (stream.item_groups[0] + stream.item_groups[1]) / stream.span;
-  if (args.rows > 4 && items <= TakenItems::kMost / 2 * DeviceOf(ctx).num_sms()) {
-    stream.taken = stream.outputs + args.dim / kGroupRows;
-    stream.takers = stream.taken + 1;
-  }
 
   const int64_t all = pairs + args.rows;
   stream.hidden = ctx.scratch->Allocate<float>(all * args.intermediate);
