@@ -12,6 +12,7 @@ namespace foresight {
 
 // What the last row of the sequences got, for the padding. For tables of the host.
 inline void CopyToPadding(const AttentionArgs& args) {
+  if (args.sequences.empty()) return;
   const SequenceRows& last = args.sequences.back();
   const int64_t width = int64_t{args.heads} * args.layout.dim;
   const int end = last.first_row + last.num_rows;
