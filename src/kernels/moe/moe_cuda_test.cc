@@ -155,6 +155,20 @@ class MoeCudaTest : public OnDevice<> {
   ExpertWeights Upload(const ExpertWeights& w) {
     return {device_->Upload(w.w1), device_->Upload(w.w3), device_->Upload(w.w2)};
   }
+  // What the definition gives for the same rows.
+  std::vector<float> RunRef(Numerics numerics, const Layer& layer, int rows, const float* x,
+                            const int32_t* ids, const float* weights) {
+    std::vector<float> out(static_cast<size_t>(rows) * layer.args.dim);
+    MoeArgs args = layer.args;
+    args.rows = rows;
+    args.x = x;
+    args.ids = ids;
+    args.weights = weights;
+    args.out = out.data();
+    RefKernels().moe(host_.context(numerics), args);
+    return out;
+  }
+
   std::vector<float> RunCuda(Numerics numerics, const Layer& layer, int rows, const float* x,
                              const int32_t* ids, const float* weights) {
     MoeArgs args = layer.device_args;
@@ -212,14 +226,7 @@ TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
         for (float& w : weights) w = 0.1f + static_cast<float>(rng() % 100) * 0.01f;
         const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
 
-        std::vector<float> want(got.size());
-        MoeArgs args = layer.args;
-        args.rows = rows;
-        args.x = x.data();
-        args.ids = ids.data();
-        args.weights = weights.data();
-        args.out = want.data();
-        RefKernels().moe(host_.context(numerics), args);
+        const std::vector<float> want = RunRef(numerics, layer, rows, x.data(), ids.data(), weights.data());
         EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
             << DTypeName(c.dtype) << " experts " << c.num_experts << " rows " << rows;
 
@@ -248,14 +255,7 @@ TEST_F(MoeCudaTest, OneBlockOfOneExpert) {
       std::vector<float> weights(rows, 0.5f);
       weights[1] = 1.5f;
       const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
-      std::vector<float> want(got.size());
-      MoeArgs args = layer.args;
-      args.rows = rows;
-      args.x = x.data();
-      args.ids = ids.data();
-      args.weights = weights.data();
-      args.out = want.data();
-      RefKernels().moe(host_.context(numerics), args);
+      const std::vector<float> want = RunRef(numerics, layer, rows, x.data(), ids.data(), weights.data());
       EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
           << "rows " << rows;
     }
