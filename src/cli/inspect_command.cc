@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <map>
 
+#include "base/json.h"
 #include "base/units.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
@@ -145,8 +146,9 @@ std::string HeadToText(const HeadSummary& head) {
 }
 
 std::string HeadToJson(const HeadSummary& head) {
-  std::string text = fmt::format("{{\"name\": \"{}\", \"kind\": \"{}\", \"tensors\": {}, \"bytes\": {}",
-                                 head.name, DraftHeadName(head.kind), head.tally.tensors, head.tally.bytes);
+  std::string text =
+      fmt::format("{{\"name\": {}, \"kind\": \"{}\", \"tensors\": {}, \"bytes\": {}", JsonString(head.name),
+                  DraftHeadName(head.kind), head.tally.tensors, head.tally.bytes);
   if (head.kind == DraftHead::kDSpark) {
     text += fmt::format(
         ", \"stages\": {}, \"block_size\": {}, \"target_layer_ids\": [{}], \"markov_rank\": {}, "

@@ -51,6 +51,7 @@ struct SpeedRow {
   double accepted_length = 0;             // tokens such a step gives
 
   double median_tokens_per_second() const;
+  double median_user_speed() const { return median_tokens_per_second() / concurrency; }  // of one request
   double median_ratio() const;
 };
 

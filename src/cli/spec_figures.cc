@@ -7,10 +7,6 @@ namespace {
 
 constexpr std::string_view kMtp1 = "mtp k=1";
 
-double UserSpeed(const SpeedRow& row) {
-  return row.median_tokens_per_second() / row.concurrency;
-}
-
 }  // namespace
 
 double Macro(const std::vector<AcceptanceRow>& rows, std::string_view setup, double temperature,
@@ -54,12 +50,13 @@ std::optional<double> UserSpeedAt(const std::vector<SpeedRow>& load, std::string
   for (const SpeedRow& row : load) {
     if (row.setup != setup) continue;
     const double total = row.median_tokens_per_second();
-    if (total >= tokens_per_second) best = std::max(best.value_or(0), UserSpeed(row));
+    if (total >= tokens_per_second) best = std::max(best.value_or(0), row.median_user_speed());
     if (previous != nullptr) {
       const double before = previous->median_tokens_per_second();
       const double share = (tokens_per_second - before) / (total - before);
       if (share > 0 && share < 1) {
-        best = std::max(best.value_or(0), std::lerp(UserSpeed(*previous), UserSpeed(row), share));
+        best = std::max(best.value_or(0),
+                        std::lerp(previous->median_user_speed(), row.median_user_speed(), share));
       }
     }
     previous = &row;
@@ -77,7 +74,7 @@ std::vector<MatchedSpeed> AgainstMtp(const std::vector<SpeedRow>& load) {
       matched.push_back({.setup = setup,
                          .concurrency = row.concurrency,
                          .tokens_per_second = total,
-                         .mtp_user_speed = UserSpeed(row),
+                         .mtp_user_speed = row.median_user_speed(),
                          .user_speed = UserSpeedAt(load, setup, total)});
     }
   }

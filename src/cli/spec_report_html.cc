@@ -214,7 +214,7 @@ std::string MatchedTable(const SpecReport& r) {
 std::string SpeedSections(const SpecReport& r) {
   std::string page;
   const auto throughput = [](const SpeedRow& row) {
-    return std::pair(row.median_tokens_per_second() / row.concurrency, row.median_tokens_per_second());
+    return std::pair(row.median_user_speed(), row.median_tokens_per_second());
   };
   std::vector<Series> setups = BySetup(r.load, throughput);
   setups.push_back({"Pareto front", ParetoFront(r.load, throughput)});
