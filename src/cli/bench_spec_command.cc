@@ -34,6 +34,7 @@ struct Flags {
   bool no_domains = false;
   int prompts_per_domain = 12;
   int max_tokens = 96;
+  double temperature = 1;
   int repeat = 3;
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
   std::vector<std::string> fixed = {"mtp:1", "mtp:2", "dspark:1", "dspark:2", "dspark:5"};
@@ -107,6 +108,7 @@ Status Run(const Flags& flags) {
                            .calibration_rounds = flags.calibration_rounds,
                            .prompts_per_domain = flags.prompts_per_domain,
                            .max_tokens = flags.max_tokens,
+                           .temperature = flags.temperature,
                            .repeat = flags.repeat,
                            .concurrency = flags.concurrency,
                            .fixed = {},
@@ -164,6 +166,10 @@ void AddBenchSpecCommand(CLI::App& bench, Status* result) {
   CLI::Option* record = command->add_option(
       "--record", flags->record,
       "Write what drafts of dspark and mtp are like, at every position, to this file; no more");
+  command->add_option("--temperature,--temp", flags->temperature, "Of the recorded answers; 0: greedy")
+      ->needs(record)
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
   CLI::Option* synthetic = command->add_option(
       "--synthetic", flags->synthetic,
       "Speed on random weights of a released shape, flash:LAYERS or pro:LAYERS, with the outcomes "

@@ -157,7 +157,7 @@ Result<SpecReport> ReplayBench::Run() {
 
 Result<DraftTraces> RecordTraces(const SpecBenchOptions& options) {
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.engine.model));
-  DraftTraces traces{.model = files.origin(), .temperature = 1, .drafters = {}};
+  DraftTraces traces{.model = files.origin(), .temperature = options.temperature, .drafters = {}};
   for (const SpecSetup& setup : {DSparkSetup(0, "dspark"), MtpSetup(kDrafts)}) {
     EngineOptions engine = options.engine;
     engine.speculation = setup.speculation;
@@ -167,8 +167,10 @@ Result<DraftTraces> RecordTraces(const SpecBenchOptions& options) {
     fmt::print(stderr, "recording {}\n", DraftMethodName(runtime->draft_method()));
     if (runtime->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", files.origin());
     ASSIGN_OR_RETURN(const std::optional<CalibrationTable> table, CalibrationOf(*runtime, engine));
-    RecordOptions record{
-        .domains = {}, .drafts_max = setup.speculation.drafts_max, .answer_tokens = options.max_tokens};
+    RecordOptions record{.domains = {},
+                         .drafts_max = setup.speculation.drafts_max,
+                         .answer_tokens = options.max_tokens,
+                         .temperature = options.temperature};
     for (const PromptDomain& domain : options.domains) {
       RecordDomain& prompts = record.domains.emplace_back(RecordDomain{domain.name, {}});
       const size_t count = std::min<size_t>(options.prompts_per_domain, domain.texts.size());

@@ -12,7 +12,7 @@
 
 namespace foresight {
 
-// Traces of the model's heads dspark and mtp on the prompts of `options`, at temperature 1. Errors: kNotFound
+// Traces of the model's heads dspark and mtp on the prompts of `options`. Errors: kNotFound
 // (no such head), those of loading and recording.
 Result<DraftTraces> RecordTraces(const SpecBenchOptions& options);
 

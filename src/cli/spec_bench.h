@@ -26,7 +26,8 @@ struct SpecBenchOptions {
   int calibration_rounds = 6000;   // of each way of sampling, for the reliability of confidences
   int prompts_per_domain = 12;
   int max_tokens = 96;
-  int repeat = 3;  // of every timing
+  double temperature = 1;  // of answers that are recorded
+  int repeat = 3;          // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
   std::vector<FixedDrafts> fixed;  // whose speed is compared with none and auto
   bool acceptance = true;          // accepted lengths and reliability

@@ -130,6 +130,13 @@ TEST(RecordDrafts, WritesOneTextForAllHeadsAndWhatSpeculationWouldAccept) {
   ASSERT_TRUE(chain.ok()) << chain.status().ToString();
   EXPECT_EQ(chain->method, "mtp");
   EXPECT_TRUE(chain->domains[0].answers[0].confidences.empty());
+  RecordOptions greedy = options;
+  greedy.temperature = 0;
+  const Result<DraftTrace> sure = RecordDrafts(*mtp, Calibration(5), greedy);
+  ASSERT_TRUE(sure.ok()) << sure.status().ToString();
+  for (const TracedAnswer& answer : sure->domains[0].answers) {
+    for (float p : answer.acceptance) EXPECT_TRUE(p == 0 || p == 1) << p;
+  }
   const std::unique_ptr<Runtime> none = TestRuntime(kOptions);
   EXPECT_EQ(RecordDrafts(*none, Calibration(5), options).status().code(), StatusCode::kInvalidArgument);
 }

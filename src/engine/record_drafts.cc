@@ -38,9 +38,12 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
                            options_.answer_tokens, runtime_.context_tokens());
   }
   SamplingParams params;
+  params.temperature = options_.temperature;
   params.seed = seed;
   Sampler sampler(params, vocab_size);
-  DraftBlock block(params, AcceptanceRule::kRejection, vocab_size, gamma);
+  const AcceptanceRule rule = AcceptanceRule::kRejection;
+  const SamplingRegime regime = RegimeOf(params, rule);
+  DraftBlock block(params, rule, vocab_size, gamma);
   std::vector<TokenId> tokens(prompt.begin(), prompt.end());
   ASSIGN_OR_RETURN(SequenceState state, runtime_.cache().NewSequence());
   drafter_->Begin(0, tokens, end);
@@ -79,7 +82,7 @@ Result<TracedAnswer> Recorder::RecordAnswer(std::span<const TokenId> prompt, int
     RETURN_IF_ERROR(speculators_.one().AcceptanceProbabilities(logits, gamma, sampler, block, acceptance));
     answer.acceptance.insert(answer.acceptance.end(), acceptance.begin(), acceptance.end());
     for (int k = 0; k < gamma && drafter_->has_confidences(); ++k) {
-      answer.confidences.push_back(calibration_.Confidence(SamplingRegime::kUnit, k, evidence[k]));
+      answer.confidences.push_back(calibration_.Confidence(regime, k, evidence[k]));
     }
     ASSIGN_OR_RETURN(const SampledToken token, sampler.Sample(logits.first(vocab_size), std::ssize(tokens)));
     RETURN_IF_ERROR(state.Truncate(std::ssize(tokens)));

@@ -132,6 +132,14 @@ class BenchSpec(unittest.TestCase):
             traces, report = path / "traces.json", path / "report.json"
             recorded = foresight("bench", "spec", "--record", str(traces), "--prompts", str(path / "prompts.json"), "-n", "8")
             self.assertEqual(recorded.returncode, 0, recorded.stderr.decode())
+            greedy = path / "greedy.json"
+            recorded = foresight("bench", "spec", "--record", str(greedy), "--prompts", str(path / "prompts.json"), "-n", "8",
+                                 "--temperature", "0")
+            self.assertEqual(recorded.returncode, 0, recorded.stderr.decode())
+            document = json.loads(greedy.read_text())
+            self.assertEqual(document["temperature"], 0)
+            self.assertLessEqual({p for drafter in document["drafters"] for answer in drafter["domains"][0]["answers"]
+                                  for p in answer["acceptance"]}, {0, 1000})
             dspark, mtp = json.loads(traces.read_text())["drafters"]
             for drafter, keys in ((dspark, {"acceptance", "confidence"}), (mtp, {"acceptance"})):
                 (domain,) = drafter["domains"]
