@@ -75,6 +75,8 @@ class KernelBench {
   // Of one row each of `sequences`, which ends a window of `ratio` or begins one.
   void Compressors(int ratio, int sequences, bool ends_window);
   void Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection);
+  // Half of all drafts; in steps of 43 layers.
+  void PlanDrafts(int sequences, int num_drafts);
   // Sequences of `rows_each` rows at a position where they see `entries` compressed entries.
   std::vector<SequenceRows> Sequences(int count, int rows_each, int64_t entries, int ratio, bool keys);
 
@@ -598,6 +600,46 @@ void KernelBench::Sample(const std::string& what, int sequences, int num_drafts,
   Measure(name, 4.0 * rows * kVocabSize, 0, 8, [&](int) { backend_.kernels->sample(context(), args); });
 }
 
+void KernelBench::PlanDrafts(int sequences, int num_drafts) {
+  const std::string name = fmt::format("plan of {} sequences, {} drafts each", sequences, num_drafts);
+  if (!Wants(name)) return;
+  ArenaScope scope(data_.arena());
+  constexpr int kLayers = 44;  // with the taps
+  const int64_t drafts = int64_t{sequences} * num_drafts;
+  const TokenId* tokens = data_.Upload(std::vector<TokenId>(drafts, 1));
+  const float* logits = data_.Upload(Values(drafts));
+  std::vector<PlannedSequence> planned(sequences);
+  for (int s = 0; s < sequences; ++s) {
+    planned[s] = {.first_known = s,
+                  .known_rows = 1,
+                  .has_logits = 1,
+                  .num_drafts = num_drafts,
+                  .first_scale = s * num_drafts,
+                  .stride = sequences,
+                  .tokens = tokens + s,
+                  .logits = logits + s,
+                  .margins = logits + s};
+  }
+  const int count = static_cast<int>((drafts + 1) / 2);
+  const int rows = sequences + count;
+  const PlanDraftsArgs args = {
+      .count = count,
+      .drafts_max = num_drafts,
+      .sequences = {data_.Upload(planned), planned.size()},
+      .scales = data_.Upload(std::vector<ConfidenceScale>(drafts)),
+      .known_tokens = tokens,
+      .rows = rows,
+      .num_logits = rows,
+      .heads_all = true,
+      .layers = kLayers,
+      .views = data_.Upload(std::vector<SequenceRows>(static_cast<size_t>(kLayers) * sequences)),
+      .tokens = data_.Allocate<TokenId>(rows),
+      .positions = data_.Allocate<int64_t>(rows),
+      .logit_rows = data_.Allocate<int32_t>(rows),
+      .verified = data_.Allocate<int32_t>(sequences)};
+  Measure(name, 0, 0, 8, [&](int) { backend_.kernels->plan_drafts(context(), args); });
+}
+
 void KernelBench::RunAll() {
   MeasureCopy();
   fmt::print("{}, table {}: a copy moves {:.0f} GB/s\n", backend_.device->name(), backend_.kernels->name,
@@ -651,6 +693,7 @@ void KernelBench::RunAll() {
     Sample("draws", sequences, 0, false);
     if (sequences <= 64) Sample("5 drafts by rejection", sequences, 5, true);
   }
+  for (int sequences : {1, 8, 64, 256}) PlanDrafts(sequences, 5);
 }
 
 std::string KernelBench::Json(std::string_view commit) const {

@@ -43,6 +43,8 @@ struct DraftRound {
   DraftBlock* block = nullptr;        // begun, empty; gets the drafts
   int depth = 0;                      // at most so many, 1 or more
   std::span<DraftEvidence> evidence;  // [depth]: filled as far as there are drafts, by drafters that have it
+  // Where the device has pending drafts and what the evidence is made of; no tokens: that isn't to be read.
+  DeviceDrafts on_device = {};
 };
 
 // What a step of the target has added to a sequence and was kept.

@@ -105,7 +105,13 @@ Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, const Dr
                                                                 .margins = margins}));
   const size_t count = rounds.size();
   for (size_t r = 0; r < count; ++r) {
-    const DraftRound& round = *rounds[r];
+    DraftRound& round = *rounds[r];
+    if (has_confidences()) {
+      round.on_device = {.tokens = drawn.device_tokens + r,
+                         .confidence_logits = drawn.device_confidence_logits + r,
+                         .margins = IsGreedy(round) ? drawn.device_margins + r : nullptr,
+                         .stride = static_cast<int>(count)};
+    }
     for (int k = 0; k < round.depth; ++k) {
       const size_t i = k * count + r;
       DeviceDistribution q;

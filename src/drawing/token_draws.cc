@@ -11,7 +11,7 @@ TokenDraws::TokenDraws(Model& model, ThreadPool& pool, int sequences_max, int ro
   rows_.reserve(rows_max);
   pending_.reserve(rows_max);
   device_sequences_.reserve(sequences_max);
-  results_.resize(2 * sequences_max);
+  results_.resize(3 * sequences_max);
   taken_.reserve(rows_max);
   host_sequences_.reserve(sequences_max);
   positions_.reserve(sequences_max);
@@ -19,7 +19,8 @@ TokenDraws::TokenDraws(Model& model, ThreadPool& pool, int sequences_max, int ro
   draw_errors_.resize(sequences_max);
 }
 
-Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequence> sequences) {
+Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequence> sequences,
+                         int planned) {
   logits_.Reset(outputs);
   sequences_ = sequences;
   rows_.clear();
@@ -28,17 +29,20 @@ Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequ
   normalize_ = false;
   host_sequences_.clear();
   positions_.clear();
+  verified_ = {};
   int row = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const DrawingSequence& s = sequences[i];
     Part& part = parts_[i];
     part.on_device = IsDrawnByDevice(s.sampler->params(), model_.device());
     part.first_row = row;
+    part.num_drafts = s.num_drafts;
     row += s.num_drafts + 1;
     if (part.on_device) {
       part.place = static_cast<int>(device_sequences_.size());
-      AddRows(s, part.first_row);
+      AddRows(s, planned > 0 ? -1 : part.first_row);
     } else {
+      CHECK(planned == 0, "the host draws in a step that the device plans");
       part.place = static_cast<int>(host_sequences_.size());
       host_sequences_.push_back({.logits = logits_.Fetch(part.first_row, s.num_drafts + 1),
                                  .num_drafts = s.num_drafts,
@@ -47,9 +51,29 @@ Status TokenDraws::Begin(const StepOutputs& outputs, std::span<const DrawingSequ
       positions_.push_back(s.position);
     }
   }
-  model_.Sample(rows_, device_sequences_, pending_, normalize_,
-                std::span(results_).first(2 * device_sequences_.size()));
-  return model_.device().Synchronize();
+  const size_t count = device_sequences_.size();
+  model_.Sample({.rows = rows_,
+                 .sequences = device_sequences_,
+                 .drafts = pending_,
+                 .normalize = normalize_,
+                 .planned = planned > 0 ? &outputs : nullptr,
+                 .num_verified = planned},
+                std::span(results_).first((planned > 0 ? 3 : 2) * count));
+  RETURN_IF_ERROR(model_.device().Synchronize());
+  if (planned > 0) {
+    verified_ = std::span(results_).subspan(2 * count, count);
+    FollowPlan();
+  }
+  return Status();
+}
+
+void TokenDraws::FollowPlan() {
+  int row = 0;
+  for (size_t i = 0; i < verified_.size(); ++i) {
+    parts_[i].first_row = row;
+    parts_[i].num_drafts = verified_[i];
+    row += verified_[i] + 1;
+  }
 }
 
 void TokenDraws::AddRows(const DrawingSequence& s, int first_row) {
@@ -61,7 +85,7 @@ void TokenDraws::AddRows(const DrawingSequence& s, int first_row) {
     SampleRow row =
         DeviceDraw(params, rejection ? s.sampler->Key(position, RandomStream::kResidual, s.block->round())
                                      : s.sampler->Key(position, RandomStream::kCoupled, 0));
-    row.logits = logits_.OnDevice(first_row + k);
+    if (first_row >= 0) row.logits = logits_.OnDevice(first_row + k);
     row.sequence = static_cast<int32_t>(device_sequences_.size());
     if (k < s.num_drafts) {
       row.draft = s.block->tokens()[k];
@@ -109,10 +133,10 @@ Result<VerifiedTokens> TokenDraws::TakeOfDevice(int i) {
   const Part& part = parts_[i];
   const int accepted = results_[part.place];
   if (accepted == kSampleError) {  // the host says what is wrong with which token
-    const std::span<const float> logits = logits_.Fetch(part.first_row, s.num_drafts + 1);
+    const std::span<const float> logits = logits_.Fetch(part.first_row, part.num_drafts + 1);
     RETURN_IF_ERROR(model_.device().Synchronize());
     const size_t vocab_size = static_cast<size_t>(model_.config().vocab_size);
-    for (int k = 0; k <= s.num_drafts; ++k) {
+    for (int k = 0; k <= part.num_drafts; ++k) {
       RETURN_IF_ERROR(s.sampler->Process(logits.subspan(k * vocab_size, vocab_size)).status());
     }
     return Error(StatusCode::kInternal, "logits: the device can't draw from what the host can");

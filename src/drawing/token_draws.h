@@ -1,8 +1,8 @@
 // The tokens of a step: draws of the sequences that have no drafts to judge, verdicts for the others.
 //
-//   draws.Begin(outputs, sequences)   the device's part, and waiting for it and for the host's rows
-//   draws.DrawOnHost()                the host's part, spread over its threads
-//   draws.Take(i)                     the tokens of sequence i
+//   draws.Begin(outputs, sequences, ..)   the device's part, and waiting for it and for the host's rows
+//   draws.DrawOnHost()                    the host's part, spread over its threads
+//   draws.Take(i)                         the tokens of sequence i
 //
 // What is the device's (device_draws.h) takes one to three launches and the download of two numbers a
 // sequence.
@@ -35,8 +35,11 @@ class TokenDraws {
              Chance* chance);
 
   // `outputs` are of a step with keep_logits, whose logit rows are those of the sequences one after the
-  // other, num_drafts + 1 each. Errors: kDeviceError (of this step, or before).
-  Status Begin(const StepOutputs& outputs, std::span<const DrawingSequence> sequences);
+  // other, num_drafts + 1 each; with a plan, of `planned` drafts, fewer: num_drafts are those that there are,
+  // and all sequences are the device's. Errors: kDeviceError (of this step, or before).
+  Status Begin(const StepOutputs& outputs, std::span<const DrawingSequence> sequences, int planned = 0);
+  // [sequences]: how many drafts the step's plan had verified; without one empty.
+  std::span<const int32_t> verified() const { return verified_; }
   void DrawOnHost();
   // Valid until the next Take. Errors: kInternal (NaN or +inf among the logits, everything is masked).
   Result<VerifiedTokens> Take(int i);
@@ -45,11 +48,15 @@ class TokenDraws {
   // Where a sequence's rows are drawn.
   struct Part {
     bool on_device = false;
-    int first_row = 0;  // of the step's logits
-    int place = 0;      // among those of the device, or those of the host
+    int first_row = 0;   // of the step's logits
+    int num_drafts = 0;  // whose rows follow it
+    int place = 0;       // among those of the device, or those of the host
   };
 
+  // `first_row` < 0: the device finds the logits.
   void AddRows(const DrawingSequence& sequence, int first_row);
+  // Once the device has told what was verified.
+  void FollowPlan();
   Result<VerifiedTokens> TakeOfDevice(int i);
 
   Model& model_;
@@ -65,7 +72,8 @@ class TokenDraws {
   std::vector<PlacedToken> pending_;  // drafts of rows_ that only the device knows
   std::vector<SampleSequence> device_sequences_;
   bool normalize_ = false;
-  std::vector<int32_t> results_;  // accepted drafts of each, then tokens
+  std::vector<int32_t> results_;  // accepted drafts of each, then tokens, then verified drafts
+  std::span<const int32_t> verified_;
   std::vector<SampledToken> taken_;
   // The host's. Without speculators, what was drawn for each.
   std::vector<Verification> host_sequences_;

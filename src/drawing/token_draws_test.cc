@@ -133,5 +133,65 @@ TEST_F(TokenDrawsTest, VerdictsAreTheSpeculatorsWhoeverJudges) {
   EXPECT_GT(accepted, 3);
 }
 
+// Of all drafts' rows, those that a plan has left give what a step without it does.
+TEST_F(TokenDrawsTest, PlannedStepsHaveTheTokensOfWhatIsVerified) {
+  KeyedChance chance;
+  SpeculatorTeam team(kVocab, kDrafts, kSequences, chance, pool_);
+  TokenDraws draws(*model_, pool_, kSequences, kSequences * (kDrafts + 1), &team, &chance);
+  logits_ = RandomLogits(kSequences * (kDrafts + 1) * kVocab);
+  std::vector<Sampler> samplers;
+  std::vector<DraftBlock> blocks;
+  std::vector<int32_t> verified;
+  for (int i = 0; i < kSequences; ++i) {
+    SamplingParams params;
+    params.seed = i;
+    params.temperature = 0.4 * (i % 3);
+    const AcceptanceRule rule = i % 2 == 0 ? AcceptanceRule::kRejection : AcceptanceRule::kCoupled;
+    samplers.emplace_back(params, kVocab);
+    blocks.emplace_back(params, rule, kVocab, kDrafts, DraftOptions{.on_device = true});
+    verified.push_back(std::max(i % (kDrafts + 1) - i % 2, 0));
+  }
+  std::vector<TokenId> drafted;
+  drafted.reserve(kSequences * kDrafts);
+  std::vector<DrawingSequence> all, kept;
+  int row = 0;
+  for (int i = 0; i < kSequences; ++i) {
+    const int num_drafts = i % (kDrafts + 1);
+    blocks[i].Begin(50);
+    for (int k = 0; k < num_drafts; ++k) {  // what the target likes best, or would if the row were there
+      const auto best = std::max_element(Row(row + k).begin(), Row(row + k).end()) - Row(row + k).begin();
+      drafted.push_back(static_cast<TokenId>(best));
+      blocks[i].AppendPending(&drafted.back(), {});
+    }
+    all.push_back({.sampler = &samplers[i], .block = &blocks[i], .position = 50, .num_drafts = num_drafts});
+    kept.push_back(all.back());
+    kept.back().num_drafts = verified[i];
+    row += verified[i] + 1;
+  }
+  const StepOutputs outputs = {.device_logits = logits_.data(), .device_verified = verified.data()};
+  ASSERT_TRUE(draws.Begin(outputs, all, row - kSequences).ok());
+  EXPECT_TRUE(std::equal(verified.begin(), verified.end(), draws.verified().begin(), draws.verified().end()));
+  for (size_t i = 0, next = 0; i < kSequences; ++i) {
+    for (int k = 0; k < all[i].num_drafts; ++k) blocks[i].Settle(k, drafted[next++]);
+  }
+  std::vector<std::vector<TokenId>> planned(kSequences);
+  int accepted = 0;
+  for (int i = 0; i < kSequences; ++i) {
+    const Result<VerifiedTokens> got = draws.Take(i);
+    ASSERT_TRUE(got.ok());
+    for (const SampledToken& token : got->tokens) planned[i].push_back(token.token);
+    accepted += got->accepted;
+  }
+  ASSERT_TRUE(draws.Begin(outputs, kept).ok());
+  EXPECT_TRUE(draws.verified().empty());
+  for (int i = 0; i < kSequences; ++i) {
+    const Result<VerifiedTokens> want = draws.Take(i);
+    ASSERT_TRUE(want.ok());
+    ASSERT_EQ(want->tokens.size(), planned[i].size()) << i;
+    for (size_t k = 0; k < planned[i].size(); ++k) EXPECT_EQ(planned[i][k], want->tokens[k].token) << i;
+  }
+  EXPECT_GT(accepted, 3);
+}
+
 }  // namespace
 }  // namespace foresight

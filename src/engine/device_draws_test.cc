@@ -122,7 +122,8 @@ TEST_P(DrawnOnDevice, TextsAreTheHostsWithoutTheHostInBetween) {
 TEST_P(DrawnOnDevice, WaitsOnceAStep) {
   const std::vector<Request> requests = MixedRequests(/*with_the_hosts=*/false);
   const int to_read = GetParam() == DraftChoice::kDSpark ? 2 : 1;
-  for (const auto& [planner, waits_max] : {std::pair("static:4", 1), std::pair("sync", to_read)}) {
+  for (const auto& [planner, waits_max] :
+       {std::pair("static:4", 1), std::pair("async", 1), std::pair("sync", to_read)}) {
     EngineOptions options{
         .num_threads = 1, .context_tokens = 512, .max_sequences = 8, .kept_prefixes_max = 0};
     options.speculation.draft = GetParam();
@@ -139,6 +140,46 @@ TEST_P(DrawnOnDevice, WaitsOnceAStep) {
   }
 }
 
+// Steps whose drafts the device has chosen: they are those that the planner would have (Speculation::Settle),
+// and texts are those of the seeds.
+TEST(DraftsChosenByTheDevice, TextsAreThoseOfTheSeed) {
+  static int planned_steps;
+  planned_steps = 0;
+  KernelTable kernels = **BestCpuKernels();
+  kernels.plan_drafts = [](const KernelContext& ctx, const PlanDraftsArgs& args) {
+    ++planned_steps;
+    PlanDraftsRef(ctx, args);
+  };
+  std::vector<Request> requests = MixedRequests(/*with_the_hosts=*/false);
+  for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
+  const ModelConfig config = SmallestDSparkConfig();
+  const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone}, Place::kHost);
+  EngineOptions options{.num_threads = 1,
+                        .context_tokens = 512,
+                        .max_sequences = 8,
+                        .step_rows_max = 64,
+                        .kept_prefixes_max = 0};
+  options.speculation.draft = DraftChoice::kDSpark;
+  options.speculation.planner = "async";
+  LoopDriver driver(RuntimeOnDeviceApart(options, config, kernels), options);
+  const auto& device = static_cast<const DeviceApart&>(driver.runtime().device());
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (const Request& request : requests) sinks.push_back(driver.Submit(request));
+  int64_t most = 0;
+  for (int64_t before = device.waits(); driver.Step(); before = device.waits()) {
+    most = std::max(most, device.waits() - before);
+  }
+  EXPECT_EQ(most, 1);
+  EXPECT_GT(planned_steps, 20);
+  int64_t accepted = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    EXPECT_TRUE(sinks[i]->result.status.ok()) << sinks[i]->result.status.ToString();
+    ASSERT_EQ(sinks[i]->tokens, plain[i]->tokens) << i;
+    accepted += sinks[i]->result.drafts.total_accepted();
+  }
+  EXPECT_GT(accepted, 0);
+}
+
 // The GPU's own texts, which its drafts don't change.
 TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
   if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
@@ -149,7 +190,7 @@ TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
     std::vector<Request> requests = MixedRequests(with_the_hosts);
     for (Request& request : requests) request.acceptance = Acceptance::kCoupled;
     const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone}, Place::kGpu);
-    for (const char* planner : {"static:3", "sync"}) {
+    for (const char* planner : {"static:3", "sync", "async"}) {
       const auto drafted = RunAll(requests, config, {.draft = GetParam(), .planner = planner}, Place::kGpu);
       for (size_t i = 0; i < requests.size(); ++i) {
         ASSERT_EQ(drafted[i]->tokens, plain[i]->tokens) << planner << ", request " << i;

@@ -57,6 +57,7 @@ Status ReplayedDrafter::Propose(std::span<DraftRound> rounds) {
       return InvalidArgument("replayed drafts are judged by rejection: a coupled request can't replay any");
     }
     chance_.Begin(round.sampler->seed(), round.block->position());
+    round.on_device = {};
     SetConfidences(round);
   }
   return Status();

@@ -53,6 +53,7 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
   step_placed_.reserve(options.step_rows_max);
   step_chunks_.reserve(options.max_sequences);
   step_logit_rows_.reserve(options.step_rows_max);
+  step_drafts_.reserve(options.max_sequences);
   candidates_.reserve(options.max_sequences);
   drawing_.reserve(options.max_sequences);
   observed_.reserve(options.max_sequences);
@@ -234,8 +235,9 @@ bool EngineLoop::Step() {
                                                          .chunks = step_chunks_,
                                                          .logit_rows = step_logit_rows_,
                                                          .keep_logits = true,
-                                                         .placed = step_placed_});
-  const Status computed = out.ok() ? BeginDraws(*out, *lengths) : out.status();
+                                                         .placed = step_placed_,
+                                                         .plan = step_plan_});
+  const Status computed = out.ok() ? BeginDraws(plan, *out, *lengths) : out.status();
   now_ = clock_();
   if (!computed.ok()) {
     if (speculation_ != nullptr) speculation_->EndStep(std::nullopt);
@@ -243,7 +245,7 @@ bool EngineLoop::Step() {
     return true;
   }
   const double model_seconds = now_ - model_begin;
-  const int64_t rows = std::ssize(step_tokens_);
+  const int64_t rows = std::ssize(step_tokens_) + step_plan_.count;
   if (rows >= kMeasuredRowsMin) {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
@@ -301,6 +303,9 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
   step_placed_.clear();
   step_chunks_.clear();
   step_logit_rows_.clear();
+  step_drafts_.clear();
+  step_plan_ = {};
+  const bool is_planned = speculation_ != nullptr && speculation_->plan().count > 0;
   int candidate = 0;
   for (const ScheduledRows& r : plan) {
     Sequence& s = *sequences_[r.sequence];
@@ -309,7 +314,9 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
     int rows = r.rows;
     if (r.is_last) {
       step_logit_rows_.push_back(static_cast<int32_t>(step_tokens_.size()) - 1);
-      const int drafts = lengths[candidate++];
+      if (is_planned) step_drafts_.push_back(speculation_->plan().chunks[candidate]);
+      const int drafts = is_planned ? 0 : lengths[candidate];
+      ++candidate;
       for (int k = 0; k < drafts; ++k) {
         const auto row = static_cast<int32_t>(step_tokens_.size());
         const TokenId* const pending = s.block->pending(k);
@@ -318,13 +325,17 @@ void EngineLoop::BuildStep(std::span<const ScheduledRows> plan, std::span<const 
         step_tokens_.push_back(pending != nullptr ? 0 : s.block->tokens()[k]);
       }
       rows += drafts;
+    } else if (is_planned) {
+      step_drafts_.emplace_back();
     }
     step_chunks_.push_back({.sequence = &*s.state, .num_rows = rows});
   }
+  if (is_planned) step_plan_ = {.count = speculation_->plan().count, .chunks = step_drafts_};
 }
 
 // The device computes the step meanwhile, and is done when this returns.
-Status EngineLoop::BeginDraws(const StepOutputs& outputs, std::span<const int> lengths) {
+Status EngineLoop::BeginDraws(std::span<const ScheduledRows> plan, const StepOutputs& outputs,
+                              std::span<const int> lengths) {
   drawing_.clear();
   for (size_t i = 0; i < candidates_.size(); ++i) {
     Sequence& s = *candidates_[i].sequence;
@@ -333,8 +344,21 @@ Status EngineLoop::BeginDraws(const StepOutputs& outputs, std::span<const int> l
                         .position = s.known(),
                         .num_drafts = lengths[i]});
   }
-  RETURN_IF_ERROR(draws_.Begin(outputs, drawing_));
-  return speculation_ == nullptr ? Status() : speculation_->Settle();
+  RETURN_IF_ERROR(draws_.Begin(outputs, drawing_, step_plan_.count));
+  if (speculation_ == nullptr) return Status();
+  RETURN_IF_ERROR(speculation_->Settle(draws_.verified()));
+  if (step_plan_.count > 0) FollowPlan(plan, speculation_->lengths());
+  return Status();
+}
+
+void EngineLoop::FollowPlan(std::span<const ScheduledRows> plan, std::span<const int> lengths) {
+  int candidate = 0;
+  for (size_t i = 0; i < plan.size(); ++i) {
+    if (!plan[i].is_last) continue;
+    const int drafts = lengths[candidate++];
+    step_chunks_[i].num_rows += drafts;
+    step_chunks_[i].sequence->Advance(drafts);
+  }
 }
 
 void EngineLoop::Accept(std::span<const ScheduledRows> plan) {

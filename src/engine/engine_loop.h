@@ -65,7 +65,10 @@ class EngineLoop : private SequenceMemory {
   // The parts of a step.
   Result<std::span<const int>> Draft(std::span<const ScheduledRows> plan);
   void BuildStep(std::span<const ScheduledRows> plan, std::span<const int> lengths);
-  Status BeginDraws(const StepOutputs& outputs, std::span<const int> lengths);
+  Status BeginDraws(std::span<const ScheduledRows> plan, const StepOutputs& outputs,
+                    std::span<const int> lengths);
+  // Of a step whose drafts the device has chosen.
+  void FollowPlan(std::span<const ScheduledRows> plan, std::span<const int> lengths);
   void Accept(std::span<const ScheduledRows> plan);
   void KeepAndFinish(std::span<const ScheduledRows> plan);
   void FailAll(std::span<const ScheduledRows> plan, const Status& status);
@@ -94,6 +97,8 @@ class EngineLoop : private SequenceMemory {
   std::vector<PlacedToken> step_placed_;
   std::vector<SequenceChunk> step_chunks_;
   std::vector<int32_t> step_logit_rows_;
+  std::vector<ChunkDrafts> step_drafts_;  // [chunks], where the device chooses
+  DraftPlan step_plan_;
   std::vector<DraftCandidate> candidates_;  // sequences that draw a token
   std::vector<int> no_drafts_;              // zeros
   std::vector<ObservedRows> observed_;      // of all sequences of the step

@@ -4,8 +4,9 @@
 //   each step:  lengths = Draft(candidates, ..)   drafts are in each sequence's block; verify so many of
 //   them.
 //                                                 They may be pending there, still being drawn by the device
+//                                                 with plan().count > 0 the device decides how many
 //               the model's step
-//               Settle()                          once the device has been waited for: no draft is pending
+//               Settle(verified)                  once the device has been waited for: no draft is pending
 //               Judged(i, accepted)        what became of candidate i's drafts (drawing/token_draws.h)
 //               Observe(rows)              what was kept
 //               EndStep(times)
@@ -66,11 +67,18 @@ class Speculation {
 
   // Drafts for candidates, of which each has a block of this object. `other_rows`: of the same step, that
   // draw nothing. `reserve(s, rows)` makes room for a candidate's rows and may fail: then it has no drafts.
-  // [candidates]: how many drafts to verify. Errors: kInternal (a head's logits are not numbers).
+  // [candidates]: how many drafts to verify; with a plan for the device how many there are. Errors: kInternal
+  // (a head's logits are not numbers).
   Result<std::span<const int>> Draft(std::span<const DraftCandidate> candidates, int other_rows,
                                      const std::function<bool(Sequence&, int rows)>& reserve);
-  // After Device::Synchronize. Errors as Draft.
-  Status Settle();
+  // Of the step that Draft has begun, up to Settle: how many of all drafts the device is to have verified,
+  // and [candidates] their drafts. 0: what Draft says.
+  const DraftPlan& plan() const { return plan_; }
+  // After Device::Synchronize. `verified` [candidates]: of a step with a plan, what the device made of it.
+  // Errors as Draft; kInternal (that isn't what the planner says).
+  Status Settle(std::span<const int32_t> verified);
+  // [candidates]: how many drafts are verified, behind Settle.
+  std::span<const int> lengths() const { return lengths_; }
   // So many of the drafts of candidate `i` that were to be verified were accepted.
   void Judged(int i, int accepted);
   Status Observe(std::span<const ObservedRows> rows) { return drafter_->Observe(rows); }
@@ -89,19 +97,30 @@ class Speculation {
   const StepPlanning& planning() const { return planning_; }
 
  private:
+  // Each refers to those above it.
+  struct Parts {
+    std::unique_ptr<Chance> chance;
+    std::unique_ptr<SpeculatorTeam> speculators;
+    std::unique_ptr<Drafter> drafter;
+  };
   Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
-              StepPlanning planning, Calibration calibration, std::unique_ptr<Chance> chance,
-              std::unique_ptr<SpeculatorTeam> speculators, std::unique_ptr<Drafter> drafter);
+              StepPlanning planning, Calibration calibration, Parts parts);
+  static Result<Parts> MakeParts(Runtime& runtime, const SpeculationLimits& limits,
+                                 std::unique_ptr<Chance> chance);
   static Result<std::unique_ptr<Speculation>> Assemble(const SpeculationOptions& options, Runtime& runtime,
                                                        const SpeculationLimits& limits,
                                                        const std::optional<StepCostTable>& costs,
                                                        const std::optional<CalibrationTable>& calibration,
-                                                       std::unique_ptr<Chance> chance,
-                                                       std::unique_ptr<SpeculatorTeam> speculators,
-                                                       std::unique_ptr<Drafter> drafter);
+                                                       Parts parts);
 
-  // Drafts of rounds_, pending only where the planner doesn't ask for more.
+  // What the step's candidates are to planners; begins their blocks.
+  StepLoad Load(int other_rows);
+  // Drafts of rounds_, pending only where the plan can be made without them.
   Status Propose();
+  // Whether it can, while the drafts of rounds_ are pending; sets plan_ where the device is to make it.
+  bool PlansAhead();
+  // What is known of the drafts of rounds_ before there is a plan.
+  void TellPlanner(bool is_proposed);
   // Of what round r has drafted.
   std::span<const float> Confidences(size_t r);
 
@@ -128,6 +147,9 @@ class Speculation {
   std::vector<DraftEvidence> evidence_;  // [rounds, drafts_max]
   std::vector<float> confidences_;       // [drafts_max]
   std::vector<int> accepted_;            // [candidates]
+  std::vector<int> drafted_;             // [candidates]
+  std::vector<ChunkDrafts> planned_;     // [candidates]: of plan_
+  DraftPlan plan_;
 };
 
 }  // namespace foresight

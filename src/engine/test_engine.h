@@ -91,10 +91,10 @@ inline std::unique_ptr<Runtime> TestRuntime(const EngineOptions& options,
   return std::move(*runtime);
 }
 
-inline std::unique_ptr<Runtime> RuntimeOnDeviceApart(const EngineOptions& options,
-                                                     const ModelConfig& config) {
+inline std::unique_ptr<Runtime> RuntimeOnDeviceApart(const EngineOptions& options, const ModelConfig& config,
+                                                     const KernelTable& kernels = **BestCpuKernels()) {
   const LoadedModel made = MakeSyntheticModel(config, {.num_threads = options.num_threads});
-  Backend backend{.kernels = *BestCpuKernels(), .device = std::make_unique<DeviceApart>()};
+  Backend backend{.kernels = &kernels, .device = std::make_unique<DeviceApart>()};
   Result<std::unique_ptr<Runtime>> runtime = Runtime::FromSynthetic(made, options, std::move(backend));
   EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
   return std::move(*runtime);

@@ -11,6 +11,7 @@
 #include "base/status.h"
 #include "kernels/attention/attention.h"
 #include "kernels/attention/attention_inputs.h"
+#include "kernels/draft_plan/draft_plan.h"
 #include "kernels/hyper_connection/hyper_connection.h"
 #include "kernels/indexer/indexer.h"
 #include "kernels/linear/linear.h"
@@ -50,6 +51,8 @@ struct KernelTable {
   void (*sample)(const KernelContext&, const SampleArgs&) = nullptr;
   void (*logit_margins)(const KernelContext&, const LogitMarginsArgs&) = nullptr;
   void (*place_tokens)(const KernelContext&, const PlaceTokensArgs&) = nullptr;
+  void (*plan_drafts)(const KernelContext&, const PlanDraftsArgs&) = nullptr;
+  void (*place_draws)(const KernelContext&, const PlaceDrawsArgs&) = nullptr;
 };
 
 // The definition: plain loops, float64 sums.

@@ -534,7 +534,9 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
       .margins = part(draft.margins_out, inputs.margins ? drawn : 0),
       .logits = block_logits_,
       .statistics = inputs.keep_distributions ? draft.statistics : nullptr,
-      .device_tokens = draft.tokens};
+      .device_tokens = draft.tokens,
+      .device_confidence_logits = weights_.dspark->head.confidence ? draft.confidences : nullptr,
+      .device_margins = inputs.margins ? draft.margins_out : nullptr};
 }
 
 }  // namespace foresight

@@ -19,6 +19,16 @@ constexpr int64_t kLeastEntriesMax = 512;
 // Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
 constexpr int kForkedRowsMax = 4;
 
+// That the step's plan may put behind chunk i.
+int PlannedDrafts(const StepInputs& inputs, size_t i) {
+  return inputs.plan.count > 0 ? inputs.plan.chunks[i].count : 0;
+}
+
+// Whether `row` is the next one with logits, of which `logits` have been before it.
+bool IsNextLogit(const StepInputs& inputs, size_t logits, int64_t row) {
+  return logits < inputs.logit_rows.size() && inputs.logit_rows[logits] == row;
+}
+
 bool IsEachRow(std::span<const int32_t> logit_rows, int64_t rows) {
   if (std::ssize(logit_rows) != rows) return false;
   for (int64_t i = 0; i < rows; ++i) {
@@ -67,13 +77,15 @@ void Model::UploadConstants() {
   if (weights_.dspark) {
     for (const BlockWeights& stage : weights_.dspark->stages) add_experts(stage);
   }
+  verified_ = arena_.Allocate<int32_t>(kPlannedSequencesMax);
   constants_used_ = last_used_ = last_mtp_used_ = arena_.used();
 }
 
 Status Model::CheckInputs(const StepInputs& inputs) const {
-  const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
-  if (rows == 0 || rows > options_.max_step_rows) {
-    return InvalidArgument("a step takes 1 to {} rows, got {}", options_.max_step_rows, rows);
+  const int64_t rows = std::ssize(inputs.tokens);
+  if (rows == 0 || rows + inputs.plan.count > options_.max_step_rows) {
+    return InvalidArgument("a step takes 1 to {} rows, got {}", options_.max_step_rows,
+                           rows + inputs.plan.count);
   }
   int64_t in_chunks = 0;
   for (size_t i = 0; i < inputs.chunks.size(); ++i) {
@@ -108,6 +120,45 @@ Status Model::CheckInputs(const StepInputs& inputs) const {
   return Status();
 }
 
+Status Model::CheckPlan(const StepInputs& inputs) const {
+  const DraftPlan& plan = inputs.plan;
+  if (plan.count == 0) return Status();
+  if (plan.chunks.size() != inputs.chunks.size() || !inputs.keep_logits || inputs.observer != nullptr ||
+      !inputs.placed.empty()) {
+    return InvalidArgument(
+        "a step with a plan keeps its logits, has drafts for each chunk, no observer and no tokens of the "
+        "device");
+  }
+  size_t logits = 0;
+  int64_t last_row = -1;
+  int64_t drafts = 0;
+  int drafts_max = 0;
+  for (size_t i = 0; i < plan.chunks.size(); ++i) {
+    const ChunkDrafts& chunk = plan.chunks[i];
+    last_row += inputs.chunks[i].num_rows;
+    const bool has_logits = IsNextLogit(inputs, logits, last_row);
+    logits += has_logits ? 1 : 0;
+    if (chunk.count < 0 || std::ssize(chunk.scales) != chunk.count || (chunk.count > 0 && !has_logits)) {
+      return InvalidArgument("{} drafts with {} scales behind chunk {}, {} logits", chunk.count,
+                             chunk.scales.size(), i, has_logits ? "with" : "without");
+    }
+    drafts += chunk.count;
+    drafts_max = std::max(drafts_max, chunk.count);
+  }
+  if (logits != inputs.logit_rows.size()) {
+    return InvalidArgument("a step with a plan has logits for last rows of chunks, in their order");
+  }
+  if (plan.count < 0 || plan.count > drafts) {
+    return InvalidArgument("a plan of {} drafts, there are {}", plan.count, drafts);
+  }
+  if (std::ssize(plan.chunks) > kPlannedSequencesMax ||
+      std::ssize(plan.chunks) * drafts_max > kPlannedDraftsMax) {
+    return InvalidArgument("a plan of {} drafts for each of {} sequences: there may be {}, and {} sequences",
+                           drafts_max, plan.chunks.size(), kPlannedDraftsMax, kPlannedSequencesMax);
+  }
+  return Status();
+}
+
 void Model::ComputeAngles(int rows, const int64_t* positions, std::span<const float* const> frequencies,
                           RopeAngles* angles) {
   const int pairs = config().qk_rope_head_dim / 2;
@@ -127,21 +178,21 @@ void Model::ComputeAngles(int rows, const int64_t* positions, std::span<const fl
 int Model::PaddedRows(int rows, const StepInputs& inputs) const {
   // Where each sequence has one row, the number of sequences tells the steps apart already.
   const bool is_padded = !ctx_.device->is_host() && inputs.observer == nullptr &&
-                         std::ssize(inputs.tokens) <= kReplayedRowsMax &&
-                         inputs.tokens.size() > inputs.chunks.size();
+                         std::ssize(inputs.tokens) + inputs.plan.count <= kReplayedRowsMax &&
+                         inputs.tokens.size() + inputs.plan.count > inputs.chunks.size();
   return is_padded ? std::max(rows, std::min(RowTier(rows), options_.max_step_rows)) : rows;
 }
 
 void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step) {
   const bool main = step.kind == StepKind::kMain;
   const int64_t count = std::ssize(inputs.chunks);
-  const int own_rows = static_cast<int>(inputs.tokens.size());
+  const int own_rows = static_cast<int>(inputs.tokens.size()) + inputs.plan.count;
   step.rows = main ? PaddedRows(own_rows, inputs) : own_rows;
-  step.num_logits = static_cast<int>(inputs.logit_rows.size());
+  step.num_logits = static_cast<int>(inputs.logit_rows.size()) + inputs.plan.count;
   if (main) step.num_logits = PaddedRows(step.num_logits, inputs);
   step.inputs = &inputs;
   step.num_sequences = inputs.chunks.size();
-  step.heads_all = IsEachRow(inputs.logit_rows, own_rows);
+  step.heads_all = IsEachRow(inputs.logit_rows, std::ssize(inputs.tokens));
   step.first_layer = first_layer;
   step.num_layers = num_layers;
   step.entries = arena_.Allocate<std::byte>(num_layers * step.rows * cache_layout_.entry.bytes());
@@ -159,8 +210,10 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   for (const PlacedToken& token : inputs.placed) placed[token.row] = token.token;
   std::fill(placed + own_rows, placed + step.rows, placed[own_rows - 1]);
   int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
-  SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_layers);
-  SequenceRows* const taps = staging_.Allocate<SequenceRows>(main && weights_.dspark ? count : 0);
+  // The taps' views behind those of the layers.
+  const int num_views = num_layers + (main && weights_.dspark ? 1 : 0);
+  SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_views);
+  SequenceRows* const taps = sequences + count * num_layers;
   int row = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SequenceChunk& chunk = inputs.chunks[i];
@@ -176,9 +229,10 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
       taps[i].cache = chunk.sequence->Taps();
     }
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
-    if (main) step.entries_max = std::max(step.entries_max, (first + chunk.num_rows) / kCsaRatio);
+    const int64_t end = first + chunk.num_rows + PlannedDrafts(inputs, i);
+    if (main) step.entries_max = std::max(step.entries_max, end / kCsaRatio);
   }
-  std::fill(positions + own_rows, positions + step.rows, positions[own_rows - 1]);
+  std::fill(positions + row, positions + step.rows, positions[row - 1]);
   if (main) step.entries_max = std::max(step.entries_max, kLeastEntriesMax);
   // A power of two: steps of about the same length are then the same to a device.
   step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
@@ -193,6 +247,58 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   step.post = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult);
   step.comb = arena_.Allocate<float>(int64_t{step.rows} * config().hc_mult * config().hc_mult);
   step.positions = staging_.OnDevice(positions);
+}
+
+// In memory that the step's layers take behind it: steps with and without a plan have one recording.
+void Model::RunPlan(const StepState& step) {
+  ArenaScope scope(arena_);
+  const StepInputs& inputs = *step.inputs;
+  const int64_t count = std::ssize(inputs.chunks);
+  PlannedSequence* const sequences = staging_.Allocate<PlannedSequence>(count);
+  TokenId* const tokens = staging_.Allocate<TokenId>(std::ssize(inputs.tokens));
+  std::copy(inputs.tokens.begin(), inputs.tokens.end(), tokens);
+  int32_t row = 0;
+  int32_t drafts = 0;
+  int drafts_max = 0;
+  size_t logits = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const ChunkDrafts& chunk = inputs.plan.chunks[i];
+    const int32_t rows = inputs.chunks[i].num_rows;
+    const bool has_logits = IsNextLogit(inputs, logits, row + rows - 1);
+    sequences[i] = {.first_known = row,
+                    .known_rows = rows,
+                    .has_logits = has_logits ? 1 : 0,
+                    .num_drafts = chunk.count,
+                    .first_scale = drafts,
+                    .stride = chunk.drafts.stride,
+                    .tokens = chunk.drafts.tokens,
+                    .logits = chunk.drafts.confidence_logits,
+                    .margins = chunk.drafts.margins};
+    logits += has_logits ? 1 : 0;
+    row += rows;
+    drafts += chunk.count;
+    drafts_max = std::max(drafts_max, chunk.count);
+  }
+  ConfidenceScale* const scales = staging_.Allocate<ConfidenceScale>(drafts);
+  for (int64_t i = 0; i < count; ++i) {
+    std::copy(inputs.plan.chunks[i].scales.begin(), inputs.plan.chunks[i].scales.end(),
+              scales + sequences[i].first_scale);
+  }
+  staging_.Flush();
+  table_.plan_drafts(ctx_, {.count = inputs.plan.count,
+                            .drafts_max = drafts_max,
+                            .sequences = {staging_.OnDevice(sequences), inputs.chunks.size()},
+                            .scales = staging_.OnDevice(scales),
+                            .known_tokens = staging_.OnDevice(tokens),
+                            .rows = step.rows,
+                            .num_logits = step.num_logits,
+                            .heads_all = step.heads_all,
+                            .layers = step.num_layers + (step.taps.empty() ? 0 : 1),
+                            .views = step.sequences,
+                            .tokens = step.tokens,
+                            .positions = step.positions,
+                            .logit_rows = step.logit_rows,
+                            .verified = verified_});
 }
 
 void Model::ComputeAngles(StepState& step) {
@@ -213,8 +319,10 @@ Result<std::span<const float>> Model::Read(const float* data, int64_t count, Are
 
 Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   RETURN_IF_ERROR(CheckInputs(inputs));
+  RETURN_IF_ERROR(CheckPlan(inputs));
   for (size_t i = 0; i < inputs.chunks.size(); ++i) {
-    const Status reserved = inputs.chunks[i].sequence->Reserve(inputs.chunks[i].num_rows);
+    const SequenceChunk& chunk = inputs.chunks[i];
+    const Status reserved = chunk.sequence->Reserve(chunk.num_rows + PlannedDrafts(inputs, i));
     if (reserved.ok()) continue;
     for (size_t j = 0; j < i; ++j) {
       SequenceState& sequence = *inputs.chunks[j].sequence;
@@ -227,7 +335,7 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   host_outputs_.Rewind(0);
   StepState step;
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
-  last_rows_ = PaddedRows(static_cast<int>(inputs.tokens.size()), inputs);
+  last_rows_ = PaddedRows(static_cast<int>(inputs.tokens.size()) + inputs.plan.count, inputs);
   step.streams = arena_.Allocate<float>(last_rows_ * row_floats);
   last_streams_ = step.streams;
   last_used_ = arena_.used();
@@ -235,15 +343,16 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   Begin(inputs, /*first_layer=*/0, config().num_hidden_layers, step);
 
   step.logits = arena_.Allocate<float>(int64_t{step.num_logits} * config().vocab_size);
+  if (inputs.plan.count > 0) RunPlan(step);
   if (IsReplayed(step)) {
     device().Replay(ReplayKey(step), [this, &step] { CHECK(RunLayers(step).ok()); });
   } else {
     RETURN_IF_ERROR(RunLayers(step));
   }
-  StepOutputs outputs{.device_logits = step.logits};
+  StepOutputs outputs{.device_logits = step.logits, .device_verified = verified_};
   if (device().is_host() || !inputs.keep_logits) {
-    ASSIGN_OR_RETURN(outputs.logits,
-                     Read(step.logits, std::ssize(inputs.logit_rows) * config().vocab_size, host_outputs_));
+    const int64_t logits = std::ssize(inputs.logit_rows) + inputs.plan.count;
+    ASSIGN_OR_RETURN(outputs.logits, Read(step.logits, logits * config().vocab_size, host_outputs_));
   }
   for (const SequenceChunk& chunk : inputs.chunks) chunk.sequence->Advance(chunk.num_rows);
   return outputs;
@@ -254,13 +363,12 @@ bool Model::HasMinP(std::span<const SampleRow> rows) {
                      [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; });
 }
 
-void Model::Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                   std::span<const PlacedToken> drafts, bool normalize, std::span<int32_t> results) {
-  if (sequences.empty()) return;
-  CHECK(results.size() == 2 * sequences.size());
+void Model::Sample(const DrawInputs& inputs, std::span<int32_t> results) {
+  if (inputs.sequences.empty()) return;
+  CHECK(results.size() == (inputs.planned != nullptr ? 3 : 2) * inputs.sequences.size());
   ArenaScope scope(arena_);
   int32_t* const out = arena_.Allocate<int32_t>(std::ssize(results));
-  RunSample(rows, sequences, drafts, normalize, out, /*statistics=*/nullptr);
+  RunSample(inputs, out, /*statistics=*/nullptr);
   device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
 }
 
@@ -272,37 +380,59 @@ SampledDrafts Model::SampleDrafts(std::span<const SampleRow> rows, std::span<con
   int32_t* const out = draft_arena_.Allocate<int32_t>(std::ssize(results));
   RowStatistics* const statistics =
       normalize ? draft_arena_.Allocate<RowStatistics>(std::ssize(rows)) : nullptr;
-  RunSample(rows, sequences, /*drafts=*/{}, normalize, out, statistics);
+  RunSample({.rows = rows, .sequences = sequences, .normalize = normalize}, out, statistics);
   device().Fetch(results.data(), out, std::ssize(results) * static_cast<int64_t>(sizeof(int32_t)));
   return {.tokens = out + sequences.size(), .statistics = statistics};
 }
 
-void Model::RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                      std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
-                      RowStatistics* statistics) {
+void Model::RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics* statistics) {
+  const int64_t count = std::ssize(inputs.sequences);
   staging_.Restart();
-  SampleRow* const staged_rows = staging_.Allocate<SampleRow>(std::ssize(rows));
-  SampleSequence* const staged_sequences = staging_.Allocate<SampleSequence>(std::ssize(sequences));
-  PlacedToken* const staged_drafts = staging_.Allocate<PlacedToken>(std::ssize(drafts));
-  std::copy(rows.begin(), rows.end(), staged_rows);
-  std::copy(sequences.begin(), sequences.end(), staged_sequences);
-  std::copy(drafts.begin(), drafts.end(), staged_drafts);
-  staging_.Flush();
-  if (!drafts.empty()) {
-    table_.place_tokens(ctx_, {.tokens = {staging_.OnDevice(staged_drafts), drafts.size()},
-                               .to = &staging_.OnDevice(staged_rows)->draft,
-                               .stride = sizeof(SampleRow)});
+  SampleRow* const rows = staging_.Allocate<SampleRow>(std::ssize(inputs.rows));
+  SampleSequence* const sequences = staging_.Allocate<SampleSequence>(count);
+  std::copy(inputs.rows.begin(), inputs.rows.end(), rows);
+  std::copy(inputs.sequences.begin(), inputs.sequences.end(), sequences);
+  SampleArgs args = {.num_rows = static_cast<int>(inputs.rows.size()),
+                     .num_sequences = static_cast<int>(count),
+                     .vocab_size = config().vocab_size,
+                     .normalize = inputs.normalize,
+                     .has_min_p = HasMinP(inputs.rows),
+                     .accepted = results,
+                     .tokens = results + count,
+                     .statistics = statistics};
+  if (inputs.planned == nullptr) {
+    PlacedToken* const drafts = staging_.Allocate<PlacedToken>(std::ssize(inputs.drafts));
+    std::copy(inputs.drafts.begin(), inputs.drafts.end(), drafts);
+    staging_.Flush();
+    args.rows = staging_.OnDevice(rows);
+    args.sequences = staging_.OnDevice(sequences);
+    if (!inputs.drafts.empty()) {
+      table_.place_tokens(ctx_, {.tokens = {staging_.OnDevice(drafts), inputs.drafts.size()},
+                                 .to = &staging_.OnDevice(rows)->draft,
+                                 .stride = sizeof(SampleRow)});
+    }
+  } else {
+    const TokenId** const drafts = staging_.Allocate<const TokenId*>(std::ssize(inputs.rows));
+    std::fill(drafts, drafts + inputs.rows.size(), nullptr);
+    for (const PlacedToken& draft : inputs.drafts) drafts[draft.row] = draft.token;
+    staging_.Flush();
+    args.num_rows = static_cast<int>(count) + inputs.num_verified;
+    SampleRow* const placed_rows = arena_.Allocate<SampleRow>(args.num_rows);
+    SampleSequence* const placed_sequences = arena_.Allocate<SampleSequence>(count);
+    args.rows = placed_rows;
+    args.sequences = placed_sequences;
+    table_.place_draws(ctx_, {.vocab_size = config().vocab_size,
+                              .num_rows = args.num_rows,
+                              .sequences = {staging_.OnDevice(sequences), inputs.sequences.size()},
+                              .rows = staging_.OnDevice(rows),
+                              .drafts = staging_.OnDevice(drafts),
+                              .verified = inputs.planned->device_verified,
+                              .logits = inputs.planned->device_logits,
+                              .placed_rows = placed_rows,
+                              .placed_sequences = placed_sequences,
+                              .told = results + 2 * count});
   }
-  table_.sample(ctx_, {.num_rows = static_cast<int>(rows.size()),
-                       .num_sequences = static_cast<int>(sequences.size()),
-                       .vocab_size = config().vocab_size,
-                       .normalize = normalize,
-                       .has_min_p = HasMinP(rows),
-                       .rows = staging_.OnDevice(staged_rows),
-                       .sequences = staging_.OnDevice(staged_sequences),
-                       .accepted = results,
-                       .tokens = results + sequences.size(),
-                       .statistics = statistics});
+  table_.sample(ctx_, args);
 }
 
 bool Model::IsReplayed(const StepState& step) {

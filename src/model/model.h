@@ -75,9 +75,8 @@ class Model {
 
   // The table's `sample` for rows whose logits are device memory that is still valid (StepOutputs,
   // DrawnTokens). Doesn't wait: `results` [2, sequences], accepted drafts and then tokens, are there once the
-  // device has been waited for. `drafts`: of rows whose drafts the host doesn't know yet.
-  void Sample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-              std::span<const PlacedToken> drafts, bool normalize, std::span<int32_t> results);
+  // device has been waited for; with a plan [3, sequences], at the end how many drafts were verified.
+  void Sample(const DrawInputs& inputs, std::span<int32_t> results);
   // The same for drafts, one row a sequence, of which the device keeps what the next draft and their
   // verification take.
   SampledDrafts SampleDrafts(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
@@ -110,11 +109,14 @@ class Model {
   void UploadConstants();
   Status CheckInputs(const StepInputs& inputs) const;
   Status CheckBlock(const DraftBlockInputs& inputs) const;
+  Status CheckPlan(const StepInputs& inputs) const;
   // How many rows a step of so many is computed with: rows behind them are padding (SequenceRows).
   int PaddedRows(int rows, const StepInputs& inputs) const;
   // Stages the rows of a step: tokens, positions, the sequences as layers [first_layer, first_layer +
   // num_layers) see them, and uploads it.
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
+  // Has the device change the staged rows by the step's plan.
+  void RunPlan(const StepState& step);
   // From the embedding to the logits of the rows that want them. Errors: what reading for an observer gives.
   Status RunLayers(StepState& step);
   // A draft block: stages what it is made of and, unless null, the draws of its tokens.
@@ -132,9 +134,7 @@ class Model {
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const;
-  void RunSample(std::span<const SampleRow> rows, std::span<const SampleSequence> sequences,
-                 std::span<const PlacedToken> drafts, bool normalize, int32_t* results,
-                 RowStatistics* statistics);
+  void RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics* statistics);
   static bool HasMinP(std::span<const SampleRow> rows);
   // The step memory behind the last step's streams.
   void RewindForDraft();
@@ -181,6 +181,7 @@ class Model {
   const CacheLayout cache_layout_;
   const float* window_frequencies_ = nullptr;      // [rope/2], of the device
   const float* compressed_frequencies_ = nullptr;  // likewise
+  int32_t* verified_ = nullptr;                    // StepOutputs::device_verified
   // [main layers, draft blocks]: the block's experts, where kernels find them.
   std::vector<std::span<const ExpertWeights>> experts_;
   Arena arena_;

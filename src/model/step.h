@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 
+#include "base/confidence.h"
 #include "base/ids.h"
 #include "kernels/sampling/place_tokens.h"
 #include "kernels/sampling/sampling.h"
@@ -29,6 +30,28 @@ class StepObserver {
   virtual void OnBlock(int layer, std::span<const float> streams) = 0;
 };
 
+// The drafts of a sequence as a draft step has left them on the device: draft k at [k * stride].
+struct DeviceDrafts {
+  const TokenId* tokens = nullptr;
+  const float* confidence_logits = nullptr;
+  const float* margins = nullptr;  // null: zeros
+  int stride = 0;
+};
+
+// Drafts that may follow the last row of a chunk.
+struct ChunkDrafts {
+  int count = 0;
+  DeviceDrafts drafts = {};
+  std::span<const ConfidenceScale> scales = {};  // [count]
+};
+
+// A step that verifies the likeliest drafts of all, which the host doesn't know when it begins
+// (kernels/draft_plan).
+struct DraftPlan {
+  int count = 0;                             // how many; 0: the step has no such plan
+  std::span<const ChunkDrafts> chunks = {};  // [chunks]: at least `count` drafts in all
+};
+
 struct StepInputs {
   std::span<const TokenId> tokens;        // [T], in [0, V), the chunks' rows one after the other
   std::span<const SequenceChunk> chunks;  // each sequence at most once
@@ -40,12 +63,30 @@ struct StepInputs {
   // Rows whose tokens a draft step has drawn on the device and the host doesn't know; `tokens` has any there.
   // At most as many as logit_rows.
   std::span<const PlacedToken> placed = {};
+  // The verified drafts' rows come behind those of their chunk, with logits; tokens, chunks and logit_rows
+  // are without them, and logit_rows are last rows of chunks. Such a step keeps its logits and advances
+  // sequences by what is in `chunks`: by verified drafts, for which it has room, the caller does.
+  DraftPlan plan = {};
 };
 
 // Valid until the model's next step.
 struct StepOutputs {
   std::span<const float> logits = {};    // [R, V]; with keep_logits on a device of its own: empty
   const float* device_logits = nullptr;  // [R, V] in the device's memory
+  // With a plan, there as well: how many drafts are verified behind each of logit_rows.
+  const int32_t* device_verified = nullptr;
+};
+
+// Rows of the last step's logits that are drawn or judged by the device.
+struct DrawInputs {
+  std::span<const SampleRow> rows = {};
+  std::span<const SampleSequence> sequences = {};
+  std::span<const PlacedToken> drafts = {};  // of rows whose drafts the host doesn't know yet
+  bool normalize = false;
+  // Of a step with a plan: its outputs. Sequences are those of its logit_rows, with rows for all of their
+  // drafts, whose logits the device finds.
+  const StepOutputs* planned = nullptr;
+  int num_verified = 0;  // DraftPlan::count
 };
 
 // Whose streams an MTP-1 step reads.
@@ -106,7 +147,10 @@ struct DrawnTokens {
   // What the tokens were drawn from, on the device: rows of V floats; statistics with keep_distributions.
   const float* logits = nullptr;
   const RowStatistics* statistics = nullptr;
-  const TokenId* device_tokens = nullptr;  // the tokens there
+  // Those above, there.
+  const TokenId* device_tokens = nullptr;
+  const float* device_confidence_logits = nullptr;
+  const float* device_margins = nullptr;
 };
 
 }  // namespace foresight

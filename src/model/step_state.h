@@ -25,11 +25,11 @@ struct Model::StepState {
   // The rest is the device's memory.
   TokenId* tokens = nullptr;               // [T]
   const TokenId* const* placed = nullptr;  // [T]: where rows' tokens lie that the host doesn't know
-  const int64_t* positions = nullptr;      // [T]
-  const int32_t* logit_rows = nullptr;     // [R]
+  int64_t* positions = nullptr;            // [T]
+  int32_t* logit_rows = nullptr;           // [R]
   // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) *
-  // num_sequences).
-  const SequenceRows* sequences = nullptr;
+  // num_sequences). Behind them, of a main step with a DSpark head, `taps`.
+  SequenceRows* sequences = nullptr;
   size_t num_sequences = 0;
   int first_layer = 0;
   int num_layers = 0;

@@ -1,7 +1,5 @@
 #include "speculative/calibration.h"
 
-#include <cmath>
-
 #include "base/check.h"
 
 namespace foresight {
@@ -27,11 +25,6 @@ SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule) {
   if (rule == AcceptanceRule::kCoupled) return SamplingRegime::kCoupled;
   if (params.top_p < 1 || params.top_k > 0 || params.min_p > 0) return SamplingRegime::kTopP;
   return params.temperature < kUnitTemperatureMin ? SamplingRegime::kCool : SamplingRegime::kUnit;
-}
-
-double ConfidenceScale::Confidence(const DraftEvidence& evidence) const {
-  const double logit = double{evidence.logit} + margin_weight * double{evidence.margin};
-  return 1 / (1 + std::exp(-(logit / temperature + shift)));
 }
 
 Calibration::Calibration(int drafts_max) {

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/confidence.h"
 #include "base/status.h"
 #include "sampling/sampling_params.h"
 #include "speculative/draft_block.h"
@@ -46,20 +47,6 @@ struct PositionQuality {
   double brier = 0;
   double mean_predicted = 0;
   double mean_observed = 0;
-};
-
-// What a drafter knows of a draft before it is drawn.
-struct DraftEvidence {
-  float logit = 0;   // of the confidence head
-  float margin = 0;  // of a greedy draft: how far its logit stands out (LogitMargin); 0 of others
-};
-
-// A confidence is sigmoid((logit + margin_weight * margin) / temperature + shift).
-struct ConfidenceScale {
-  double temperature = 1;
-  double shift = 0;
-  double margin_weight = 0;
-  double Confidence(const DraftEvidence& evidence) const;
 };
 
 struct RegimeCalibration {

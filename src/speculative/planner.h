@@ -85,6 +85,9 @@ class Planner {
   // hand. If not, the step that verifies them need not wait until they are known, and Admit may see what
   // history leads to expect in their place.
   virtual bool ReadsConfidences() const { return true; }
+  // After Prepare: how many drafts it admits, if those are the likeliest of all whatever their confidences
+  // (AdmitMostLikely): then whoever knows the confidences first can tell which ones.
+  virtual std::optional<int> Capacity() const { return std::nullopt; }
   // After drafting: which of them are verified.
   virtual void Admit(Frontier& frontier) = 0;
   // After the step.
@@ -131,6 +134,7 @@ class StepPlanning {
 
   // As of Planner.
   bool ReadsConfidences() const { return planner_->ReadsConfidences(); }
+  std::optional<int> Capacity() const { return planner_->Capacity(); }
 
   const SpeculationHistory& history() const { return history_; }
   const std::optional<StepCosts>& costs() const { return costs_; }

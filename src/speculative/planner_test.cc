@@ -192,6 +192,26 @@ TEST(AsyncPlanner, VerifiesExactlyItsCapacityWithTies) {  // T17
   }
 }
 
+// A step has the rows that were planned for it, also where confidences come out as 0.
+TEST(AsyncPlanner, SpendsItsCapacityOnHopelessDrafts) {
+  RoundConfidences round(/*requests_max=*/3, /*drafts_max=*/3);
+  FrontierQueue queue(3);
+  const auto plan = [&](int capacity) {
+    round.Begin(Lengths{3, 2, 3}, /*all_coupled=*/false);
+    round.Set(0, std::vector<float>{.5f, 0, .9f});
+    round.Set(1, std::vector<float>{0, .9f});
+    round.Set(2, std::vector<float>{1, 1e-30f, 1e-30f});
+    Frontier frontier(round);
+    AdmitMostLikely(frontier, capacity, queue);
+    return Lengths(round.admitted().begin(), round.admitted().end());
+  };
+  EXPECT_EQ(plan(3), (Lengths{1, 0, 2}));
+  EXPECT_EQ(plan(4), (Lengths{1, 1, 2}));
+  EXPECT_EQ(plan(6), (Lengths{2, 2, 2}));
+  EXPECT_EQ(plan(7), (Lengths{3, 2, 2}));
+  EXPECT_EQ(plan(9), (Lengths{3, 2, 3}));
+}
+
 TEST(AsyncPlanner, GoesByConfidencesTwoStepsOld) {
   // A draft must be at least 0.5 likely to be worth its row (1 request, rows of 10 + 5 ms).
   const StepCosts costs = Costs({{1, 10}, {2, 15}, {3, 20}});

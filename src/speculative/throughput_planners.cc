@@ -148,7 +148,18 @@ bool SyncPlanner::RisesLater(const Frontier& frontier, double tokens, int admitt
 void AdmitMostLikely(Frontier& frontier, int drafts, FrontierQueue& queue) {
   if (drafts == 0) return;
   Fill(frontier, queue);
-  for (int admitted = 0; admitted < drafts && !queue.empty(); ++admitted) AdmitTop(frontier, queue);
+  int admitted = 0;
+  for (; admitted < drafts && !queue.empty(); ++admitted) AdmitTop(frontier, queue);
+  // A step has as many rows as it was given, whatever it may hope for: the rest goes to survivals of 0.
+  int longest = 0;
+  for (int r = 0; r < frontier.num_requests(); ++r) longest = std::max(longest, frontier.depth(r));
+  for (int j = 0; j < longest; ++j) {
+    for (int r = 0; r < frontier.num_requests() && admitted < drafts; ++r) {
+      if (frontier.admitted(r) != j || frontier.exhausted(r)) continue;
+      frontier.Admit(r);
+      ++admitted;
+    }
+  }
 }
 
 void AsyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,

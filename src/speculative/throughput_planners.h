@@ -86,7 +86,8 @@ class SyncPlanner final : public Planner {
   FrontierQueue guess_;
 };
 
-// The most likely `drafts` of all.
+// The most likely `drafts` of all, or all if there are fewer; the hopeless ones in the order of
+// FrontierQueue.
 void AdmitMostLikely(Frontier& frontier, int drafts, FrontierQueue& queue);
 
 // How many drafts are verified follows from confidences that are two steps old, by global search; which ones,
@@ -97,6 +98,7 @@ class AsyncPlanner final : public Planner {
 
   void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                std::span<int> depths) override;
+  std::optional<int> Capacity() const override { return capacity_; }
   void Admit(Frontier& frontier) override { AdmitMostLikely(frontier, capacity_, queue_); }
 
  private:

@@ -32,5 +32,7 @@ void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args);
 void Sample(const KernelContext& ctx, const SampleArgs& args);
 void LogitMargins(const KernelContext& ctx, const LogitMarginsArgs& args);
 void PlaceTokens(const KernelContext& ctx, const PlaceTokensArgs& args);
+void PlanDrafts(const KernelContext& ctx, const PlanDraftsArgs& args);
+void PlaceDraws(const KernelContext& ctx, const PlaceDrawsArgs& args);
 
 }  // namespace foresight::cuda

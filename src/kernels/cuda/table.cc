@@ -31,6 +31,8 @@ constexpr KernelTable Table(std::string_view name, std::string_view description,
       .sample = cuda::Sample,
       .logit_margins = cuda::LogitMargins,
       .place_tokens = cuda::PlaceTokens,
+      .plan_drafts = cuda::PlanDrafts,
+      .place_draws = cuda::PlaceDraws,
   };
 }
 

@@ -30,6 +30,8 @@ namespace {
       .sample = SampleRef,                               \
       .logit_margins = LogitMarginsRef,                  \
       .place_tokens = PlaceTokensRef,                    \
+      .plan_drafts = PlanDraftsRef,                      \
+      .place_draws = PlaceDrawsRef,                      \
   };
 
 FORESIGHT_CPU_TABLE(avx2, kAvx2, "AVX2 and FMA: float32 products")

@@ -26,6 +26,8 @@ const KernelTable& RefKernels() {
       .sample = SampleRef,
       .logit_margins = LogitMarginsRef,
       .place_tokens = PlaceTokensRef,
+      .plan_drafts = PlanDraftsRef,
+      .place_draws = PlaceDrawsRef,
   };
   return kTable;
 }
