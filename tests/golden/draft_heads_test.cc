@@ -85,14 +85,8 @@ std::vector<Slot> MtpRound(Model& model, SequenceState& sequence, std::span<cons
   }
 }
 
-// How far the values may be from their records, which have four digits behind the point. Other tables' errors
-// are those of bf16 products, relative to all values of a slot.
-struct Tolerance {
-  double record = 0;
-  double rounding = 0;
-
-  double For(double norm) const { return record + rounding * norm; }
-};
+// How far the values may be from their records, which have four digits behind the point.
+constexpr double kRecord = 2e-3;
 
 double Norm(const std::vector<float>& x) {
   double sum = 0;
@@ -100,34 +94,26 @@ double Norm(const std::vector<float>& x) {
   return std::sqrt(sum);
 }
 
-void ExpectBest(const std::vector<float>& logits, const boost::json::value& best, const Tolerance& tolerance,
-                const std::string& what) {
+void ExpectBest(const std::vector<float>& logits, const boost::json::value& best, const std::string& what) {
   const std::vector<TokenId> ids = Ids(best.at("ids"));
-  const double rms = Norm(logits) / std::sqrt(logits.size());
   for (size_t i = 0; i < ids.size(); ++i) {
-    EXPECT_NEAR(logits[ids[i]], best.at("logits").at(i).to_number<double>(), tolerance.For(rms)) << what;
+    EXPECT_NEAR(logits[ids[i]], best.at("logits").at(i).to_number<double>(), kRecord) << what;
   }
 }
 
-void ExpectSlot(const Slot& slot, const boost::json::value& want, const Tolerance& tolerance,
-                const std::string& what) {
-  ExpectBest(slot.base, want.at("base"), tolerance, what + " base");
-  ExpectBest(slot.corrected, want.at("corrected"), tolerance, what + " corrected");
+void ExpectSlot(const Slot& slot, const boost::json::value& want, const std::string& what) {
+  ExpectBest(slot.base, want.at("base"), what + " base");
+  ExpectBest(slot.corrected, want.at("corrected"), what + " corrected");
   if (!slot.hidden.empty()) {
-    const double norm = Norm(slot.hidden);
-    const double rms = norm / std::sqrt(slot.hidden.size());
-    EXPECT_NEAR(norm, want.at("hidden_norm").to_number<double>(), tolerance.For(norm)) << what;
+    EXPECT_NEAR(Norm(slot.hidden), want.at("hidden_norm").to_number<double>(), kRecord) << what;
     for (size_t i = 0; i < 4; ++i) {
-      EXPECT_NEAR(slot.hidden[i], want.at("hidden_head").at(i).to_number<double>(), tolerance.For(rms))
-          << what;
+      EXPECT_NEAR(slot.hidden[i], want.at("hidden_head").at(i).to_number<double>(), kRecord) << what;
     }
   }
   const boost::json::value* confidence = want.as_object().if_contains("confidence_logit");
   ASSERT_EQ(slot.confidence.size(), confidence == nullptr ? 0u : 1u) << what;
   if (confidence == nullptr) return;
-  // One product: relative to its terms, which are about as large as the weights' norm; 4 covers the released
-  // kind.
-  EXPECT_NEAR(slot.confidence[0], confidence->to_number<double>(), tolerance.For(4)) << what;
+  EXPECT_NEAR(slot.confidence[0], confidence->to_number<double>(), kRecord) << what;
 }
 
 class DraftHeadsTest : public testing::TestWithParam<const char*> {};
@@ -137,8 +123,6 @@ TEST_P(DraftHeadsTest, DraftAsTheirTrainingProgramDoes) {
   if (!table.ok()) GTEST_SKIP() << table.status().ToString();
   if (!std::filesystem::is_directory(g_heads)) GTEST_SKIP() << g_heads << " is not here";
   const bool is_ref = std::string_view(GetParam()) == "ref";
-  const bool is_float32 = std::string_view(GetParam()) != "cpu-avx512";
-  const Tolerance tolerance = is_float32 ? Tolerance{2e-3, 0} : Tolerance{2e-3, 0.05};
   const Result<ModelFiles> files = OpenModelDirectory("models/foresight-mini");
   ASSERT_TRUE(files.ok()) << files.status().ToString();
   int heads = 0;
@@ -172,10 +156,10 @@ TEST_P(DraftHeadsTest, DraftAsTheirTrainingProgramDoes) {
       const std::vector<Slot> slots = loaded->weights.dspark ? DSparkRound(model, *sequence, path)
                                                              : MtpRound(model, *sequence, prompt, path);
       ASSERT_EQ(slots.size(), round.at("slots").as_array().size());
-      const bool close = round.at("smallest_gap").to_number<double>() < (is_float32 ? 4e-3 : 0.1);
+      const bool close = round.at("smallest_gap").to_number<double>() < 2 * kRecord;
       for (size_t k = 0; k < slots.size(); ++k) {
         const std::string what = fmt::format("{} at {}, slot {}", name, prompt.size(), k);
-        ExpectSlot(slots[k], round.at("slots").at(k), tolerance, what);
+        ExpectSlot(slots[k], round.at("slots").at(k), what);
         if (close) continue;
         const auto best = std::max_element(slots[k].corrected.begin(), slots[k].corrected.end());
         EXPECT_EQ(best - slots[k].corrected.begin(), path[k + 1]) << what;

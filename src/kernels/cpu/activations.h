@@ -6,16 +6,37 @@
 namespace foresight::FORESIGHT_ISA {
 namespace {
 
-// Packed rows: row r at data + r * stride (bytes), K padded with zeros to a multiple of kBlock.
+// How a row becomes operands.
+struct Form {
+  Order order = Order::kFloats;
+  bool quantize = false;  // through act_quant with blocks of 128 first
+  // A value is the sum of this many bf16 values: one where it is a bf16 value already; else two,
+  // x = bf16(x) + bf16(x - bf16(x)), which lose 2^-17 of it at most. Floats need one.
+  int terms = 1;
+
+  friend bool operator==(const Form&, const Form&) = default;
+};
+
+inline int TermsOf(Order order, bool bf16_values) {
+  return order == Order::kFloats || bf16_values ? 1 : 2;
+}
+
+// Packed rows: row r at data + r * stride (bytes). Its terms follow each other, PaddedBytes() each: K padded
+// with zeros to a multiple of kBlock.
 struct PackedRows {
   const std::byte* data = nullptr;
   int64_t stride = 0;
+  int terms = 1;
 };
+
+inline int64_t PaddedBytes(Order order, int64_t k) {
+  return (k + kBlock - 1) / kBlock * kBlock * (order == Order::kFloats ? 4 : 2);
+}
 
 // Bytes from one packed row to the next. Six rows at a stride of a multiple of 4096 would compete for the
 // same few sets of the first-level cache; a sixth of that apart, they share it evenly.
-inline int64_t PackedStride(Order order, int64_t k) {
-  const int64_t bytes = (k + kBlock - 1) / kBlock * kBlock * (order == Order::kFloats ? 4 : 2);
+inline int64_t PackedStride(const Form& form, int64_t k) {
+  const int64_t bytes = form.terms * PaddedBytes(form.order, k);
   constexpr int64_t kWay = 4096;
   constexpr int64_t kApart = 704;
   return bytes <= kWay / 2 ? bytes : bytes + (kApart - bytes % kWay + kWay) % kWay % kWay;
@@ -74,9 +95,9 @@ inline void StoreBlock(Order, const Vec (&v)[kBlockVecs], std::byte* out) {
 
 #endif
 
-// One row x [k] into packed form, through act_quant with blocks of 128 first if asked.
-inline void PackRow(const float* x, int64_t k, Order order, bool quantize, std::byte* out) {
-  const int64_t block_bytes = kBlock * (order == Order::kFloats ? 4 : 2);
+// One row x [k], or whole blocks of one, into packed form; `term_bytes` of the row lie between two terms.
+inline void PackRow(const float* x, int64_t k, const Form& form, int64_t term_bytes, std::byte* out) {
+  const int64_t block_bytes = PaddedBytes(form.order, kBlock);
   for (int64_t begin = 0; begin < k; begin += kBlock, out += block_bytes) {
     Vec v[kBlockVecs];
     for (int i = 0; i < kBlockVecs; ++i) {
@@ -84,8 +105,11 @@ inline void PackRow(const float* x, int64_t k, Order order, bool quantize, std::
       const float* p = x + begin + i * kLanes;
       v[i] = left >= kLanes ? Load(p) : left > 0 ? LoadPart(p, static_cast<int>(left)) : Zero();
     }
-    if (quantize) ActQuant(v);
-    StoreBlock(order, v, out);
+    if (form.quantize) ActQuant(v);
+    StoreBlock(form.order, v, out);
+    if (form.terms == 1) continue;
+    for (Vec& rest : v) rest = Sub(rest, RoundToBf16(rest));
+    StoreBlock(form.order, v, out + term_bytes);
   }
 }
 

@@ -48,17 +48,20 @@ void ForJobs(const KernelContext& ctx, int64_t count, int64_t bytes, Body&& body
 
 // Packs `rows` rows of k values, x_stride floats apart.
 inline PackedRows Pack(const KernelContext& ctx, const float* x, int64_t x_stride, int64_t rows, int64_t k,
-                       Order order, bool quantize) {
-  const int64_t stride = PackedStride(order, k);
+                       const Form& form) {
+  const int64_t stride = PackedStride(form, k);
+  const int64_t term_bytes = PaddedBytes(form.order, k);
   std::byte* out = ctx.scratch->Allocate<std::byte>(rows * stride);
   ForJobs(ctx, rows, rows * k * static_cast<int64_t>(sizeof(float)),
-          [&](int64_t r, int) { PackRow(x + r * x_stride, k, order, quantize, out + r * stride); });
-  return {out, stride};
+          [&](int64_t r, int) { PackRow(x + r * x_stride, k, form, term_bytes, out + r * stride); });
+  return {out, stride, form.terms};
 }
 
-// act_quant stands in front of FP8 and MXFP4 projections in faithful numerics (model spec 6.2).
-inline bool QuantizesInput(const KernelContext& ctx, DType dtype) {
-  return ctx.faithful() && (dtype == DType::kF8E4M3 || dtype == DType::kI8);
+// The form of the rows that meet weights of this type. In faithful numerics they are bf16 values (linear.h),
+// and act_quant stands in front of FP8 and MXFP4 projections (model spec 6.2).
+inline Form FormOf(const KernelContext& ctx, DType dtype, bool is_projection) {
+  const bool quantize = ctx.faithful() && is_projection && (dtype == DType::kF8E4M3 || dtype == DType::kI8);
+  return {OrderOf(dtype), quantize, TermsOf(OrderOf(dtype), ctx.faithful())};
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // The one matrix product of the CPU tables: out[r, n] = sum_k w[n, k] * x[r, k].
 //
-// An output element is kLanes partial sums, each over its own residue of K in ascending order, added by one
-// fixed tree. That is all its arithmetic, so it is the same bit for bit for any number of rows, outputs and
-// threads; what follows only chooses how often a decoded weight is used:
+// An output element is kLanes partial sums, each over its own residue of K in ascending order, the first
+// terms of x before the second ones, added by one fixed tree. That is all its arithmetic, so it is the same
+// bit for bit for any number of rows, outputs and threads; what follows only chooses how often a decoded
+// weight is used:
 //
 //   few rows   weights are decoded in registers and meet up to kFewRows rows there (memory-bound); four
 //   outputs
@@ -50,10 +51,6 @@ struct Product {
 
   const std::byte* Row(int r) const { return x.data + (ids == nullptr ? r : ids[r]) * x.stride; }
 };
-
-inline int64_t PaddedBytes(Order order, int64_t k) {
-  return (k + kBlock - 1) / kBlock * kBlock * (order == Order::kFloats ? 4 : 2);
-}
 
 constexpr Order OrderOf(DType dtype) {
   switch (dtype) {
@@ -205,43 +202,47 @@ void FewRows(const Product& p, int64_t n) {
   const int64_t k = p.w->cols;
   const int64_t blocks = k / kBlock;
   const int64_t row_bytes = w.row_bytes;
-  const uint8_t* data = w.data;
-  const uint8_t* scale = w.scale;
   // The next outputs' rows follow these in memory. Asking for them in the order of their addresses keeps the
   // hardware's prefetcher running, which the walk over several rows at once does not.
   const bool last = n + outputs >= p.end && p.next != nullptr;
-  const uint8_t* ahead = last ? reinterpret_cast<const uint8_t*>(p.next) : data + outputs * row_bytes;
   const bool to_first_level = outputs * row_bytes <= kFirstLevelBytes;
-  for (int64_t b = 0; b < blocks; ++b, data += Format::kBlockBytes, scale += Format::kBlockScales) {
-    typename Format::Scale s[outputs];
-    if constexpr (Format::kBlockScales == 4 && outputs == 4) {
-      Format::LoadScales(scale, w.scale_stride, s);
-    } else {
-      // NOLINTNEXTLINE(bugprone-branch-clone): `outputs` may be 1
-      for (int o = 0; o < (Format::kBlockScales == 4 ? outputs : 1); ++o) {
-        s[o] = Format::LoadScale(scale + o * w.scale_stride);
-      }
-    }
-#pragma GCC unroll 4
-    for (int o = 0; o < outputs; ++o) {
-      const uint8_t* row = data + o * row_bytes;
-#pragma GCC unroll 8
-      for (int i = 0; i < Format::kBlockBytes; i += 64, ahead += 64) {
-        if (to_first_level) {
-          __builtin_prefetch(ahead, 0, 3);
-        } else {
-          __builtin_prefetch(ahead, 0, 2);
+  int64_t at = 0;  // in the rows of x, whose terms follow each other
+  for (int term = 0; term < p.x.terms; ++term) {
+    const uint8_t* data = w.data;
+    const uint8_t* scale = w.scale;
+    const uint8_t* ahead = last ? reinterpret_cast<const uint8_t*>(p.next) : data + outputs * row_bytes;
+    for (int64_t b = 0; b < blocks;
+         ++b, at += kBlock, data += Format::kBlockBytes, scale += Format::kBlockScales) {
+      typename Format::Scale s[outputs];
+      if constexpr (Format::kBlockScales == 4 && outputs == 4) {
+        Format::LoadScales(scale, w.scale_stride, s);
+      } else {
+        // NOLINTNEXTLINE(bugprone-branch-clone): `outputs` may be 1
+        for (int o = 0; o < (Format::kBlockScales == 4 ? outputs : 1); ++o) {
+          s[o] = Format::LoadScale(scale + o * w.scale_stride);
         }
       }
-      AddBlock<Format, outputs, rows>(row, s[Format::kBlockScales == 4 ? o : 0], x, b * kBlock, o, sum);
+#pragma GCC unroll 4
+      for (int o = 0; o < outputs; ++o) {
+        const uint8_t* row = data + o * row_bytes;
+#pragma GCC unroll 8
+        for (int i = 0; i < Format::kBlockBytes; i += 64, ahead += 64) {
+          if (to_first_level) {
+            __builtin_prefetch(ahead, 0, 3);
+          } else {
+            __builtin_prefetch(ahead, 0, 2);
+          }
+        }
+        AddBlock<Format, outputs, rows>(row, s[Format::kBlockScales == 4 ? o : 0], x, at, o, sum);
+      }
     }
-  }
-  if (k % kBlock != 0) {
-    for (int o = 0; o < outputs; ++o) {
-      PaddedBlock<Format> padded;
-      padded.Fill(w.Block(blocks, o), k % kBlock);
-      AddBlock<Format, outputs, rows>(padded.data, Format::LoadScale(padded.scale), x, blocks * kBlock, o,
-                                      sum);
+    if (k % kBlock != 0) {
+      for (int o = 0; o < outputs; ++o) {
+        PaddedBlock<Format> padded;
+        padded.Fill(w.Block(blocks, o), k % kBlock);
+        AddBlock<Format, outputs, rows>(padded.data, Format::LoadScale(padded.scale), x, at, o, sum);
+      }
+      at += kBlock;
     }
   }
   for (int r = 0; r < rows; ++r) {
@@ -331,12 +332,14 @@ void MicroRows(const Product& p, const typename Math::Operand* panel, int64_t n,
   const int64_t row_bytes = (p.w->cols + kBlock - 1) / kBlock * kBlock * sizeof(typename Math::Element);
   const int64_t quad_vectors = row_bytes / kVectorBytes * kOutputs;
   const int quads = (count + kOutputs - 1) / kOutputs;
-  for (int64_t offset = 0; offset < row_bytes; offset += kChunkBytes) {
-    const int64_t bytes = row_bytes - offset < kChunkBytes ? row_bytes - offset : kChunkBytes;
-    for (int q = 0; q < quads; ++q) {
-      Micro<Math, rows>(panel + q * quad_vectors + offset / kVectorBytes * kOutputs, x, offset,
-                        static_cast<int>(bytes / kVectorBytes), offset == 0,
-                        sums + q * kMicroRows * kOutputs);
+  for (int term = 0; term < p.x.terms; ++term) {
+    for (int64_t offset = 0; offset < row_bytes; offset += kChunkBytes) {
+      const int64_t bytes = row_bytes - offset < kChunkBytes ? row_bytes - offset : kChunkBytes;
+      for (int q = 0; q < quads; ++q) {
+        Micro<Math, rows>(panel + q * quad_vectors + offset / kVectorBytes * kOutputs, x,
+                          term * row_bytes + offset, static_cast<int>(bytes / kVectorBytes),
+                          term == 0 && offset == 0, sums + q * kMicroRows * kOutputs);
+      }
     }
   }
   for (int q = 0; q < quads; ++q) {

@@ -20,10 +20,9 @@ struct Plan {
   int64_t first_job = 0;
 };
 
-// One packed form of the input, shared by the targets that want the same.
-struct Form {
-  Order order;
-  bool quantized;
+// The input in one form, shared by the targets that want the same.
+struct Packed {
+  Form form;
   PackedRows x;
 };
 
@@ -36,26 +35,25 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
   const int threads = ctx.pool->num_threads();
   const int64_t row_blocks = CeilDiv(args.rows, kJobRows);
 
-  Form forms[kMaxTargets];
-  int num_forms = 0;
+  Packed packed[kMaxTargets];
+  int num_packed = 0;
   Plan plans[kMaxTargets];
   int num_plans = 0;
   int64_t jobs = 0;
   int64_t bytes = 0;
   int64_t scratch_bytes = 0;
   for (const LinearTarget& target : args.targets) {
-    const Order order = OrderOf(target.w.dtype);
-    const bool quantize =
-        target.numerics == LinearNumerics::kProjection && QuantizesInput(ctx, target.w.dtype);
+    const Form form =
+        FormOf(ctx, target.w.dtype, /*is_projection=*/target.numerics == LinearNumerics::kProjection);
     int f = 0;
-    while (f < num_forms && !(forms[f].order == order && forms[f].quantized == quantize)) ++f;
-    if (f == num_forms) {
+    while (f < num_packed && packed[f].form != form) ++f;
+    if (f == num_packed) {
       const int64_t k = target.w.cols;
-      forms[num_forms++] = {order, quantize, Pack(ctx, args.x, k, args.rows, k, order, quantize)};
+      packed[num_packed++] = {form, Pack(ctx, args.x, k, args.rows, k, form)};
     }
     const int64_t per_job = JobOutputs(target.w, target.w.rows, args.rows, threads);
     const int64_t blocks = CeilDiv(target.w.rows, per_job);
-    plans[num_plans++] = {&target, forms[f].x, per_job, blocks, jobs};
+    plans[num_plans++] = {&target, packed[f].x, per_job, blocks, jobs};
     jobs += blocks * row_blocks;
     bytes += target.w.rows * target.w.row_bytes();
     const int64_t need = ProductScratchBytes(target.w, args.rows);
@@ -78,7 +76,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
         .w = &target.w,
         .begin = begin,
         .end = end < target.w.rows ? end : target.w.rows,
-        .x = {plan.x.data + first_row * plan.x.stride, plan.x.stride},
+        .x = {plan.x.data + first_row * plan.x.stride, plan.x.stride, plan.x.terms},
         .rows = static_cast<int>(rows < kJobRows ? rows : kJobRows),
         .out = target.out + first_row * target.w.rows + begin,
         .out_stride = target.w.rows,
@@ -95,8 +93,8 @@ void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
   const int64_t k = args.w.cols;
   const int64_t outputs = args.w.rows / args.groups;
   // Packed as rows of (row, group).
-  const PackedRows x = Pack(ctx, args.x, k, int64_t{args.rows} * args.groups, k, OrderOf(args.w.dtype),
-                            /*quantize=*/false);
+  const PackedRows x = Pack(ctx, args.x, k, int64_t{args.rows} * args.groups, k,
+                            FormOf(ctx, args.w.dtype, /*is_projection=*/false));
   const int64_t per_job = JobOutputs(args.w, outputs, args.rows, threads);
   const int64_t blocks = CeilDiv(outputs, per_job);
   const int64_t row_blocks = CeilDiv(args.rows, kJobRows);
@@ -116,7 +114,7 @@ void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
         .w = &args.w,
         .begin = begin,
         .end = end < group_end ? end : group_end,
-        .x = {x.data + (first_row * args.groups + group) * x.stride, x.stride * args.groups},
+        .x = {x.data + (first_row * args.groups + group) * x.stride, x.stride * args.groups, x.terms},
         .rows = static_cast<int>(rows < kJobRows ? rows : kJobRows),
         .out = args.out + first_row * args.w.rows + begin,
         .out_stride = args.w.rows,

@@ -8,15 +8,17 @@
 
 #include "kernels/kernel_table.h"
 #include "kernels/weight_fixture.h"
+#include "tests/tolerances.h"
 
 namespace foresight {
 namespace {
 
-// Inputs are rounded to bf16: half an ulp, 2^-9 relative at most, 2^-9/sqrt(3) in the mean, averaging out
-// over K.
-constexpr double kClean = 4e-3;
 // The inputs are the reference's; what differs is the order of float32 sums, seen through one bf16 rounding.
 constexpr double kFaithful = 3e-3;
+
+double Tolerance(Numerics numerics) {
+  return numerics == Numerics::kClean ? tolerances::kSplitBf16 : kFaithful;
+}
 
 class LinearTest : public testing::TestWithParam<const char*> {
  protected:
@@ -55,7 +57,7 @@ TEST_P(LinearTest, EqualsTheReferenceAndIsPure) {
           const std::vector<float> got = Run(*table_, Context(three, numerics), w.view, rows, x.data(), kind);
           const std::vector<float> want =
               Run(RefKernels(), Context(one, numerics), w.view, rows, x.data(), kind);
-          EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kClean ? kClean : kFaithful)
+          EXPECT_LE(RelativeL2(got, want), Tolerance(numerics))
               << DTypeName(dtype) << " " << n << "x" << k << " rows " << rows;
           // Each row alone, beside rows of NaN, and on one thread.
           const int r = static_cast<int>(rng() % rows);
@@ -89,7 +91,7 @@ TEST_P(LinearTest, GroupedEqualsTheReferenceAndIsPure) {
       return out;
     };
     const std::vector<float> got = run(*table_, rows, x.data());
-    EXPECT_LE(RelativeL2(got, run(RefKernels(), rows, x.data())), kClean);
+    EXPECT_LE(RelativeL2(got, run(RefKernels(), rows, x.data())), Tolerance(numerics));
     for (int r = 0; r < rows; ++r) {
       const std::vector<float> alone = run(*table_, 1, x.data() + int64_t{r} * groups * k);
       EXPECT_EQ(std::memcmp(alone.data(), got.data() + int64_t{r} * groups * n, alone.size() * sizeof(float)),

@@ -98,13 +98,6 @@ void Activate(bool faithful, float limit, float weight, const float* up, int64_t
   }
 }
 
-// One packed form of x, shared by the experts whose first products want it.
-struct Form {
-  Order order;
-  bool quantized;
-  PackedRows x;
-};
-
 int64_t Max(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
@@ -153,21 +146,17 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
   auto expert = [&](int e) -> const ExpertWeights& { return e < num_experts ? args.experts[e] : shared; };
 
   // Routed experts share one dtype; the shared expert may have another.
-  auto form_of = [&](const MatrixView& w) {
-    return Form{OrderOf(w.dtype), QuantizesInput(ctx, w.dtype), {}};
+  auto form_of = [&](const MatrixView& w) { return FormOf(ctx, w.dtype, /*is_projection=*/true); };
+  auto pack = [&](const MatrixView& w) {
+    return Pack(ctx, args.x, args.dim, args.rows, args.dim, form_of(w));
   };
-  auto same = [](const Form& a, const Form& b) { return a.order == b.order && a.quantized == b.quantized; };
-  auto pack = [&](Form form) {
-    form.x = Pack(ctx, args.x, args.dim, args.rows, args.dim, form.order, form.quantized);
-    return form;
-  };
-  const Form shared_form = pack(form_of(shared.w1));
-  const Form routed_form =
-      same(form_of(args.experts[0].w1), shared_form) ? shared_form : pack(form_of(args.experts[0].w1));
+  const MatrixView& routed_w1 = args.experts[0].w1;
+  const PackedRows shared_x = pack(shared.w1);
+  const PackedRows routed_x = form_of(routed_w1) == form_of(shared.w1) ? shared_x : pack(routed_w1);
 
   // The activation of every pair, packed for w2: pair p at h + p * h_stride.
-  const int64_t h_stride = Max(PackedStride(OrderOf(args.experts[0].w2.dtype), args.intermediate),
-                               PackedStride(OrderOf(shared.w2.dtype), args.intermediate));
+  const int64_t h_stride = Max(PackedStride(form_of(args.experts[0].w2), args.intermediate),
+                               PackedStride(form_of(shared.w2), args.intermediate));
   std::byte* h = ctx.scratch->Allocate<std::byte>(g.pairs * h_stride);
 
   // The jobs of the first part: active experts (the shared one, which has the most rows, first) x row blocks
@@ -213,7 +202,6 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
   ForJobs(ctx, num_jobs, 2 * weight_bytes, [&](int64_t index, int thread) {
     const Job& job = jobs[index];
     const ExpertWeights& w = expert(job.expert);
-    const Form& form = job.expert == num_experts ? shared_form : routed_form;
     const int64_t begin = int64_t{job.column} * kBlock;
     const int64_t columns = args.intermediate - begin < kBlock ? args.intermediate - begin : kBlock;
     float* gate = tiles + thread * thread_floats;
@@ -222,7 +210,7 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
         .w = &w.w1,
         .begin = begin,
         .end = begin + columns,
-        .x = form.x,
+        .x = job.expert == num_experts ? shared_x : routed_x,
         .ids = g.row + job.first,
         .rows = job.rows,
         .out = gate,
@@ -236,13 +224,13 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
     product.w = &w.w3;
     product.out = up;
     Multiply(product);
-    const Order order = OrderOf(w.w2.dtype);
-    const bool quantize = QuantizesInput(ctx, w.w2.dtype);
+    const Form form = form_of(w.w2);
+    const int64_t term_bytes = PaddedBytes(form.order, args.intermediate);
     for (int r = 0; r < job.rows; ++r) {
       const int64_t p = job.first + r;
       Activate(ctx.faithful(), args.swiglu_limit, g.weight[p], up + r * kBlock, columns, gate + r * kBlock);
-      PackRow(gate + r * kBlock, columns, order, quantize,
-              h + p * h_stride + begin * (order == Order::kFloats ? 4 : 2));
+      PackRow(gate + r * kBlock, columns, form, term_bytes,
+              h + p * h_stride + PaddedBytes(form.order, begin));
     }
   });
 
@@ -261,7 +249,7 @@ void Moe(const KernelContext& ctx, const MoeArgs& args) {
             .w = &expert(e).w2,
             .begin = begin,
             .end = begin + columns,
-            .x = {h + first * h_stride, h_stride},
+            .x = {h + first * h_stride, h_stride, form_of(expert(e).w2).terms},
             .rows = rows,
             .out = y + first * down_outputs,
             .out_stride = down_outputs,

@@ -1,8 +1,8 @@
 // The product with w2 reads each of its rows once for all rows of the batch; everything before it is small.
 //
-// An element of that product is kLanes partial sums in ascending order of the rank, added by one tree,
-// whatever the number of rows beside it (row purity). It has a loop of its own, because ranks are far below
-// the blocks of K that the weights' product is made for.
+// An element of that product is kLanes partial sums in ascending order of the rank, the first terms of x
+// before the second ones, added by one tree, whatever the number of rows beside it (row purity). It has a
+// loop of its own, because ranks are far below the blocks of K that the weights' product is made for.
 #include "kernels/sequential_head/sequential_head.h"
 
 // clang-format off
@@ -50,24 +50,27 @@ inline Vec MultiplyAdd(Units w, Units x, Vec sum) {
 }
 #endif
 
-// x as operands, zeros up to a multiple of kStep.
-inline void PackRank(const float* x, int64_t rank, int64_t padded, Unit* out) {
+// x as operands, zeros up to a multiple of kStep; its terms (cpu/activations.h) follow each other.
+inline void PackRank(const float* x, int64_t rank, int64_t padded, int terms, Unit* out) {
   for (int64_t i = 0; i < padded; i += kLanes) {
     const int64_t left = rank - i;
     const Vec v = left >= kLanes ? Load(x + i) : left > 0 ? LoadPart(x + i, static_cast<int>(left)) : Zero();
 #ifdef FORESIGHT_AVX512
     StoreBf16(out + i, v);
+    if (terms > 1) StoreBf16(out + padded + i, Sub(v, RoundToBf16(v)));
 #else
+    DCHECK(terms == 1);
     Store(out + i, v);
 #endif
   }
 }
 
-// What the product with w2 needs: R rows of units, `padded` apart.
+// What the product with w2 needs: R rows of `terms` times `padded` units.
 struct BiasInput {
   const MatrixView* w2 = nullptr;
   const Unit* x = nullptr;
   int64_t padded = 0;
+  int terms = 1;
   float* logits = nullptr;
 };
 
@@ -76,20 +79,23 @@ template <int outputs, int rows>
 void AddBias(const BiasInput& p, int64_t n, int64_t first) {
   const int64_t rank = p.w2->cols;
   const bf16* w = p.w2->b16() + n * rank;
-  const Unit* x = p.x + first * p.padded;
+  const int64_t stride = p.terms * p.padded;
   Vec sum[rows][outputs];
   for (auto& row : sum) {
     for (Vec& s : row) s = Zero();
   }
-  for (int64_t i = 0; i < rank; i += kStep) {
-    Units operand[rows];
+  for (int term = 0; term < p.terms; ++term) {
+    const Unit* x = p.x + first * stride + term * p.padded;
+    for (int64_t i = 0; i < rank; i += kStep) {
+      Units operand[rows];
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) operand[r] = LoadX(x + r * p.padded + i);
+      for (int r = 0; r < rows; ++r) operand[r] = LoadX(x + r * stride + i);
 #pragma GCC unroll 4
-    for (int o = 0; o < outputs; ++o) {
-      const Units weights = LoadW(w + o * rank + i, rank - i);
+      for (int o = 0; o < outputs; ++o) {
+        const Units weights = LoadW(w + o * rank + i, rank - i);
 #pragma GCC unroll 4
-      for (int r = 0; r < rows; ++r) sum[r][o] = MultiplyAdd(weights, operand[r], sum[r][o]);
+        for (int r = 0; r < rows; ++r) sum[r][o] = MultiplyAdd(weights, operand[r], sum[r][o]);
+      }
     }
   }
   for (int r = 0; r < rows; ++r) {
@@ -110,12 +116,14 @@ void AddBiasRows(const BiasInput& p, int64_t n, int64_t rows) {
   for (; r < rows; ++r) AddBias<outputs, 1>(p, n, r);
 }
 
-void AddBiases(const KernelContext& ctx, const MatrixView& w2, int64_t rows, const float* x, float* logits) {
+void AddBiases(const KernelContext& ctx, const MatrixView& w2, int64_t rows, const float* x, int terms,
+               float* logits) {
   const int64_t rank = w2.cols;
   const int64_t padded = CeilDiv(rank, kStep) * kStep;
-  Unit* units = ctx.scratch->Allocate<Unit>(rows * padded);
-  for (int64_t r = 0; r < rows; ++r) PackRank(x + r * rank, rank, padded, units + r * padded);
-  const BiasInput input{&w2, units, padded, logits};
+  const int64_t stride = terms * padded;
+  Unit* units = ctx.scratch->Allocate<Unit>(rows * stride);
+  for (int64_t r = 0; r < rows; ++r) PackRank(x + r * rank, rank, padded, terms, units + r * stride);
+  const BiasInput input{&w2, units, padded, terms, logits};
   const int64_t per_job = JobOutputs(w2, w2.rows, /*rows=*/1, ctx.pool->num_threads());
   ForJobs(ctx, CeilDiv(w2.rows, per_job), w2.rows * w2.row_bytes() * rows, [&](int64_t job, int) {
     const int64_t begin = job * per_job;
@@ -129,7 +137,7 @@ void AddBiases(const KernelContext& ctx, const MatrixView& w2, int64_t rows, con
 inline Vec Sigmoid(Vec x) {
   return Div(Set(1), Add(Set(1), Exp(Sub(Zero(), x))));
 }
-// Within 1e-7 of the value, which is enough beside inputs that are rounded to bf16.
+// Within 1e-7 of the value.
 inline Vec Tanh(Vec x) {
   return Sub(Mul(Set(2), Sigmoid(Mul(Set(2), x))), Set(1));
 }
@@ -168,8 +176,11 @@ void Recur(const float* y, const float* bias, int64_t rank, float* state, float*
 
 }  // namespace
 
-void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
+void SequentialHead(const KernelContext& context, const SequentialHeadArgs& args) {
   if (args.rows == 0) return;
+  // The head is float32 in both numerics: its products may not count on inputs that are bf16 values.
+  KernelContext ctx = context;
+  ctx.numerics = Numerics::kClean;
   ArenaScope scope(*ctx.scratch);
   const SequentialHeadWeights& w = *args.weights;
   const int64_t rank = w.rank();
@@ -223,7 +234,8 @@ void SequentialHead(const KernelContext& ctx, const SequentialHeadArgs& args) {
       Recur(projected + r * 3 * rank, bias, rank, args.state + r * rank, x + r * rank);
     }
   }
-  AddBiases(ctx, w.w2, rows, x, args.logits);
+  const bool bf16_values = w.type == MarkovHeadType::kVanilla;
+  AddBiases(ctx, w.w2, rows, x, TermsOf(OrderOf(w.w2.dtype), bf16_values), args.logits);
 }
 
 }  // namespace foresight::FORESIGHT_ISA

@@ -9,12 +9,10 @@
 
 #include "kernels/cache_fixture.h"
 #include "kernels/weight_fixture.h"
+#include "tests/tolerances.h"
 
 namespace foresight {
 namespace {
-
-// avx512 rounds the inputs of its products to bf16: 2^-9 of each at most, averaging out.
-constexpr double kTable = 4e-3;
 
 struct Matrix {
   Matrix() = default;
@@ -180,7 +178,7 @@ TEST(SequentialHead, FollowsTheEquations) {
     for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
       const KernelContext ctx = host.context(numerics);
       std::vector<std::pair<const KernelTable*, double>> tables = {{&RefKernels(), 1e-6}};
-      for (const KernelTable* table : CpuTables()) tables.emplace_back(table, kTable);
+      for (const KernelTable* table : CpuTables()) tables.emplace_back(table, tolerances::kSplitBf16);
       for (const auto& [table, tolerance] : tables) {
         const Round got = Evaluate(*table, ctx, head, round, kRows, kPositions, 0, kRows);
         EXPECT_LE(RelativeL2(got.logits, want.logits), tolerance) << table->name << " rank " << head.rank;
