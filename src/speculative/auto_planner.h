@@ -44,10 +44,16 @@ class LossGuard {
   }
   // A step with drafts took so much less (more: negative) than plain ones for its tokens.
   void Count(double gain_ms) { credit_ms_ += gain_ms; }
+  // Of a step whose drafts nobody can time, whether what was won makes up for all that they may cost.
+  bool Covers(double cost_ms) const { return credit_ms_ >= cost_ms; }
+  // Such a step took so much less, if they cost all of that. It has proved nothing: what was won before gets
+  // older.
+  void CountUntimed(double gain_ms) { credit_ms_ += std::min(0.0, gain_ms) - kAging * credit_ms_; }
 
  private:
   static constexpr double kAllowedShare = 0.005;
   static constexpr double kGainSteps = 16;
+  static constexpr double kAging = 1.0 / 32;
   double credit_ms_ = 0;
 };
 
@@ -85,6 +91,7 @@ class AutoPlanner final : public Planner {
   struct Length {
     int tokens = 0;
     double gain_ms = 0;
+    double cost_ms = 0;  // more than a plain step
   };
   // The best length (1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
   // expects of them, which has started for these depths. One of them is above 0.
