@@ -1,6 +1,7 @@
 #include "speculative/auto_planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/check.h"
@@ -12,8 +13,8 @@ constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
-// How many times what the table says of them drafts beside a prompt may cost.
-constexpr double kUntimedCosts = 2;
+// Beside prompts drafts may cost so many times what the table says of them.
+constexpr double kUntimedCosts = 3;
 
 StepValue ValueOf(const StepLoad& load, const StepCosts& costs, int draft_requests, int draft_tokens) {
   return StepValue(load, costs, draft_requests, draft_tokens, OtherRows::kSunk);
@@ -154,7 +155,10 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
   const double expected_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted);
   if (load.other_rows > 0) {
-    guard_.CountUntimed(accepted * token_ms - kUntimedCosts * (expected_ms - plain.Ms(0)));
+    // Beside short prompts the whole step tells that it was less.
+    const double cost_ms =
+        std::min(kUntimedCosts * (expected_ms - plain.Ms(0)), result.ms.value_or(HUGE_VAL) - plain.Ms(0));
+    guard_.CountUntimed(accepted * token_ms - cost_ms);
   } else {
     guard_.Count(plain.Ms(0) + accepted * token_ms - result.ms.value_or(expected_ms));
   }
