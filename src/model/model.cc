@@ -227,8 +227,9 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   host_outputs_.Rewind(0);
   StepState step;
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
-  last_rows_ = PaddedRows(static_cast<int>(inputs.tokens.size()), inputs);
-  step.streams = arena_.Allocate<float>(last_rows_ * row_floats);
+  last_rows_ = static_cast<int>(inputs.tokens.size());
+  last_padded_rows_ = PaddedRows(last_rows_, inputs);
+  step.streams = arena_.Allocate<float>(last_padded_rows_ * row_floats);
   last_streams_ = step.streams;
   last_used_ = arena_.used();
   last_mtp_rows_ = 0;
