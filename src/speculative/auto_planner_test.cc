@@ -231,11 +231,14 @@ TEST(AutoPlanner, PaysForTheRecordingsOfItsSteps) {
     recorder.recording = 10;
     for (double acceptance : {0.3, 0.5, 0.7}) {
       for (int requests : {1, 4, 16, 32}) {
-        const World world{.acceptance = acceptance, .spread = 0.2, .overconfidence = 0.1};
-        const double plain = Speed("static:0", world, recorder, requests, 1, 1500, {.tokens = 40});
-        EXPECT_GT(Speed("auto", world, recorder, requests, 1, 1500, {.tokens = 40}), 0.97 * plain)
-            << "acceptance " << acceptance << ", " << requests << " requests, first row "
-            << recorder.verify[0].ms << " ms";
+        for (int prompt_rows : {0, 32}) {
+          const World world{.acceptance = acceptance, .spread = 0.2, .overconfidence = 0.1};
+          const Answers answers{.tokens = 40, .prompt_rows = prompt_rows};
+          const double plain = Speed("static:0", world, recorder, requests, 1, 1500, answers);
+          EXPECT_GT(Speed("auto", world, recorder, requests, 1, 1500, answers), 0.97 * plain)
+              << "acceptance " << acceptance << ", " << requests << " requests, first row "
+              << recorder.verify[0].ms << " ms, prompts of " << prompt_rows;
+        }
       }
     }
   }
