@@ -106,8 +106,9 @@ std::vector<Request> ReplayBench::RequestsOf(int d, int concurrency) const {
 Status ReplayBench::Measure(int d, int concurrency, std::vector<SpeedRow>* rows) {
   const std::string domain = d < 0 ? "all" : dspark_->domains[d].name;
   if (d <= 0) engines_.clear();  // of other sizes
+  const DraftHeads heads{.dspark = "", .mtp = true, .more_dspark = {}};
   ASSIGN_OR_RETURN(const std::vector<SpeedRow> measured,
-                   MeasureSpeed({.setups = ServedSetups(options_.bench.fixed, /*head=*/""),
+                   MeasureSpeed({.setups = ServedSetups(options_.bench.fixed, heads),
                                  .domain = domain,
                                  .concurrency = concurrency,
                                  .repeat = options_.bench.repeat,

@@ -15,6 +15,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kCancelPoll{20};
+constexpr int kDSparkDrafts = 5;
 
 double Median(std::vector<double> values) {
   if (values.empty()) return 0;
@@ -98,10 +99,6 @@ SpecSetup DSparkSetup(int k, std::string head) {
   return {fmt::format("dspark k={}", k),
           Drafting(DraftChoice::kDSpark, std::move(head), k, fmt::format("static:{}", k))};
 }
-SpecSetup DSparkAutoSetup(std::string head) {
-  return {"dspark auto", Drafting(DraftChoice::kDSpark, std::move(head), 5, "auto")};
-}
-
 Result<FixedDrafts> ParseFixedDrafts(std::string_view text) {
   const size_t colon = std::min(text.find(':'), text.size());
   const std::string_view drafter = text.substr(0, colon);
@@ -118,16 +115,26 @@ Result<FixedDrafts> ParseFixedDrafts(std::string_view text) {
                      .length = length[0] - '0'};
 }
 
-std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head) {
+std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const DraftHeads& heads) {
   std::vector<SpecSetup> setups = {NoDraftSetup()};
+  int longest_mtp = 1;
   for (const FixedDrafts& f : fixed) {
-    if (!f.planner.empty()) {
-      setups.push_back({"dspark " + f.planner, Drafting(DraftChoice::kDSpark, head, 5, f.planner)});
-      continue;
+    if (f.draft == DraftChoice::kMtp) {
+      if (!heads.mtp) continue;
+      setups.push_back(MtpSetup(f.length));
+      longest_mtp = std::max(longest_mtp, f.length);
+    } else if (heads.dspark) {
+      setups.push_back(f.planner.empty()
+                           ? DSparkSetup(f.length, *heads.dspark)
+                           : SpecSetup{"dspark " + f.planner, Drafting(DraftChoice::kDSpark, *heads.dspark,
+                                                                       kDSparkDrafts, f.planner)});
     }
-    setups.push_back(f.draft == DraftChoice::kMtp ? MtpSetup(f.length) : DSparkSetup(f.length, head));
   }
-  setups.push_back(DSparkAutoSetup(head));
+  if (heads.dspark) {
+    setups.push_back({"dspark auto", Drafting(DraftChoice::kDSpark, *heads.dspark, kDSparkDrafts, "auto")});
+  } else if (heads.mtp) {
+    setups.push_back({"mtp auto", Drafting(DraftChoice::kMtp, "", longest_mtp, "auto")});
+  }
   return setups;
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "cli/draft_heads.h"
 #include "foresight/config.h"
 #include "foresight/engine.h"
 #include "foresight/request.h"
@@ -21,11 +22,10 @@ struct SpecSetup {
   SpeculationOptions speculation;
 };
 
-// None, MTP-1 chained to k, DSpark with k drafts, DSpark with the planner "auto".
+// None, MTP-1 chained to k, DSpark with k drafts.
 SpecSetup NoDraftSetup();
 SpecSetup MtpSetup(int k);
 SpecSetup DSparkSetup(int k, std::string head);
-SpecSetup DSparkAutoSetup(std::string head);
 
 // Drafts of always the same length, or, with a planner, DSpark's of the whole block.
 struct FixedDrafts {
@@ -36,8 +36,9 @@ struct FixedDrafts {
 // "mtp:2", "dspark:5", "dspark:sync". Errors: kInvalidArgument (another drafter, a length out of 1..5, no
 // such planner).
 Result<FixedDrafts> ParseFixedDrafts(std::string_view text);
-// None, the fixed ones, and DSpark with the planner "auto".
-std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const std::string& head);
+// None, the fixed ones that there are heads for, and DSpark with the planner "auto"; without DSpark, MTP-1
+// with it and drafts of the longest of its fixed lengths.
+std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const DraftHeads& heads);
 
 // One timing: all requests of a run, `concurrency` at a time.
 struct SpeedRow {

@@ -31,16 +31,17 @@ class SpecBench {
   Status MeasureAcceptance(const SpecSetup& setup, double temperature, std::vector<AcceptanceRow>* rows);
   // Accepted lengths, what they depend on, and reliability.
   Status MeasureDrafts(const ModelFiles& model, SpecReport* report);
+  // What only DSpark's drafts have: by block length, by threshold, and how far confidences can be trusted.
+  Status MeasureConfidences(SpecReport* report);
   Status MeasureSpeeds(SpecReport* report);
   // `domain` null: of all together.
   Status MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency, const PromptDomain* domain,
                         std::vector<SpeedRow>* rows);
 
   const SpecBenchOptions& options_;
+  DraftHeads heads_;
   std::map<std::pair<std::string, int>, std::unique_ptr<Engine>> engines_;
 };
-
-constexpr std::string_view kHead = "dspark";
 
 Result<Engine*> SpecBench::EngineOf(const SpecSetup& setup, int max_sequences) {
   std::unique_ptr<Engine>& engine = engines_[{setup.name, max_sequences}];
@@ -95,7 +96,7 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
 
 Status SpecBench::DescribeHead(const std::string& setup, const ModelFiles& head, std::vector<HeadRow>* rows) {
   ASSIGN_OR_RETURN(const std::string_view json, head.FindText("config.json"));
-  Result<ModelConfig> config = ParseModelConfig(json);
+  const Result<ModelConfig> config = ParseModelConfig(json);
   if (!config.ok()) return config.status().WithContext(head.origin());
   rows->push_back({setup, config->num_draft_layers, config->dspark.markov_rank});
   return Status();
@@ -103,7 +104,7 @@ Status SpecBench::DescribeHead(const std::string& setup, const ModelFiles& head,
 
 Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<ReliabilityRow>* rows) {
   EngineOptions options = options_.engine;
-  options.speculation = DSparkSetup(0, std::string(kHead)).speculation;
+  options.speculation = DSparkSetup(0, *heads_.dspark).speculation;
   options.max_sequences = 1;
   options.kept_prefixes_max = 0;
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
@@ -162,13 +163,15 @@ Result<SpecReport> SpecBench::Run() {
   report.threads = options_.engine.num_threads;
   report.max_tokens = options_.max_tokens;
   report.requests_per_domain = options_.prompts_per_domain;
-  const std::vector<std::string> heads = runtime.files().DraftNames();
-  auto have = [&](std::string_view name) {
-    return std::find(heads.begin(), heads.end(), name) != heads.end();
-  };
-  if (!have("dspark") || !have("mtp")) {
-    return NotFound("{} has no draft heads dspark and mtp to compare; there are: {}", report.model,
-                    fmt::join(heads, ", "));
+  ASSIGN_OR_RETURN(heads_, FindDraftHeads(runtime.files()));
+  if (heads_.empty()) {
+    return NotFound(
+        "{} has no draft head of DSpark or MTP-1, its own or under drafts/: there is nothing to compare",
+        report.model);
+  }
+  report.missing = heads_.Missing();
+  for (const std::string& head : report.missing) {
+    options_.progress(fmt::format("there is no head for {}: it isn't compared", head));
   }
   RETURN_IF_ERROR(options_.keep(report));
   if (options_.acceptance) RETURN_IF_ERROR(MeasureDrafts(runtime.files(), &report));
@@ -180,10 +183,17 @@ Result<SpecReport> SpecBench::Run() {
 Status SpecBench::MeasureDrafts(const ModelFiles& model, SpecReport* report) {
   std::vector<SpecSetup> drafters = {
       {"ngram", {.draft = DraftChoice::kNgram, .drafts_max = 5, .planner = "static:5"}}};
-  for (int k = 1; k <= 5; ++k) drafters.push_back(MtpSetup(k));
-  for (const std::string& head : model.DraftNames()) {
-    if (head == "mtp") continue;
-    drafters.push_back({fmt::format("{} k=5", head), DSparkSetup(5, head).speculation});
+  for (int k = 1; heads_.mtp && k <= 5; ++k) drafters.push_back(MtpSetup(k));
+  if (heads_.dspark) {
+    drafters.push_back(DSparkSetup(5, *heads_.dspark));
+    ASSIGN_OR_RETURN(const ModelFiles head_files,
+                     heads_.dspark->empty() ? Result<ModelFiles>(model) : model.Draft(*heads_.dspark));
+    RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report->heads));
+  }
+  for (const std::string& head : heads_.more_dspark) {
+    // One of that name is another than the model's own.
+    const std::string name = head == "dspark" ? "drafts/dspark" : head;
+    drafters.push_back({fmt::format("{} k=5", name), DSparkSetup(5, head).speculation});
     ASSIGN_OR_RETURN(const ModelFiles head_files, model.Draft(head));
     RETURN_IF_ERROR(DescribeHead(drafters.back().name, head_files, &report->heads));
   }
@@ -200,13 +210,18 @@ Status SpecBench::MeasureDrafts(const ModelFiles& model, SpecReport* report) {
       RETURN_IF_ERROR(MeasureAcceptance(setup, temperature, &report->acceptance));
     }
   }
+  if (heads_.dspark) RETURN_IF_ERROR(MeasureConfidences(report));
+  return options_.keep(*report);
+}
+
+Status SpecBench::MeasureConfidences(SpecReport* report) {
   for (int k : {1, 2, 3, 4, 5}) {
     options_.progress(fmt::format("block length {}", k));
-    RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, std::string(kHead)), 1, &report->lengths));
+    RETURN_IF_ERROR(MeasureAcceptance(DSparkSetup(k, *heads_.dspark), 1, &report->lengths));
   }
   for (double threshold : {0.0, 0.2, 0.4, 0.6, 0.8}) {
     options_.progress(fmt::format("confidence threshold {}", threshold));
-    SpeculationOptions speculation = DSparkSetup(5, std::string(kHead)).speculation;
+    SpeculationOptions speculation = DSparkSetup(5, *heads_.dspark).speculation;
     speculation.planner = fmt::format("threshold:{}", threshold);
     RETURN_IF_ERROR(
         MeasureAcceptance({fmt::format("threshold {}", threshold), speculation}, 1, &report->thresholds));
@@ -216,12 +231,11 @@ Status SpecBench::MeasureDrafts(const ModelFiles& model, SpecReport* report) {
     options_.progress(fmt::format("reliability of confidences: {}", SamplingRegimeName(regime)));
     RETURN_IF_ERROR(MeasureReliability(regime, &report->reliability));
   }
-
-  return options_.keep(*report);
+  return Status();
 }
 
 Status SpecBench::MeasureSpeeds(SpecReport* report) {
-  const std::vector<SpecSetup> served = ServedSetups(options_.fixed, std::string(kHead));
+  const std::vector<SpecSetup> served = ServedSetups(options_.fixed, heads_);
   for (int concurrency : options_.concurrency) {
     RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report->load));
     RETURN_IF_ERROR(options_.keep(*report));

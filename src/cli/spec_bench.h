@@ -66,8 +66,9 @@ struct ReliabilityRow {
 };
 
 struct SpecReport {
-  bool complete = false;  // false: there is more to measure
-  std::string replayed;   // what the drafts' outcomes are replayed from; empty: they are the model's own
+  bool complete = false;             // false: there is more to measure
+  std::vector<std::string> missing;  // drafters that the model has no head for: "dspark", "mtp"
+  std::string replayed;  // what the drafts' outcomes are replayed from; empty: they are the model's own
   std::string model;
   std::string machine;
   int threads = 0;
@@ -82,7 +83,8 @@ struct SpecReport {
   std::vector<SpeedRow> domains;            // at batch 1
 };
 
-// Errors: those of loading and of requests; kCancelled.
+// Compares the draft heads that the model has. Errors: kNotFound (none), those of loading and of requests;
+// kCancelled.
 Result<SpecReport> RunSpecBench(const SpecBenchOptions& options);
 
 std::string SpecReportJson(const SpecReport& report);

@@ -15,6 +15,12 @@ std::string Numbers(const std::vector<double>& values) {
   return fmt::format("[{:.4f}]", fmt::join(values, ", "));
 }
 
+std::string Names(const std::vector<std::string>& names) {
+  std::string text = "[";
+  for (const std::string& name : names) text += (text.size() > 1 ? ", " : "") + JsonString(name);
+  return text + "]";
+}
+
 std::string ToJson(const AcceptanceRow& r) {
   auto counts = [](const std::array<int64_t, kDraftPositionsMax>& a) {
     return fmt::format("[{}]", fmt::join(a, ", "));
@@ -130,13 +136,13 @@ std::string AcceptanceText(const SpecReport& r) {
         text += fmt::format(" {:.0f} %", 100 * share);
       text += "\n";
     }
-    const std::string mtp = BestMtp(r, temperature);
     const double dspark = Macro(r.acceptance, "dspark k=5", temperature, AcceptedLength);
-    const double dflash = Macro(r.acceptance, "dflash k=5", temperature, AcceptedLength);
-    text += fmt::format("  dspark over {}: {:+.1f} %", mtp,
-                        100 * (dspark / Macro(r.acceptance, mtp, temperature, AcceptedLength) - 1));
-    if (dflash > 0) text += fmt::format(", over dflash: {:+.1f} %", 100 * (dspark / dflash - 1));
-    text += "\n";
+    for (const std::string& other : {BestMtp(r, temperature), std::string("dflash k=5")}) {
+      const double length = Macro(r.acceptance, other, temperature, AcceptedLength);
+      if (dspark > 0 && length > 0) {
+        text += fmt::format("  dspark over {}: {:+.1f} %\n", other, 100 * (dspark / length - 1));
+      }
+    }
   }
   for (const HeadRow& head : r.heads) {
     text += fmt::format("{}: {} stages, sequential head of rank {}: {:.3f}\n", head.setup, head.stages,
@@ -175,21 +181,25 @@ std::string MatchedText(const SpecReport& r) {
 std::string SpecReportJson(const SpecReport& r) {
   return fmt::format(
       "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 2, \"foresight\": \"{}\", \"complete\": {}, "
-      "\"replayed\": "
-      "{},\n  \"model\": {}, \"processor\": {}, \"threads\": {}, \"max_tokens\": {}, "
+      "\"missing\": {}, \"replayed\": {},\n  \"model\": {}, \"processor\": {}, \"threads\": {}, "
+      "\"max_tokens\": {}, "
       "\"requests_per_domain\": {},\n"
       "  \"acceptance\": {},\n  \"heads\": {},\n  \"reliability\": {},\n  \"block_lengths\": {},\n  "
       "\"thresholds\": {},\n  \"load\": {},\n  \"at_throughput_of_mtp\": {},\n  "
       "\"batch_1_by_domain\": "
       "{}\n}}\n",
-      FORESIGHT_VERSION, r.complete, JsonString(r.replayed), JsonString(r.model), JsonString(r.machine),
-      r.threads, r.max_tokens, r.requests_per_domain, List(r.acceptance), List(r.heads), List(r.reliability),
-      List(r.lengths), List(r.thresholds), List(r.load), List(AgainstMtp(r.load)), List(r.domains));
+      FORESIGHT_VERSION, r.complete, Names(r.missing), JsonString(r.replayed), JsonString(r.model),
+      JsonString(r.machine), r.threads, r.max_tokens, r.requests_per_domain, List(r.acceptance),
+      List(r.heads), List(r.reliability), List(r.lengths), List(r.thresholds), List(r.load),
+      List(AgainstMtp(r.load)), List(r.domains));
 }
 
 std::string SpecReportText(const SpecReport& r) {
   std::string text;
   if (!r.complete) text += "interrupted: a part of the figures\n";
+  if (!r.missing.empty()) {
+    text += fmt::format("not compared, for there is no head: {}\n", fmt::join(r.missing, ", "));
+  }
   if (!r.replayed.empty()) {
     text += fmt::format("{}: which drafts are accepted is replayed from {}\n", r.model, r.replayed);
   }

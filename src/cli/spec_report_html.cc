@@ -155,26 +155,9 @@ std::string ReliabilitySection(const ReliabilityRow& row) {
       kPaperFigure6, body + "</table>");
 }
 
-std::string AcceptanceSections(const SpecReport& r) {
-  std::string page;
-  for (double temperature : {1.0, 0.0}) {
-    page += Section(fmt::format("Accepted length, temperature {:g} (Table 1)", temperature),
-                    "Tokens per verification, the target's own included; every draft is verified in full.",
-                    kPaperTable1, AcceptanceTable(r, temperature));
-  }
-  std::vector<Series> positions;
-  for (const std::string& setup : Distinct(r.acceptance, &AcceptanceRow::setup)) {
-    if (setup.starts_with("mtp") && setup != "mtp k=5") continue;
-    Series s{setup, {}};
-    for (double share : ConditionalAcceptance(r.acceptance, setup, 1)) {
-      s.points.emplace_back(static_cast<double>(s.points.size() + 1), share);
-    }
-    positions.push_back(std::move(s));
-  }
-  page += Section("Conditional acceptance by position (Figure 2)",
-                  "How often a draft is accepted when all before it were; all domains, temperature 1.",
-                  kPaperFigure2, Chart("position", "accepted", positions, false));
-  page += Section("Depth (Figure 3)", DepthNote(r), kPaperFigure3, DepthTable(r));
+// What only DSpark's heads have.
+std::string DSparkSections(const SpecReport& r) {
+  std::string page = Section("Depth (Figure 3)", DepthNote(r), kPaperFigure3, DepthTable(r));
   std::vector<Series> lengths = {{"dspark", {}}};
   for (const std::string& setup : Distinct(r.lengths, &AcceptanceRow::setup)) {
     lengths[0].points.emplace_back(std::stod(setup.substr(setup.find('=') + 1)),
@@ -194,6 +177,28 @@ std::string AcceptanceSections(const SpecReport& r) {
                   Chart("threshold", "share", thresholds, false));
   for (const ReliabilityRow& row : r.reliability) page += ReliabilitySection(row);
   return page;
+}
+
+std::string AcceptanceSections(const SpecReport& r) {
+  std::string page;
+  for (double temperature : {1.0, 0.0}) {
+    page += Section(fmt::format("Accepted length, temperature {:g} (Table 1)", temperature),
+                    "Tokens per verification, the target's own included; every draft is verified in full.",
+                    kPaperTable1, AcceptanceTable(r, temperature));
+  }
+  std::vector<Series> positions;
+  for (const std::string& setup : Distinct(r.acceptance, &AcceptanceRow::setup)) {
+    if (setup.starts_with("mtp") && setup != "mtp k=5") continue;
+    Series s{setup, {}};
+    for (double share : ConditionalAcceptance(r.acceptance, setup, 1)) {
+      s.points.emplace_back(static_cast<double>(s.points.size() + 1), share);
+    }
+    positions.push_back(std::move(s));
+  }
+  page += Section("Conditional acceptance by position (Figure 2)",
+                  "How often a draft is accepted when all before it were; all domains, temperature 1.",
+                  kPaperFigure2, Chart("position", "accepted", positions, false));
+  return r.heads.empty() ? page : page + DSparkSections(r);
 }
 
 std::string MatchedTable(const SpecReport& r) {
@@ -279,12 +284,15 @@ std::string SpecReportHtml(const SpecReport& r) {
       ".paper{{color:#666;font-size:13px}}.loss{{color:#b00}}</style>"
       "<h1>DSpark on a small model</h1><p><b>{}:</b> {}, {}, {} threads, answers of {} tokens. Speeds are "
       "ratios within "
-      "one run.</p>\n",
+      "one run.{}</p>\n",
       r.replayed.empty()
           ? std::string("A replication on a small model, not the paper's setting")
           : fmt::format("Step costs of random weights; which drafts are accepted is replayed from {}",
                         HtmlText(r.replayed)),
-      HtmlText(r.model), HtmlText(r.machine), r.threads, r.max_tokens);
+      HtmlText(r.model), HtmlText(r.machine), r.threads, r.max_tokens,
+      r.missing.empty()
+          ? ""
+          : fmt::format(" Not compared, for there is no head: {}.", fmt::join(r.missing, ", ")));
   if (!r.acceptance.empty()) page += AcceptanceSections(r);
   return page + SpeedSections(r) + "</html>\n";
 }

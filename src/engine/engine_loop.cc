@@ -270,19 +270,15 @@ bool EngineLoop::Step() {
   totals_.draw_seconds += draw_seconds;
   totals_.host_seconds += host_seconds;
   if (speculation_ == nullptr) return true;
-  std::optional<StepTimes> times;
-  if (all_decode) {
-    times = StepTimes{.draft_requests = speculation_->num_drafting(),
-                      .draft_tokens = speculation_->longest_draft(),
-                      .rows = static_cast<int>(rows),
-                      .context_tokens = context / std::ssize(plan),
-                      .draft_ms = draft_seconds * 1e3,
-                      .verify_ms = (model_seconds + draw_seconds) * 1e3,
-                      .host_ms = host_seconds * 1e3,
-                      .draft_is_apart = !speculation_->has_late_drafts(),
-                      .is_example = runtime_.device().recordings() == recordings};
-  }
-  speculation_->EndStep(times);
+  speculation_->EndStep(StepTimes{.draft_requests = speculation_->num_drafting(),
+                                  .draft_tokens = speculation_->longest_draft(),
+                                  .rows = static_cast<int>(rows),
+                                  .context_tokens = context / std::ssize(plan),
+                                  .draft_ms = draft_seconds * 1e3,
+                                  .verify_ms = (model_seconds + draw_seconds) * 1e3,
+                                  .host_ms = host_seconds * 1e3,
+                                  .draft_is_apart = !speculation_->has_late_drafts(),
+                                  .is_example = all_decode && runtime_.device().recordings() == recordings});
   return true;
 }
 

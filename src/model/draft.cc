@@ -378,14 +378,14 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 void Model::RewindForDraft() {
   arena_.Rewind(last_used_);
   // Behind any small step's streams at the same place, where a recorded draft finds its memory again.
-  if (last_rows_ < kReplayedRowsMax) {
-    arena_.Allocate<float>((kReplayedRowsMax - last_rows_) * int64_t{config().hc_mult} *
+  if (last_padded_rows_ < kReplayedRowsMax) {
+    arena_.Allocate<float>((kReplayedRowsMax - last_padded_rows_) * int64_t{config().hc_mult} *
                            config().hidden_size);
   }
 }
 
 bool Model::IsBlockReplayed() const {
-  return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_rows_ <= kReplayedRowsMax;
+  return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_padded_rows_ <= kReplayedRowsMax;
 }
 
 template <typename Branch>

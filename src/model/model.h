@@ -192,8 +192,9 @@ class Model {
   Arena host_outputs_;        // what was read of a step
   Arena host_draft_outputs_;  // of draft steps
   KernelContext ctx_;
-  const float* last_streams_ = nullptr;  // [T, m, D] of the last Step
-  int last_rows_ = 0;
+  const float* last_streams_ = nullptr;      // [T, m, D] of the last Step
+  int last_rows_ = 0;                        // that were asked for
+  int last_padded_rows_ = 0;                 // T: with padding, behind which the next memory lies
   size_t last_used_ = 0;                     // the arena up to the end of last_streams_
   const float* last_mtp_streams_ = nullptr;  // of the last MtpStep; none after a Step or DraftBlock
   int last_mtp_rows_ = 0;

@@ -1,5 +1,6 @@
 // A step of a device that records steps is padded to a tier of rows. Its logits and what it leaves in the
 // sequences' states are, bit for bit, those of the same step without padding, which is that of an observer.
+// Padding is none of its rows.
 
 #include <gtest/gtest.h>
 
@@ -13,6 +14,7 @@
 #include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
 #include "model/placement.h"
+#include "model/row_tiers.h"
 #include "weights/synthetic.h"
 
 namespace foresight {
@@ -46,9 +48,9 @@ class RowPadding : public testing::TestWithParam<Case> {
     if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
     backend_ = std::move(*backend);
     if (apart) backend_.device = std::make_unique<DeviceApart>();
-    ModelConfig config = TinyAConfig();
-    AddDSparkHead(&config, /*num_stages=*/1);  // steps leave taps
-    config.sliding_window = 32;
+  }
+
+  void MakeModel(const ModelConfig& config) {
     made_ = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
     ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = kRowsMax};
     Result<Placement> placement = PlaceModel(made_->weights, *backend_.device, options);
@@ -87,6 +89,10 @@ class RowPadding : public testing::TestWithParam<Case> {
 };
 
 TEST_P(RowPadding, LeavesNoTrace) {
+  ModelConfig config = TinyAConfig();
+  AddDSparkHead(&config, /*num_stages=*/1);  // steps leave taps
+  config.sliding_window = 32;
+  ASSERT_NO_FATAL_FAILURE(MakeModel(config));
   std::mt19937_64 rng(7);
   const auto random = [&](int n) { return static_cast<int>(rng() % n); };
   std::vector<SequenceState> padded;
@@ -124,6 +130,27 @@ TEST_P(RowPadding, LeavesNoTrace) {
       ASSERT_TRUE(plain[s].Truncate(kept).ok());
     }
   }
+}
+
+TEST_P(RowPadding, IsNoRowForMtp) {
+  ASSERT_NO_FATAL_FAILURE(MakeModel(TinyAConfig()));
+  const int num_rows = 9;
+  ASSERT_GT(RowTier(num_rows), num_rows);
+  Result<SequenceState> sequence = cache_->NewSequence();
+  ASSERT_TRUE(sequence.ok());
+  const std::vector<TokenId> tokens(num_rows, 5);
+  const SequenceChunk all[] = {{.sequence = &*sequence, .num_rows = num_rows}};
+  ASSERT_TRUE(model_->Step({.tokens = tokens, .chunks = all, .logit_rows = {}}).ok());
+  const auto mtp_step = [&](int32_t stream_row) {
+    const SequenceChunk one[] = {{.sequence = &*sequence, .num_rows = 1}};
+    const int32_t stream_rows[] = {stream_row};
+    return model_
+        ->MtpStep({.tokens = std::span(tokens).first(1), .chunks = one, .logit_rows = {}}, stream_rows)
+        .status()
+        .code();
+  };
+  EXPECT_EQ(mtp_step(num_rows), StatusCode::kInvalidArgument);
+  EXPECT_EQ(mtp_step(num_rows - 1), StatusCode::kOk);
 }
 
 std::vector<Case> Cases() {

@@ -6,6 +6,8 @@
 
 namespace foresight {
 
+inline constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
+
 // Kinds of recordings besides those of steps (StepKind).
 inline constexpr int kReplayedDraft = 3;
 inline constexpr int kReplayedDraftHead = 4;

@@ -1,6 +1,7 @@
 #include "speculative/auto_planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "base/check.h"
@@ -12,6 +13,12 @@ constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
+// Beside prompts drafts may cost so many times what the table says of them.
+constexpr double kUntimedCosts = 3;
+
+StepValue ValueOf(const StepLoad& load, const StepCosts& costs, int draft_requests, int draft_tokens) {
+  return StepValue(load, costs, draft_requests, draft_tokens, OtherRows::kSunk);
+}
 
 // Of rows that are worth less than they cost, the difference.
 double SparedMs(const RoundConfidences& round, double row_ms, double token_ms) {
@@ -31,7 +38,7 @@ AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& li
     : gain_min_(options.gain_min),
       wait_max_(options.backoff_steps_max),
       requests_(limits.slots_max),
-      planner_(limits, SyncPlanner::Dips::kLookAcross) {
+      planner_(limits, SyncPlanner::Dips::kLookAcross, OtherRows::kSunk) {
   CHECK(gain_min_ > 0 && wait_max_ > 0);
   all_depths_.reserve(limits.slots_max);
   survivals_.reserve(limits.slots_max);
@@ -49,7 +56,7 @@ AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
 
 AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCosts& costs,
                                             std::span<const int> depths) {
-  const StepValue plain(load, costs, 0, 0);
+  const StepValue plain = ValueOf(load, costs, 0, 0);
   const auto drafting =
       static_cast<int>(std::count_if(depths.begin(), depths.end(), [](int d) { return d > 0; }));
   survivals_.assign(depths.size(), 1);
@@ -65,12 +72,14 @@ AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCost
     }
     if (tokens < next && tokens < longest) continue;
     next = tokens + std::max(1, tokens / 2);
-    const StepValue step(load, costs, drafting, tokens);
+    const StepValue step = ValueOf(load, costs, drafting, tokens);
     const CapacityPlan::Best found = plan_.Maximize(step);
     if (found.tokens_per_ms <= best_tokens_per_ms) continue;
     best_tokens_per_ms = found.tokens_per_ms;
     const double ms = step.Ms(found.drafts);
-    best = {tokens, found.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms};
+    best = {.tokens = tokens,
+            .gain_ms = found.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms,
+            .cost_ms = ms - plain.Ms(0)};
   }
   return best;
 }
@@ -87,14 +96,16 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     any |= depths[r] > 0;
   }
   if (!any) return;
-  // Beside a prompt's rows nobody can tell what drafts have cost, so nothing would stop a loss.
-  if (!guard_.Allows() || load.other_rows > 0) {
+  if (!guard_.Allows()) {
     std::fill(depths.begin(), depths.end(), 0);
     return;
   }
   planner_.Start(load, history, *costs, depths);
   const Length best = BestLength(load, *costs, depths);
-  if (best.gain_ms > (gain_min_ - 1) * StepValue(load, *costs, 0, 0).Ms(0)) {
+  const bool pays = best.gain_ms > (gain_min_ - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
+  if (load.other_rows > 0 && (!pays || !guard_.Covers(kUntimedCosts * best.cost_ms))) {
+    std::fill(depths.begin(), depths.end(), 0);
+  } else if (pays) {
     step_back_off_.Succeeded();
     reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
     if (best.tokens == Longest(depths)) return;
@@ -137,13 +148,20 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
     longest = std::max(longest, round.depth(r));
     admitted += round.admitted()[r];
   }
-  const StepValue plain(load, *costs, 0, 0);
+  const StepValue plain = ValueOf(load, *costs, 0, 0);
   guard_.Pass(plain.Ms(0));
   if (drafting == 0) return;
   const double token_ms = plain.Ms(0) / plain.requests();
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
-  const double ms = result.ms.value_or(StepValue(load, *costs, drafting, longest).Ms(admitted));
-  guard_.Count(plain.Ms(0) + accepted * token_ms - ms);
+  const double expected_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted);
+  if (load.other_rows > 0) {
+    // Beside short prompts the whole step tells that it was less.
+    const double cost_ms =
+        std::min(kUntimedCosts * (expected_ms - plain.Ms(0)), result.ms.value_or(HUGE_VAL) - plain.Ms(0));
+    guard_.CountUntimed(accepted * token_ms - cost_ms);
+  } else {
+    guard_.Count(plain.Ms(0) + accepted * token_ms - result.ms.value_or(expected_ms));
+  }
   const double draft_tokens =
       (costs->DraftMs(drafting, longest) - costs->DraftMs(1, longest)) / drafting / token_ms;
   const double row_tokens = admitted == 0 ? 0 : (plain.Ms(admitted) - plain.Ms(0)) / admitted / token_ms;

@@ -44,10 +44,16 @@ class LossGuard {
   }
   // A step with drafts took so much less (more: negative) than plain ones for its tokens.
   void Count(double gain_ms) { credit_ms_ += gain_ms; }
+  // Whether what was won makes up for drafts that cost so much and may be worth nothing.
+  bool Covers(double cost_ms) const { return credit_ms_ >= cost_ms; }
+  // A step with drafts whose cost is only known not to be more took at least so much less. It counts where
+  // it has lost; won it has nothing that is known, and what was won before has got older.
+  void CountUntimed(double gain_ms) { credit_ms_ += std::min(0.0, gain_ms) - kAging * credit_ms_; }
 
  private:
   static constexpr double kAllowedShare = 0.005;
   static constexpr double kGainSteps = 16;
+  static constexpr double kAging = 1.0 / 32;
   double credit_ms_ = 0;
 };
 
@@ -55,13 +61,13 @@ class LossGuard {
 // - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it does
 //   without for a growing number of steps, then tries again;
 // - the step: would the drafts of the other requests, with their mean confidences, raise tokens per second?
-// If
-//   not, it is plain; if so, how many tokens to draft is part of the question. Now and then there is a try
+//   If not, it is plain; if so, how many tokens to draft is part of the question. Now and then there is a try
 //   all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
-// for it. Steps with rows of prompts are plain: their times tell nothing of drafts. What is drafted is
-// planned as SyncPlanner does with look-ahead. Where a device draws and confidences have spared the step
-// fewer rows than it costs to wait for them, it goes by what history expects of them.
+// for it. What drafts cost in a step with rows of prompts can't be told from what those cost: there it drafts
+// only where other steps have won enough to cover it. What is drafted is planned as SyncPlanner does with
+// look-ahead. Where a device draws and confidences have spared the step fewer rows than it costs to wait for
+// them, it goes by what history expects of them.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
@@ -85,6 +91,7 @@ class AutoPlanner final : public Planner {
   struct Length {
     int tokens = 0;
     double gain_ms = 0;
+    double cost_ms = 0;  // more than a plain step
   };
   // The best length (1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
   // expects of them, which has started for these depths. One of them is above 0.

@@ -129,7 +129,7 @@ class StepPlanning {
   std::span<const int> Plan();
   // Behind Plan(): the confidences of request r's drafts, where they were expected.
   void SetLateConfidences(int r, std::span<const float> confidences);
-  // `times` absent: what it took can't be set against other steps (rows of prompts were among it).
+  // `times` absent: what it took isn't known.
   void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
 
   // As of Planner.

@@ -13,9 +13,10 @@ constexpr int kBins = 512;
 constexpr int kLookaheadMax = 32;
 
 // Of a step with drafts of these depths.
-StepValue ValueOf(const StepLoad& load, const StepCosts& costs, std::span<const int> depths) {
+StepValue ValueOf(const StepLoad& load, const StepCosts& costs, std::span<const int> depths,
+                  OtherRows other_rows = OtherRows::kCount) {
   const auto drafting = std::count_if(depths.begin(), depths.end(), [](int depth) { return depth > 0; });
-  return StepValue(load, costs, static_cast<int>(drafting), Longest(depths));
+  return StepValue(load, costs, static_cast<int>(drafting), Longest(depths), other_rows);
 }
 
 // All that each request may have.
@@ -78,8 +79,9 @@ CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
   return {.drafts = best_drafts, .tokens_per_ms = best_tokens / best_ms};
 }
 
-SyncPlanner::SyncPlanner(const PlanningLimits& limits, Dips dips)
+SyncPlanner::SyncPlanner(const PlanningLimits& limits, Dips dips, OtherRows other_rows)
     : dips_(dips),
+      other_rows_(other_rows),
       drafts_max_(limits.drafts_max),
       expected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max),
       queue_(limits.slots_max),
@@ -94,7 +96,7 @@ void SyncPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
 
 void SyncPlanner::Start(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                         std::span<const int> depths) {
-  value_ = ValueOf(load, costs, depths);
+  value_ = ValueOf(load, costs, depths, other_rows_);
   if (dips_ == Dips::kStop) return;
   for (size_t r = 0; r < depths.size(); ++r) {
     for (int j = 0; j < depths[r]; ++j) {

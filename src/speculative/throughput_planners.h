@@ -1,6 +1,7 @@
 // Planners that maximise tokens per second, Theta = expected tokens / time of the step (dspark.md 5.1).
 #pragma once
 
+#include <cstdint>
 #include <span>
 #include <vector>
 
@@ -9,16 +10,25 @@
 
 namespace foresight {
 
+// Whether a step's other rows, of prompts, count as part of what its tokens cost.
+enum class OtherRows : uint8_t {
+  kCount,  // as in the DSpark paper: drafts look cheap beside a long prompt
+  kSunk,   // no: they are computed at some time anyway, and drafts pay for what their own rows add to them
+};
+
 // What a step is worth by the number of drafts that are verified. Valid as long as the StepCosts stay.
 class StepValue {
  public:
   StepValue() = default;
   // `draft_requests` of the load's requests draft, at most `draft_tokens` each.
-  StepValue(const StepLoad& load, const StepCosts& costs, int draft_requests, int draft_tokens)
+  StepValue(const StepLoad& load, const StepCosts& costs, int draft_requests, int draft_tokens,
+            OtherRows other_rows = OtherRows::kCount)
       : requests_(static_cast<double>(load.requests.size())),
         rows_(load.other_rows + static_cast<int>(load.requests.size())),
         fixed_ms_(costs.HostMs() + costs.DraftMs(draft_requests, draft_tokens)),
-        verify_ms_(costs.VerifyMs(load.context_tokens)) {}
+        verify_ms_(costs.VerifyMs(load.context_tokens)) {
+    if (other_rows == OtherRows::kSunk) fixed_ms_ -= verify_ms_[rows_] - verify_ms_[load.requests.size()];
+  }
 
   // Tokens of the step without drafts: each request gets one.
   double requests() const { return requests_; }
@@ -63,7 +73,7 @@ class SyncPlanner final : public Planner {
     kLookAcross,  // unless, going by the candidates seen and by history for those behind them, the next few
                   // drafts together raise it
   };
-  SyncPlanner(const PlanningLimits& limits, Dips dips);
+  SyncPlanner(const PlanningLimits& limits, Dips dips, OtherRows other_rows = OtherRows::kCount);
 
   void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                std::span<int> depths) override;
@@ -78,6 +88,7 @@ class SyncPlanner final : public Planner {
   bool RisesLater(const Frontier& frontier, double tokens, int admitted);
 
   Dips dips_;
+  OtherRows other_rows_;
   int drafts_max_;
   StepValue value_;
   int candidates_ = 0;

@@ -182,6 +182,71 @@ class BenchSpec(unittest.TestCase):
                 else:
                     self.assertAlmostEqual(matched["user_speed"], expected, places=2)
 
+    def compare(self, model, *flags):
+        """The report of a short run."""
+        report = model / "report.json"
+        prompts = {"format": "foresight-prompts", "version": 1, "domains": {"code": [{"text": "int"}, {"text": "for"}]}}
+        (model / "bench.json").write_text(json.dumps(prompts))
+        result = foresight("bench", "spec", "--model", str(model), "--prompts", str(model / "bench.json"), "-n", "8",
+                           "--per-domain", "1", "--calibration-rounds", "100", "--repeat", "1", "--concurrency", "1",
+                           "--fixed", "mtp:1,dspark:2", "--no-domains", "--json", str(report), "--html",
+                           str(model / "report.html"), *flags)
+        self.assertEqual(result.returncode, 0, result.stderr.decode())
+        figures = json.loads(report.read_text())
+        self.assertTrue(figures["complete"])
+        for name in figures["missing"]:
+            for text in (result.stderr.decode(), result.stdout.decode(), (model / "report.html").read_text()):
+                self.assertRegex(text, f"(no head for|for there is no head:) {name}")
+        return figures, {row["setup"] for row in figures["load"]}
+
+    def test_a_model_is_measured_with_the_heads_that_it_has(self):
+        mini = pathlib.Path("models/foresight-mini").resolve()
+        with tempfile.TemporaryDirectory() as folder:
+            model = pathlib.Path(folder)
+            for name in ("config.json", "model.safetensors", "tokenizer.json"):
+                (model / name).symlink_to(mini / name)
+            drafts = model / "drafts"
+            drafts.mkdir()
+            none = foresight("bench", "spec", "--model", folder, "--prompts", str(mini / "prompts.json"))
+            self.assertEqual(none.returncode, 2)
+            self.assertIn(b"no draft head", none.stderr)
+            (drafts / "dspark").symlink_to(mini / "drafts/dspark")
+            figures, setups = self.compare(model, "--speeds-only")
+            self.assertEqual(figures["missing"], ["mtp"])
+            self.assertEqual(setups, {"none", "dspark k=2", "dspark auto"})
+            self.assertEqual(figures["at_throughput_of_mtp"], [])
+            # Of another name, and a head of MTP-1 beside it.
+            (drafts / "dspark").rename(drafts / "other")
+            (drafts / "mtp").symlink_to(mini / "drafts/mtp")
+            figures, setups = self.compare(model, "--speeds-only")
+            self.assertEqual(figures["missing"], [])
+            self.assertEqual(setups, {"none", "mtp k=1", "dspark k=2", "dspark auto"})
+
+    def test_heads_in_the_checkpoint_are_measured(self):
+        """A checkpoint as it is released, with one head of its own."""
+        characters = [c for c in range(256) if chr(c).isprintable() and c not in (0x20, 0xA0, 0xAD)]
+        others = [c for c in range(256) if c not in characters]
+        spelling = {c: chr(c) for c in characters} | {c: chr(256 + i) for i, c in enumerate(others)}
+        for checkpoint, missing, expected in (
+                ("tests/golden/nano-a", "dspark", {"none", "mtp k=1", "mtp auto"}),
+                ("../shared/golden/spark-a", "mtp", {"none", "dspark k=2", "dspark auto"})):
+            with self.subTest(checkpoint), tempfile.TemporaryDirectory() as folder:
+                source, model = pathlib.Path(checkpoint).resolve(), pathlib.Path(folder)
+                if not source.exists():
+                    self.skipTest(f"{checkpoint} is not here")
+                for file in source.iterdir():
+                    (model / file.name).symlink_to(file)
+                tokenizer = json.loads(pathlib.Path("models/foresight-mini/tokenizer.json").read_text())
+                tokenizer["added_tokens"] = []
+                vocab_size = json.loads((source / "config.json").read_text())["vocab_size"]
+                tokenizer["model"] |= {"vocab": {spelling.get(i, f"no. {i}"): i for i in range(vocab_size)}, "merges": []}
+                (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+                figures, setups = self.compare(model)
+                self.assertEqual(figures["missing"], [missing])
+                self.assertEqual(setups, expected)
+                self.assertEqual([head["setup"] for head in figures["heads"]],
+                                 [] if missing == "dspark" else ["dspark k=5"])
+
     def test_what_can_not_be_replayed(self):
         self.assertEqual(foresight("bench", "spec", "--synthetic", "tiny-a").returncode, 1)
         with tempfile.NamedTemporaryFile() as file:
