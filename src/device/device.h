@@ -71,14 +71,14 @@ class Device {
   // Waits for everything before this call. Errors as Download.
   virtual Status Synchronize() = 0;
   // Runs `launches`: kernels, copies and zeroing on this device alone, which are the same at every call with
-  // this key, sizes and addresses included. A device may record them once and replay them: nothing else in
-  // `launches` happens then.
+  // this key, sizes and addresses included. A device may record them and replay them: nothing else in
+  // `launches` happens then. What records them is a second call behind the one that runs them.
   virtual void Replay(uint64_t key, const std::function<void()>& launches);
   // `branch` launches kernels that may run beside what comes after this call, up to the next Join: neither
   // needs what the other writes, and they share no scratch memory (ArenaHold).
   virtual void Fork(const std::function<void()>& branch) { branch(); }
   virtual void Join() {}
-  // Recordings so far: a call that makes one takes far longer than its repetitions.
+  // Recordings so far: a call that makes one may take far longer than its repetitions.
   virtual int64_t recordings() const { return 0; }
   // Kernels make use of no compute capability above this one from here on.
   virtual void RestrictTo(int) {}

@@ -13,6 +13,7 @@ constexpr int kFreeRounds = 2;  // before a request is judged
 constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
+constexpr double kTimesShare = 1.0 / 8;
 // Beside prompts drafts may cost so many times what the table says of them.
 constexpr double kUntimedCosts = 3;
 
@@ -33,6 +34,23 @@ double SparedMs(const RoundConfidences& round, double row_ms, double token_ms) {
 }
 
 }  // namespace
+
+void PromptSteps::Count(int rows, double times) {
+  Class& of = classes_[ClassOf(rows)];
+  of.drafted = 0;
+  // A pause of the machine is no news.
+  if (of.steps > 0) times = std::clamp(times, of.times / 2, of.times * 2);
+  of.times += std::max(kTimesShare, 1.0 / ++of.steps) * (times - of.times);
+}
+
+std::optional<double> PromptSteps::Times(int rows) const {
+  const Class& of = classes_[ClassOf(rows)];
+  return of.steps >= kKnownSteps ? std::optional(of.times) : std::nullopt;
+}
+
+bool PromptSteps::IsPlainDue(int rows) {
+  return ++classes_[ClassOf(rows)].drafted > kDraftedSteps;
+}
 
 AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits)
     : gain_min_(options.gain_min),
@@ -103,7 +121,7 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   planner_.Start(load, history, *costs, depths);
   const Length best = BestLength(load, *costs, depths);
   const bool pays = best.gain_ms > (gain_min_ - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
-  if (load.other_rows > 0 && (!pays || !guard_.Covers(kUntimedCosts * best.cost_ms))) {
+  if (load.other_rows > 0 && (!pays || !AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
     std::fill(depths.begin(), depths.end(), 0);
   } else if (pays) {
     step_back_off_.Succeeded();
@@ -118,6 +136,11 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
   }
+}
+
+bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
+  if (prompt_steps_.Times(prompt_rows)) return !prompt_steps_.IsPlainDue(prompt_rows);
+  return guard_.Covers(kUntimedCosts * cost_ms);
 }
 
 void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
@@ -150,17 +173,23 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   }
   const StepValue plain = ValueOf(load, *costs, 0, 0);
   guard_.Pass(plain.Ms(0));
-  if (drafting == 0) return;
+  if (drafting == 0) {
+    if (load.other_rows > 0 && result.ms) {
+      prompt_steps_.Count(load.other_rows, *result.ms / StepValue(load, *costs, 0, 0).Ms(0));
+    }
+    return;
+  }
   const double token_ms = plain.Ms(0) / plain.requests();
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
-  const double expected_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted);
-  if (load.other_rows > 0) {
-    // Beside short prompts the whole step tells that it was less.
-    const double cost_ms =
-        std::min(kUntimedCosts * (expected_ms - plain.Ms(0)), result.ms.value_or(HUGE_VAL) - plain.Ms(0));
-    guard_.CountUntimed(accepted * token_ms - cost_ms);
+  const double cost_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted) - plain.Ms(0);
+  if (load.other_rows == 0) {
+    guard_.Count(accepted * token_ms - (result.ms ? *result.ms - plain.Ms(0) : cost_ms));
+  } else if (const auto times = prompt_steps_.Times(load.other_rows); times && result.ms) {
+    guard_.Count(accepted * token_ms - (*result.ms - *times * StepValue(load, *costs, 0, 0).Ms(0)));
   } else {
-    guard_.Count(plain.Ms(0) + accepted * token_ms - result.ms.value_or(expected_ms));
+    // Beside short prompts the whole step tells that it was less.
+    guard_.CountUntimed(accepted * token_ms -
+                        std::min(kUntimedCosts * cost_ms, result.ms.value_or(HUGE_VAL) - plain.Ms(0)));
   }
   const double draft_tokens =
       (costs->DraftMs(drafting, longest) - costs->DraftMs(1, longest)) / drafting / token_ms;

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -57,6 +59,28 @@ class LossGuard {
   double credit_ms_ = 0;
 };
 
+// What steps with rows of prompts take without drafts: what those with drafts are set against.
+class PromptSteps {
+ public:
+  // A step without drafts, with so many rows of prompts, took so many times what the table says.
+  void Count(int rows, double times);
+  // By how much steps with about so many take longer than the table says; nothing: too few were seen.
+  std::optional<double> Times(int rows) const;
+  // A step with drafts passes: whether it is time for one without, so that what is known stays true.
+  bool IsPlainDue(int rows);
+
+ private:
+  static constexpr int kKnownSteps = 8;
+  static constexpr int kDraftedSteps = 31;
+  struct Class {
+    int steps = 0;
+    int drafted = 0;  // since the last one
+    double times = 1;
+  };
+  static size_t ClassOf(int rows) { return std::bit_width(static_cast<unsigned>(rows)); }
+  std::array<Class, 32> classes_;  // by the power of two
+};
+
 // Two questions before a step, both answered from history (dspark.md 5.6):
 // - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it does
 //   without for a growing number of steps, then tries again;
@@ -64,10 +88,11 @@ class LossGuard {
 //   If not, it is plain; if so, how many tokens to draft is part of the question. Now and then there is a try
 //   all the same, or there would be no history.
 // A guard stands over both: when drafting has lost more than it may, steps are plain until they have made up
-// for it. What drafts cost in a step with rows of prompts can't be told from what those cost: there it drafts
-// only where other steps have won enough to cover it. What is drafted is planned as SyncPlanner does with
-// look-ahead. Where a device draws and confidences have spared the step fewer rows than it costs to wait for
-// them, it goes by what history expects of them.
+// for it. In a step with rows of prompts what drafts cost is what it takes beyond such steps without drafts.
+// While too few of those were seen it can't be told, and it drafts only where other steps have won enough to
+// cover it. What is drafted is planned as SyncPlanner does with look-ahead. Where a device draws and
+// confidences have spared the step fewer rows than it costs to wait for them, it goes by what history expects
+// of them.
 class AutoPlanner final : public Planner {
  public:
   AutoPlanner(const PlannerOptions& options, const PlanningLimits& limits);
@@ -102,6 +127,9 @@ class AutoPlanner final : public Planner {
   void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
            std::span<int> depths);
 
+  // Whether a step with rows of prompts may have drafts that cost so much.
+  bool AllowsBesidePrompts(int prompt_rows, double cost_ms);
+
   double gain_min_;
   int wait_max_;
   std::vector<Request> requests_;  // [slots_max]
@@ -116,6 +144,7 @@ class AutoPlanner final : public Planner {
   std::vector<int> all_depths_;
   std::vector<double> survivals_;
   LossGuard guard_;
+  PromptSteps prompt_steps_;
   CapacityPlan plan_;
   SyncPlanner planner_;
 };

@@ -180,15 +180,19 @@ cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
   return recorded;
 }
 
+// Recorded behind a run, which the device is busy with meanwhile: a long step hides what that takes.
 void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
-  auto found = graphs_.find(key);
-  if (found == graphs_.end()) {
-    if (seen_.size() == kSeenMax) seen_.clear();
-    if (++seen_[key] <= kRunsBeforeRecording) return launches();
-    if (graphs_.size() == kGraphsMax) ForgetGraphs();
-    found = graphs_.emplace(key, Record(launches)).first;
+  const auto found = graphs_.find(key);
+  if (found != graphs_.end()) {
+    Note(cudaGraphLaunch(found->second, stream_), "replay of a step");
+    return;
   }
-  if (found->second != nullptr) Note(cudaGraphLaunch(found->second, stream_), "replay of a step");
+  launches();
+  if (seen_.size() == kSeenMax) seen_.clear();
+  if (++seen_[key] <= kRunsBeforeRecording) return;
+  if (graphs_.size() == kGraphsMax) ForgetGraphs();
+  const cudaGraphExec_t recorded = Record(launches);
+  if (recorded != nullptr) graphs_.emplace(key, recorded);
 }
 
 // In a recording the branch becomes one of the graph.
@@ -207,7 +211,7 @@ void CudaDevice::Join() {
 
 void CudaDevice::ForgetGraphs() {
   for (const auto& [key, graph] : graphs_) {
-    if (graph != nullptr) cudaGraphExecDestroy(graph);
+    cudaGraphExecDestroy(graph);
   }
   graphs_.clear();
 }
