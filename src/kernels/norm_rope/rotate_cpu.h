@@ -7,6 +7,7 @@ namespace {
 
 // Vectors with the operators of the language: Vec has them already.
 using I32 = int32_t __attribute__((vector_size(4 * kLanes)));
+using U32 = uint32_t __attribute__((vector_size(4 * kLanes)));
 using U8 = uint8_t __attribute__((vector_size(kLanes)));
 
 inline I32 SplatI32(int32_t x) {
@@ -111,9 +112,9 @@ inline I32 E4M3Codes(Vec x) {
   const I32 bits = (I32)x;
   const I32 sign = (bits >> 24) & 0x80;
   const Vec a = Abs(x);
-  const I32 magnitude = (I32)a;
+  const U32 magnitude = (U32)a;  // a NaN's may go beyond 31 bits
   // Normal: round the mantissa to 3 bits, ties to even, and move the bias from 127 to 7.
-  const I32 normal = ((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - (120 << 3);
+  const I32 normal = (I32)((magnitude + 0x7ffff + ((magnitude >> 20) & 1)) >> 20) - (120 << 3);
   // Subnormal: the sum's last mantissa bit is worth 2^-9.
   const I32 subnormal = (I32)(a + 16384.f) - 0x46800000;
   I32 code = a < 0.015625f ? subnormal : normal;
