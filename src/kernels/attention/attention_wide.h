@@ -6,6 +6,8 @@
 namespace foresight::cuda {
 
 // Packed entries of 512 values, 64 of them rotary.
+void LaunchPairAttention(const KernelContext& ctx, const Attending& attending);
+
 void LaunchWideAttention(const KernelContext& ctx, const Attending& attending);
 
 // The same by clusters of `cluster` blocks for a row and `heads` of its heads: (8, 32), (8, 64) or, for lists

@@ -1,0 +1,689 @@
+// Attention of one row and 64 heads by a cluster of two blocks (sm_90a): entries of 512 values, packed. The
+// arithmetic is BlockAttention's.
+//
+// A block has one half of the dims: of the queries, of the keys and, since these are the values too, of the
+// output. Of each block of keys both multiply their halves and send one another the sums of half of the
+// heads; each goes on from logits to probabilities for the other half, and sends these. Two warpgroups
+// multiply, each half of the keys and then half of the block's dims; two gather and decode the blocks of
+// keys to come.
+#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/key_list.cuh"
+#include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/exponential.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace foresight::cuda {
+namespace {
+
+constexpr int kPairHeads = 64;
+constexpr int kPairThreads = 512;
+constexpr int kMultiplying = 256;  // threads
+constexpr int kGathering = 256;
+constexpr int kOwnSlices = 4;                   // of 64 dims
+constexpr int kChunkFloats = kPairHeads * 512;  // a chunk's output
+
+// What clusters do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a row's
+// list is an item of its own, and MergeChunks follows.
+struct PairWork {
+  int items;
+  int lists;  // rows times head_groups
+  int head_groups;
+  // The chunks of one list in turn, [gridDim.x, kChunkFloats / 2]; not needed for lists of one chunk.
+  float* merged = nullptr;
+  // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
+  float* chunk_outputs = nullptr;  // [items, kChunkFloats]
+  float* chunk_maxima = nullptr;   // [items, kPairHeads]
+  float* chunk_sums = nullptr;     // [items, 2, kPairHeads]
+};
+
+// What a head's rows of the output are multiplied with at the end of a chunk.
+struct alignas(16) ChunkEnd {
+  float before;  // the chunks before
+  float now;     // this chunk
+  float share;   // then all of them: 1 / the sum of weights
+  float unused;
+};
+
+// Blocks of keys are numbered over all items. What the peer sends for block n it sends where `n` leads in
+// here, and nothing is overwritten that is still needed:
+// - Logits of block n + 2 take the place of block n's. The peer sends them once it has all logits of block
+//   n + 1, and a thread sends its own of these after it has read block n's.
+// - Factors of block n + 2 take the place of block n's, probabilities of block n + 4 those of block n. The
+//   peer makes them from all logits of these blocks, which a thread sends when its products with the
+//   probabilities of block n are done. The block itself makes them when all its threads have weighed the
+//   keys of the block before, which ends the products of two blocks before that; a head's factors are read
+//   by the two warps alone that exchange its maxima.
+// - Squares, and the ends of chunks, come once in an item or chunk. The peer gets there after it has this
+//   block's logits of the item's or chunk's last block, which a thread sends after it has read those before.
+struct PairSpace {
+  static constexpr int kTiles = 4;          // blocks of keys that are here
+  static constexpr int kProbabilities = 4;  // blocks of which they are here
+  static constexpr int kListed = 20;  // blocks of keys whose places are known ahead
+
+  std::byte q[kOwnSlices][kPairHeads * kTileRowBytes];
+  std::byte keys[kTiles][kOwnSlices][64 * kTileRowBytes];
+  std::byte p[kProbabilities][kPairHeads * kTileRowBytes];
+  uint4 logits[2][2][kMultiplying];  // the peer's sums, eight of each thread
+  const std::byte* entries[kListed][64];
+  uint32_t listed[kListed][2];   // which keys are there
+  uint32_t present[kTiles][2];   // the same of the tiles
+  float factors[2][kPairHeads];  // of what was before a block
+  float maxima[2][kPairHeads];   // of each half of the keys
+  float sums[kPairHeads];        // of the second half's weights
+  float squares[kPairHeads];     // of the peer's half of the queries
+  ChunkEnd ends[kPairHeads];
+  float turns[2][32];  // cosines and sines
+  SharedBarrier full[kTiles];
+  SharedBarrier empty[kTiles];
+  TransferBarrier logits_here[2];
+  TransferBarrier weights_here[2];
+  TransferBarrier squares_here;
+  TransferBarrier ends_here;
+};
+
+// The third and fourth warpgroup's part: this block's half of the blocks of keys of an item into the tiles in
+// turn.
+class PairGatherer {
+ public:
+  __device__ PairGatherer(int rank, PairSpace& space) : space_(space), rank_(rank) {}
+
+  __device__ void Gather(const Attending& args, int row, const KeyList<64>& list, int begin, int end) {
+    GroupBarrier<2>(kGathering);  // nobody reads the last item's list any more
+    Find(list, begin, min(end - begin, PairSpace::kListed));
+    GroupBarrier<2>(kGathering);
+    Keys keys[2];
+    Fetch(begin, end, keys[0]);
+    Fetch(begin + 1, end, keys[1]);
+#pragma unroll 1
+    for (int block = begin; block < end; block += 2) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (block + i == end) break;
+        Store(block + i, end, keys[i]);
+        if (block + i + PairSpace::kListed < end) {
+          GroupBarrier<2>(kGathering);
+          Find(KeyList<64>(args, WarpSequenceOf(args, row), row), block + i + PairSpace::kListed, 1);
+          GroupBarrier<2>(kGathering);
+        }
+      }
+    }
+  }
+
+ private:
+  // Of two keys, a thread's part of each slice. The last slice of the second block is rotary: twice as large.
+  struct Keys {
+    uint2 codes[2][kOwnSlices];
+    uint2 more[2];
+    uint32_t scales[2];
+  };
+
+  __device__ void Find(const KeyList<64>& list, int first_block, int num_blocks) {
+    constexpr int kAtOnce = 3;
+    for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kGathering) {
+      int compressed[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        compressed[n] = list.CompressedEntry(first_block * 64 + begin + n * kGathering + thread_);
+      }
+      const std::byte* entries[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        entries[n] = list.Entry(first_block * 64 + begin + n * kGathering + thread_, compressed[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int i = begin + n * kGathering + thread_;
+        if (i >= num_blocks * 64) continue;  // whole warps
+        const int slot = (first_block + i / 64) % PairSpace::kListed;
+        space_.entries[slot][i % 64] = entries[n];
+        const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
+        if (thread_ % 32 == 0) space_.listed[slot][i / 32 % 2] = mask;
+      }
+    }
+  }
+
+  // Eight threads take a key, 32 keys at a time.
+  __device__ const std::byte* EntryOf(int block, int end, int i) const {
+    return block < end ? space_.entries[block % PairSpace::kListed][thread_ / 8 + 32 * i] : nullptr;
+  }
+  __device__ static uint2 Load(const std::byte* entry, int offset) {
+    return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
+  }
+  __device__ void FetchSlice(const std::byte* entry, int slice, Keys& keys, int i) const {
+    const int part = thread_ % 8;
+    if (slice < 3 || rank_ == 0) {
+      keys.codes[i][slice] = Load(entry, 256 * rank_ + 64 * slice + 8 * part);
+    } else {
+      keys.codes[i][slice] = Load(entry, 448 + 16 * part);
+      keys.more[i] = Load(entry, 448 + 16 * part + 8);
+    }
+  }
+  __device__ void FetchScales(const std::byte* entry, Keys& keys, int i) const {
+    keys.scales[i] = entry == nullptr ? 0 : *reinterpret_cast<const uint32_t*>(entry + 576 + 4 * rank_);
+  }
+  __device__ void Fetch(int block, int end, Keys& keys) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::byte* entry = EntryOf(block, end, i);
+      FetchScales(entry, keys, i);
+#pragma unroll
+      for (int slice = 0; slice < kOwnSlices; ++slice) FetchSlice(entry, slice, keys, i);
+    }
+  }
+  // Each value's place is taken by that of the block after the next, which arrives meanwhile.
+  __device__ void Store(int block, int end, Keys& keys) {
+    const int tile = count_ % PairSpace::kTiles;
+    space_.empty[tile].Wait(count_ / PairSpace::kTiles % 2 ^ 1);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const std::byte* next = EntryOf(block + 2, end, i);
+      const uint32_t scales = keys.scales[i];
+      FetchScales(next, keys, i);
+#pragma unroll
+      for (int slice = 0; slice < kOwnSlices; ++slice) {
+        const uint2 codes = keys.codes[i][slice];
+        uint4 values = {codes.x, codes.y, keys.more[i].x, keys.more[i].y};
+        if (slice < 3 || rank_ == 0) values = DecodeE4M3(codes, scales >> (8 * slice) & 0xff);
+        FetchSlice(next, slice, keys, i);
+        *reinterpret_cast<uint4*>(ChunkOf(space_.keys[tile][slice], thread_ / 8 + 32 * i, thread_ % 8)) =
+            values;
+      }
+    }
+    if (thread_ < 2) space_.present[tile][thread_] = space_.listed[block % PairSpace::kListed][thread_];
+    FenceForProducts();
+    space_.full[tile].Arrive();
+    ++count_;
+  }
+
+  PairSpace& space_;
+  const int rank_;
+  const int thread_ = threadIdx.x % kGathering;
+  int count_ = 0;  // of blocks, over all items
+};
+
+// This block's half of the queries of a row and 64 heads, by the warps that multiply; the squares of both
+// halves make a head's norm. LoadQueries has the same arithmetic.
+__device__ inline void LoadHalfQueries(const Attending& args, int row, int first_head, int rank,
+                                       uint32_t parity, PairSpace& space) {
+  constexpr int kWarps = kMultiplying / 32;
+  constexpr int kEach = kPairHeads / kWarps;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) space.squares_here.Expect(sizeof(space.squares));
+  float x[kEach][8] = {};
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const int head = first_head + warp + kWarps * i;
+    if (head >= args.heads) continue;
+    const float* from = args.q + (int64_t{row} * args.heads + head) * 512 + 256 * rank + 8 * lane;
+    *reinterpret_cast<float4*>(x[i]) = reinterpret_cast<const float4*>(from)[0];
+    *reinterpret_cast<float4*>(x[i] + 4) = reinterpret_cast<const float4*>(from)[1];
+  }
+  const bool rotary = rank == 1 && lane >= 24;
+  float cos[4] = {}, sin[4] = {};
+  if (rotary) {
+    const int at = row * 32 + 4 * (lane - 24);
+    *reinterpret_cast<float4*>(cos) = *reinterpret_cast<const float4*>(args.cos + at);
+    *reinterpret_cast<float4*>(sin) = *reinterpret_cast<const float4*>(args.sin + at);
+  }
+  float squares[kEach] = {};
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) squares[i] = __fmaf_rn(x[i][k], x[i][k], squares[i]);
+  }
+#pragma unroll
+  for (int other = 16; other > 0; other /= 2) {
+#pragma unroll
+    for (float& sum : squares) sum += __shfl_xor_sync(0xffffffff, sum, other);
+  }
+  float own = 0;  // lane i has those of the warp's head i
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) own = lane == i ? squares[i] : own;
+  if (lane < kEach) space.squares_here.Store(rank ^ 1, &space.squares[warp + kWarps * lane], own);
+  space.squares_here.Wait(parity);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) {
+    const float sum = squares[i] + space.squares[warp + kWarps * i];
+    const float rinv = rsqrtf(__fmaf_rn(sum, 1.0f / 512, args.query_eps));
+    float* v = x[i];
+#pragma unroll
+    for (int k = 0; k < 8; ++k) v[k] = __fmul_rn(v[k], rinv);
+    if (rotary) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const float2 turned = Turned({v[2 * k], v[2 * k + 1]}, cos[k], sin[k]);
+        v[2 * k] = turned.x;
+        v[2 * k + 1] = turned.y;
+      }
+    }
+    *reinterpret_cast<uint4*>(ChunkOf(space.q[lane / 8], warp + kWarps * i, lane % 8)) = {
+        PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]), PackBf16(v[6], v[7])};
+  }
+  if (threadIdx.x < 64) {
+    space.turns[threadIdx.x / 32][lane] =
+        (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
+  }
+}
+
+template <bool kDivided>
+__global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args, PairWork work) {
+  extern __shared__ __align__(1024) std::byte shared[];
+  PairSpace& space = *reinterpret_cast<PairSpace*>(shared);
+  constexpr int kTiles = PairSpace::kTiles;
+  const int rank = ClusterRank();
+  const int peer = rank ^ 1;
+  const int first_item = blockIdx.x / 2;
+  const int clusters = gridDim.x / 2;
+  const int warpgroup = threadIdx.x / 128;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kTiles; ++i) {
+      space.full[i].Init(kGathering);
+      space.empty[i].Init(kMultiplying / 32);
+    }
+    for (int i = 0; i < 2; ++i) {
+      space.logits_here[i].Init();
+      space.weights_here[i].Init(kMultiplying);
+    }
+    space.squares_here.Init();
+    space.ends_here.Init(kMultiplying);
+  }
+  __syncwarp();
+  ClusterArrive();
+  Prepare(args, (kDivided ? first_item % work.lists : first_item) / work.head_groups);
+  AwaitInputs();
+  ClusterWait();  // the barriers are there
+
+  if (warpgroup >= 2) {
+    GiveUpRegisters<88>();
+    PairGatherer gatherer(rank, space);
+#pragma unroll 1
+    for (int item = first_item; item < work.items; item += clusters) {
+      const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+      const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
+      const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
+      if (!kDivided || begin < end) gatherer.Gather(args, row, list, begin, end);
+    }
+    ClusterArriveRelaxed();
+    ClusterWait();
+    return;
+  }
+
+  TakeRegisters<168>();
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32 % 4;
+  const int t = lane % 4;
+  const int h = 16 * warp + lane / 4;  // of products' rows the thread has h and h + 8
+  const int own_row = h + 8 * rank;    // the head whose logits come to it
+  const uint64_t q_at = OperandAt(space.q);
+  const uint64_t p_at = OperandAt(space.p);
+  const uint64_t keys_at = OperandAt(&space.keys[0][0][32 * kTileRowBytes * warpgroup]);
+  const uint64_t values_at = OperandAt(space.keys[0][2 * warpgroup], sizeof(space.keys[0][0]));
+  float o[64];
+  float s[2][16];  // logits' parts of 128 dims
+  float own[8];    // this block's sums of the own row
+  const auto multiply_keys = [&](int count) {
+    const uint64_t queries = Unknown(q_at);
+    const uint64_t at = Unknown(Further(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+    space.full[count % kTiles].Wait(count / kTiles % 2);
+    WarpgroupFence();
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
+        if (k == 0) {
+          WarpgroupMmaN32<false>(s[part], Further(queries, offset), Further(at, offset));
+        } else {
+          WarpgroupMmaN32<true>(s[part], Further(queries, offset), Further(at, offset));
+        }
+      }
+    }
+    EndProducts();
+  };
+  // Sums of the other row to the peer.
+  const auto send_logits = [&](int count) {
+    float other[8];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const float first = __fadd_rn(s[0][4 * j + i], s[1][4 * j + i]);
+        const float second = __fadd_rn(s[0][4 * j + 2 + i], s[1][4 * j + 2 + i]);
+        own[2 * j + i] = rank == 0 ? first : second;
+        other[2 * j + i] = rank == 0 ? second : first;
+      }
+    }
+    TransferBarrier& here = space.logits_here[count % 2];
+    if (threadIdx.x == 0) here.Expect(sizeof(space.logits[0]));
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      here.Store(peer, &space.logits[count % 2][i][threadIdx.x],
+                 {__float_as_uint(other[4 * i]), __float_as_uint(other[4 * i + 1]),
+                  __float_as_uint(other[4 * i + 2]), __float_as_uint(other[4 * i + 3])});
+    }
+  };
+
+  int count = 0;  // of blocks of keys, over all items
+  uint32_t item_parity = 0;
+  uint32_t end_parity = 0;
+#pragma unroll 1
+  for (int item = first_item; item < work.items; item += clusters) {
+    const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+    const int first_head = item % work.head_groups * kPairHeads;
+    const ListBlocks list = KeyList<64>(args, WarpSequenceOf(args, row), row);
+    const int first_chunk = kDivided ? item / work.lists : 0;
+    if (kDivided && first_chunk >= list.chunks()) continue;
+    GroupBarrier<1>(kMultiplying);  // nobody needs the last item's queries any more
+    LoadHalfQueries(args, row, first_head, rank, item_parity, space);
+    item_parity ^= 1;
+    FenceForProducts();
+    GroupBarrier<1>(kMultiplying);
+
+    const int own_head = first_head + own_row;
+    const float sink = own_head < args.heads ? SinkLogit(args, own_head) : 0;
+    float now_max = first_chunk > 0 ? kLowest : fmaxf(sink, kLowest);
+    float now_sum = 0, all_max = 0, all_sum = 0;
+    float factor = 1;  // of what was before the last block
+    float pairs[4];    // sums of its probabilities, of two keys of each tile of 8
+    // From logits to probabilities here and in the peer.
+    const auto weigh_keys = [&](int count) {
+      const int turn = count % 2;
+      const uint32_t present = space.present[count % kTiles][warpgroup];
+      space.logits_here[turn].Wait(count / 2 % 2);
+      float x[8];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint4 theirs = space.logits[turn][i][threadIdx.x];
+        x[4 * i] = __fadd_rn(own[4 * i], __uint_as_float(theirs.x));
+        x[4 * i + 1] = __fadd_rn(own[4 * i + 1], __uint_as_float(theirs.y));
+        x[4 * i + 2] = __fadd_rn(own[4 * i + 2], __uint_as_float(theirs.z));
+        x[4 * i + 3] = __fadd_rn(own[4 * i + 3], __uint_as_float(theirs.w));
+      }
+      if (present != 0xffffffff) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (!(present >> (i / 2 * 8 + i % 2 + 2 * t) & 1)) x[i] = -INFINITY;
+        }
+      }
+      float top = x[0];
+#pragma unroll
+      for (int i = 1; i < 8; ++i) top = fmaxf(top, x[i]);
+      top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
+      top = __fmul_rn(fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)), args.scale);
+      if (t == 0) space.maxima[warpgroup][own_row] = top;
+      GroupBarrier(3 + warp, 64);  // the two warps that have a head's keys
+      top = fmaxf(now_max, fmaxf(top, space.maxima[warpgroup ^ 1][own_row]));
+      factor = Exp2(now_max - top);
+      now_max = top;
+      uint32_t words[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float p[2] = {Exp2(__fmaf_rn(x[2 * j], args.scale, -top)),
+                            Exp2(__fmaf_rn(x[2 * j + 1], args.scale, -top))};
+        words[j] = PackBf16(p[0], p[1]);
+        pairs[j] = __fadd_rn(p[0], p[1]);
+      }
+      // Lane t gets tile t's eight keys.
+      const bool odd = t % 2 != 0;
+      const bool upper = t / 2 != 0;
+      const uint32_t low = __shfl_xor_sync(0xffffffff, odd ? words[0] : words[1], 1);
+      const uint32_t high = __shfl_xor_sync(0xffffffff, odd ? words[2] : words[3], 1);
+      const uint2 lower_tile = {odd ? low : words[0], odd ? words[1] : low};
+      const uint2 upper_tile = {odd ? high : words[2], odd ? words[3] : high};
+      const uint2 kept = upper ? upper_tile : lower_tile;
+      const uint2 given = upper ? lower_tile : upper_tile;
+      const uint2 taken = {__shfl_xor_sync(0xffffffff, given.x, 2), __shfl_xor_sync(0xffffffff, given.y, 2)};
+      const uint4 keys = upper ? uint4{taken.x, taken.y, kept.x, kept.y}
+                               : uint4{kept.x, kept.y, taken.x, taken.y};
+      TransferBarrier& here = space.weights_here[turn];
+      std::byte* to = ChunkOf(space.p[count % PairSpace::kProbabilities], own_row, 4 * warpgroup + t);
+      *reinterpret_cast<uint4*>(to) = keys;
+      here.Store(peer, to, keys);
+      if (warpgroup == 0 && t == 0) {
+        space.factors[turn][own_row] = factor;
+        here.Store(peer, &space.factors[turn][own_row], factor);
+      }
+      FenceForProducts();
+      if (threadIdx.x == 0) {
+        here.Expect(sizeof(space.p[0]) / 2 + sizeof(space.factors[0]) / 2);
+      } else {
+        here.Arrive();
+      }
+    };
+    // The weights of the last block, while its values are added: lane t gets tile t's sum, then all lanes
+    // their sum.
+    const auto add_weights = [&] {
+      const bool odd = t % 2 != 0;
+      const float low =
+          (odd ? pairs[1] : pairs[0]) + __shfl_xor_sync(0xffffffff, odd ? pairs[0] : pairs[1], 1);
+      const float high =
+          (odd ? pairs[3] : pairs[2]) + __shfl_xor_sync(0xffffffff, odd ? pairs[2] : pairs[3], 1);
+      const bool upper = t / 2 != 0;
+      float sum = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
+      sum += __shfl_xor_sync(0xffffffff, sum, 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
+      now_sum = __fmaf_rn(now_sum, factor, sum);
+    };
+    const auto add_values = [&](int count) {
+      const int turn = count % 2;
+      const uint64_t probabilities = Unknown(
+          Further(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
+      const uint64_t at =
+          Unknown(Further(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+      space.weights_here[turn].Wait(count / 2 % 2);
+      FenceForProducts();  // what the peer sent
+      const float factors[2] = {space.factors[turn][h], space.factors[turn][h + 8]};
+      if (__any_sync(0xffffffff, factors[0] != 1 || factors[1] != 1)) {
+#pragma unroll
+        for (int i = 0; i < 64; ++i) o[i] *= factors[i / 2 % 2];
+      }
+      WarpgroupFence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        WarpgroupMmaN128(o, Further(probabilities, 32 * k), Further(at, 16 * kTileRowBytes * k));
+      }
+      EndProducts();
+    };
+    const auto release = [&](int count) {
+      if (lane == 0) space.empty[count % kTiles].Arrive();
+    };
+
+    int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
+    const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
+    int chunk = first_chunk;
+#pragma unroll 1
+    do {
+      const int begin = block;
+      const int end = list.ChunkBegin(chunk + 1);
+#pragma unroll
+      for (float& x : o) x = 0;
+      multiply_keys(count);
+      AwaitProducts<0>(s[0]);
+      AwaitProducts<0>(s[1]);
+      send_logits(count);
+      // The next block's keys are multiplied while this one's logits are weighed, and this one's values added
+      // while the next one's are.
+#pragma unroll 1
+      for (; block + 1 < end; ++block, ++count) {
+        multiply_keys(count + 1);
+        weigh_keys(count);
+        AwaitProducts<0>(s[0]);
+        AwaitProducts<0>(s[1]);
+        AwaitProducts<0>(o);
+        if (block > begin) release(count - 1);
+        send_logits(count + 1);
+        add_values(count);
+        add_weights();
+      }
+      weigh_keys(count);
+      AwaitProducts<0>(o);
+      if (block > begin) release(count - 1);
+      add_values(count);
+      add_weights();
+      ++block;
+      ++count;
+
+      // The chunk joins those before it, which wait in memory.
+      const bool first = kDivided || chunk == 0;
+      const bool last = kDivided || end == list.blocks();
+      const float most = first ? now_max : fmaxf(all_max, now_max);
+      ChunkEnd own_end = {.before = first ? 0 : Exp2(all_max - most), .now = Exp2(now_max - most)};
+      all_sum = __fmaf_rn(all_sum, own_end.before, __fmul_rn(now_sum, own_end.now));
+      all_max = most;
+      now_max = kLowest;
+      now_sum = 0;
+      if (warpgroup == 1 && t == 0) space.sums[own_row] = all_sum;
+      GroupBarrier(3 + warp, 64);
+      if (warpgroup == 0 && t == 0) {
+        own_end.share = 1 / (all_sum + space.sums[own_row] + Exp2(sink - all_max));
+        space.ends[own_row] = own_end;
+        space.ends_here.Store(peer, &space.ends[own_row],
+                              {__float_as_uint(own_end.before), __float_as_uint(own_end.now),
+                               __float_as_uint(own_end.share), 0});
+      }
+      if (threadIdx.x == 0) {
+        space.ends_here.Expect(sizeof(space.ends) / 2);
+      } else {
+        space.ends_here.Arrive();
+      }
+      AwaitProducts<0>(o);
+      release(count - 1);
+      space.ends_here.Wait(end_parity);
+      end_parity ^= 1;
+      if (!first || !last) {
+        const ChunkEnd ends[2] = {space.ends[h], space.ends[h + 8]};
+        float* all = work.merged + int64_t{blockIdx.x} * (kChunkFloats / 2) + threadIdx.x;
+#pragma unroll
+        for (int i = 0; i < 64; ++i) {
+          const ChunkEnd& its = ends[i / 2 % 2];
+          float& x = o[i];
+          if (!first) x = __fmaf_rn(all[kMultiplying * i], its.before, __fmul_rn(x, its.now));
+          if (!last) all[kMultiplying * i] = x;
+        }
+      }
+    } while (++chunk < end_chunk);
+
+    if (kDivided && list.chunks() > 1) {
+      float* to = work.chunk_outputs + int64_t{item} * kChunkFloats + rank * (kChunkFloats / 2) + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < 64; ++i) to[kMultiplying * i] = o[i];
+      if (t == 0) {
+        work.chunk_sums[(int64_t{2} * item + warpgroup) * kPairHeads + own_row] = all_sum;
+        work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = all_max;
+      }
+      continue;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = first_head + h + 8 * half;
+      if (head >= args.heads) continue;
+      const float share = space.ends[h + 8 * half].share;
+      const int first_dim = 256 * rank + 128 * warpgroup;
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        const float2 v = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
+        if (n < 8) {  // the last slice alone is rotary
+          StoreOutput<true, false>(args, row, head, first_dim + 8 * n + 2 * t, v, share);
+        } else {
+          StoreOutput<true>(args, row, head, first_dim + 8 * n + 2 * t, v, share, space.turns[0],
+                            space.turns[1]);
+        }
+      }
+    }
+  }
+  // The peer is done with what it sends here, and no longer looks at its own barriers here.
+  ClusterArriveRelaxed();
+  ClusterWait();
+}
+
+// Merges the chunks of lists that have several. A block has a sixteenth of a list's output, in the places
+// where PairAttention's threads have it.
+__global__ void __launch_bounds__(256) MergeChunks(Attending args, PairWork work) {
+  AwaitInputs();
+  const int item = blockIdx.y;  // of the first chunk
+  const int row = item / work.head_groups;
+  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+  const int chunks = list.chunks();
+  if (chunks == 1) return;
+  const int t = threadIdx.x % 4;
+  const int h = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  float o[8] = {};
+  float max[2] = {kLowest, kLowest};
+  float sums[2][2] = {};  // of each half of the keys and of each row
+#pragma unroll 4
+  for (int c = 0; c < chunks; ++c) {
+    const int64_t at = int64_t{c} * work.lists + item;
+    const float* from = work.chunk_outputs + at * kChunkFloats + blockIdx.x * 8 * 256 + threadIdx.x;
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = from[256 * i];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float now_max = work.chunk_maxima[at * kPairHeads + h + 8 * half];
+      const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
+      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
+      const float now_factor = Exp2(now_max - most);
+      max[half] = most;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const float sum = work.chunk_sums[(2 * at + part) * kPairHeads + h + 8 * half];
+        sums[part][half] = __fmaf_rn(sums[part][half], factor, __fmul_rn(sum, now_factor));
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (i / 2 % 2 == half) o[i] = __fmaf_rn(o[i], factor, __fmul_rn(x[i], now_factor));
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int head = item % work.head_groups * kPairHeads + h + 8 * half;
+    if (head >= args.heads) continue;
+    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int first_dim = 256 * (blockIdx.x / 8) + 128 * (threadIdx.x / 128) + 16 * (blockIdx.x % 8);
+      StoreOutput<true>(args, row, head, first_dim + 8 * n + 2 * t,
+                        {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
+    }
+  }
+}
+
+// No list has more chunks; zero where that isn't known.
+int MaxChunks(const Attending& args) {
+  const bool picked = args.compressed == CompressedKeys::kPicked;
+  if (args.compressed == CompressedKeys::kNone) return 1;
+  const int64_t compressed = picked ? args.topk : args.entries_max;
+  return static_cast<int>(std::min<int64_t>(CeilDiv(compressed, ChunkEntries(args.compressed)), kMaxChunks));
+}
+
+}  // namespace
+
+void LaunchPairAttention(const KernelContext& ctx, const Attending& attending) {
+  const int clusters = DeviceOf(ctx).num_sms() / 2;
+  const int head_groups = static_cast<int>(CeilDiv(attending.heads, kPairHeads));
+  PairWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
+  const int chunks = MaxChunks(attending);
+  const bool divided = chunks > 1 && work.lists <= clusters;  // chunks of more would need much memory
+  work.items = work.lists * (divided ? chunks : 1);
+  const int blocks = 2 * std::min(work.items, clusters);
+  ArenaScope scope(*ctx.scratch);
+  if (divided) {
+    work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
+    work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kPairHeads);
+    work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kPairHeads);
+  } else if (chunks != 1) {
+    work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * (kChunkFloats / 2));
+  }
+  LaunchClusters(ctx, divided ? PairAttention<true> : PairAttention<false>, 2, dim3(blocks), kPairThreads,
+                 sizeof(PairSpace), attending, work);
+  if (divided) Launch(ctx, MergeChunks, dim3(16, work.lists), 256, 0, attending, work);
+}
+
+}  // namespace foresight::cuda
