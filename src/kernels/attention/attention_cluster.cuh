@@ -246,8 +246,9 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
             MmaBf16(s, q[k][0], of_key[k][0][0], of_key[k][0][1]);
           }
         };
-        // The next slice is decoded while one is multiplied.
+        // The next slice is decoded while one is multiplied. Two slices are a part.
         Fragments now, then;
+        LogitParts parts;
         const auto step = [&] {
 #pragma unroll
           for (int i = 0; i < 8 * kParts; ++i) (&now[0][0][0])[i] = (&then[0][0][0])[i];
@@ -257,6 +258,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         for (int slice = 1; slice < Keys::kCodedSlices; ++slice) {
           Keys::LoadFragments(space.keys, warp, slice, then);
           multiply(slice - 1, now);
+          if (slice % 2 == 0) parts.Take(s, slice / 2 - 1);
           step();
         }
         if constexpr (Keys::kCodedSlices < 8) {
@@ -265,6 +267,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
           step();
         }
         multiply(7, now);
+        parts.Take(s, 3);
+        parts.Finish(s);
       }
 
       if (block == 0) ClusterWait();

@@ -37,6 +37,28 @@ __device__ inline float SinkLogit(const Attending& args, int head) {
   return __fmul_rn(VectorValue(args.sink, head), 1.44269504f);
 }
 
+// Sums a thread's four logits from their parts of 128 dims, which come in turn: (0 + 1) + (2 + 3).
+class LogitParts {
+ public:
+  // Takes a part, and leaves zeros for the next.
+  __device__ void Take(float (&s)[4], int part) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (part == 2) first_half_[i] = half_[i];
+      half_[i] = part % 2 == 0 ? s[i] : __fadd_rn(half_[i], s[i]);
+      s[i] = 0;
+    }
+  }
+  __device__ void Finish(float (&s)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(first_half_[i], half_[i]);
+  }
+
+ private:
+  float first_half_[4] = {};
+  float half_[4] = {};
+};
+
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 
 // Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
