@@ -47,23 +47,10 @@ bool AttendInClusters(const KernelContext& ctx, const Attending& attending) {
 
 // Packed entries of 512 values on sm_90a.
 void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
-  const int rows = attending.rows;
-  const int heads = attending.heads;
   constexpr int64_t kLong = 2048;  // clusters take a long list's chunks one after another
-  if (attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong) {
-    return LaunchWideAttention(ctx, attending);
-  }
-  if (AttendInClusters<PackedKeys>(ctx, attending)) return;
-  for (int heads_each : {32, 64}) {
-    if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
-      return LaunchPanelAttention(ctx, attending, 8, heads_each);
-    }
-  }
-  const bool one_chunk =
-      attending.compressed == CompressedKeys::kNone || (attending.compressed == CompressedKeys::kPicked &&
-                                                        attending.topk <= ChunkEntries(attending.compressed));
-  if (one_chunk && FitInClusters(ctx, rows, heads, 64, 4)) return LaunchPanelAttention(ctx, attending, 4, 64);
-  LaunchWideAttention(ctx, attending);
+  const bool is_long = attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong;
+  if (!is_long && AttendInClusters<PackedKeys>(ctx, attending)) return;
+  LaunchPairAttention(ctx, attending);
 }
 
 }  // namespace

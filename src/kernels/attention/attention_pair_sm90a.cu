@@ -85,28 +85,78 @@ struct PairSpace {
   TransferBarrier ends_here;
 };
 
+static_assert(sizeof(PairSpace) <= 232448);  // what a block may have
+
 // The third and fourth warpgroup's part: this block's half of the blocks of keys of an item into the tiles in
 // turn.
 class PairGatherer {
  public:
   __device__ PairGatherer(int rank, PairSpace& space) : space_(space), rank_(rank) {}
 
-  __device__ void Gather(const Attending& args, int row, const KeyList<64>& list, int begin, int end) {
+  // Chunk `chunk` of the row's list, or all of it if it is negative.
+  __device__ void Gather(const Attending& args, int row, int chunk) {
+    // Picks are sent for before it is known where they belong.
+    int picks[kFinds] = {};
+    const bool picked = args.compressed == CompressedKeys::kPicked && chunk <= 0;
+    if (picked) {
+#pragma unroll
+      for (int n = 0; n < kFinds; ++n) {
+        picks[n] = args.picks[int64_t{row} * args.topk + min(n * kGathering + thread_, args.topk - 1)];
+      }
+    }
+    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+    const int begin = list.ChunkBegin(max(chunk, 0));
+    const int end = chunk < 0 ? list.blocks() : list.ChunkBegin(chunk + 1);
+    if (begin == end) return;
+    const int listed = min(end, begin + PairSpace::kListed);
+    const int first_compressed = max(begin, list.raw_blocks);
+    Keys keys[2] = {};
     GroupBarrier<2>(kGathering);  // nobody reads the last item's list any more
-    Find(list, begin, min(end - begin, PairSpace::kListed));
-    GroupBarrier<2>(kGathering);
-    Keys keys[2];
-    Fetch(begin, end, keys[0]);
-    Fetch(begin + 1, end, keys[1]);
+    // Raw keys first, which are sent for while the others are found.
+#pragma unroll 1
+    for (int pass = 0; pass < 2; ++pass) {
+      if (pass == 0) {
+        for (int key = 64 * begin + thread_; key < 64 * min(first_compressed, listed); key += kGathering) {
+          List(key, list.Entry(key, -1));
+        }
+      } else {
+#pragma unroll 1
+        for (int first = 64 * first_compressed; first < 64 * listed; first += kFinds * kGathering) {
+          int find[kFinds], compressed[kFinds];
+          const std::byte* entries[kFinds];
+#pragma unroll
+          for (int n = 0; n < kFinds; ++n) {
+            find[n] = first + n * kGathering + thread_;
+            if (picked && first == 64 * first_compressed) {
+              compressed[n] = n * kGathering + thread_ < list.num_compressed ? picks[n] : -1;
+            } else {
+              compressed[n] = list.CompressedEntry(find[n]);
+            }
+          }
+          list.Find(find, compressed, entries);
+#pragma unroll
+          for (int n = 0; n < kFinds; ++n) {
+            if (find[n] < 64 * listed) List(find[n], entries[n]);  // whole warps
+          }
+        }
+      }
+      GroupBarrier<2>(kGathering);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if ((begin + i < first_compressed) == (pass == 0)) Fetch(begin + i, end, keys[i]);
+      }
+    }
 #pragma unroll 1
     for (int block = begin; block < end; block += 2) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         if (block + i == end) break;
         Store(block + i, end, keys[i]);
-        if (block + i + PairSpace::kListed < end) {
+        const int next = block + i + PairSpace::kListed;
+        if (next < end) {
           GroupBarrier<2>(kGathering);
-          Find(KeyList<64>(args, WarpSequenceOf(args, row), row), block + i + PairSpace::kListed, 1);
+          const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+          if (thread_ < 64) List(64 * next + thread_, list.Entry(64 * next + thread_));
           GroupBarrier<2>(kGathering);
         }
       }
@@ -121,29 +171,14 @@ class PairGatherer {
     uint32_t scales[2];
   };
 
-  __device__ void Find(const KeyList<64>& list, int first_block, int num_blocks) {
-    constexpr int kAtOnce = 3;
-    for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kGathering) {
-      int compressed[kAtOnce];
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        compressed[n] = list.CompressedEntry(first_block * 64 + begin + n * kGathering + thread_);
-      }
-      const std::byte* entries[kAtOnce];
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        entries[n] = list.Entry(first_block * 64 + begin + n * kGathering + thread_, compressed[n]);
-      }
-#pragma unroll
-      for (int n = 0; n < kAtOnce; ++n) {
-        const int i = begin + n * kGathering + thread_;
-        if (i >= num_blocks * 64) continue;  // whole warps
-        const int slot = (first_block + i / 64) % PairSpace::kListed;
-        space_.entries[slot][i % 64] = entries[n];
-        const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
-        if (thread_ % 32 == 0) space_.listed[slot][i / 32 % 2] = mask;
-      }
-    }
+  static constexpr int kFinds = 2;  // at once
+
+  // By whole warps.
+  __device__ void List(int key, const std::byte* entry) {
+    const int slot = key / 64 % PairSpace::kListed;
+    space_.entries[slot][key % 64] = entry;
+    const uint32_t mask = __ballot_sync(0xffffffff, entry != nullptr);
+    if (key % 32 == 0) space_.listed[slot][key / 32 % 2] = mask;
   }
 
   // Eight threads take a key, 32 keys at a time.
@@ -295,26 +330,23 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   __syncwarp();
   ClusterArrive();
   Prepare(args, (kDivided ? first_item % work.lists : first_item) / work.head_groups);
-  AwaitInputs();
   ClusterWait();  // the barriers are there
+  AwaitInputs();
 
   if (warpgroup >= 2) {
-    GiveUpRegisters<88>();
+    GiveUpRegisters<104>();
     PairGatherer gatherer(rank, space);
 #pragma unroll 1
     for (int item = first_item; item < work.items; item += clusters) {
       const int row = (kDivided ? item % work.lists : item) / work.head_groups;
-      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-      const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
-      const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
-      if (!kDivided || begin < end) gatherer.Gather(args, row, list, begin, end);
+      gatherer.Gather(args, row, kDivided ? item / work.lists : -1);
     }
     ClusterArriveRelaxed();
     ClusterWait();
     return;
   }
 
-  TakeRegisters<168>();
+  TakeRegisters<152>();
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 % 4;
   const int t = lane % 4;
@@ -376,12 +408,12 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   for (int item = first_item; item < work.items; item += clusters) {
     const int row = (kDivided ? item % work.lists : item) / work.head_groups;
     const int first_head = item % work.head_groups * kPairHeads;
-    const ListBlocks list = KeyList<64>(args, WarpSequenceOf(args, row), row);
     const int first_chunk = kDivided ? item / work.lists : 0;
-    if (kDivided && first_chunk >= list.chunks()) continue;
+    if (kDivided && first_chunk >= KeyList<64>(args, WarpSequenceOf(args, row), row).chunks()) continue;
     GroupBarrier<1>(kMultiplying);  // nobody needs the last item's queries any more
     LoadHalfQueries(args, row, first_head, rank, item_parity, space);
     item_parity ^= 1;
+    const ListBlocks list = KeyList<64>(args, WarpSequenceOf(args, row), row);
     FenceForProducts();
     GroupBarrier<1>(kMultiplying);
 
