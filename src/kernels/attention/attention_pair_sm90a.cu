@@ -62,15 +62,12 @@ struct alignas(16) ChunkEnd {
 struct PairSpace {
   static constexpr int kTiles = 4;          // blocks of keys that are here
   static constexpr int kProbabilities = 4;  // blocks of which they are here
-  static constexpr int kListed = 20;  // blocks of keys whose places are known ahead
 
   std::byte q[kOwnSlices][kPairHeads * kTileRowBytes];
   std::byte keys[kTiles][kOwnSlices][64 * kTileRowBytes];
   std::byte p[kProbabilities][kPairHeads * kTileRowBytes];
   uint4 logits[2][2][kMultiplying];  // the peer's sums, eight of each thread
-  const std::byte* entries[kListed][64];
-  uint32_t listed[kListed][2];   // which keys are there
-  uint32_t present[kTiles][2];   // the same of the tiles
+  alignas(8) uint8_t present[kTiles][8];    // which keys of the tiles are there, a bit for each
   float factors[2][kPairHeads];  // of what was before a block
   float maxima[2][kPairHeads];   // of each half of the keys
   float sums[kPairHeads];        // of the second half's weights
@@ -87,163 +84,200 @@ struct PairSpace {
 
 static_assert(sizeof(PairSpace) <= 232448);  // what a block may have
 
-// The third and fourth warpgroup's part: this block's half of the blocks of keys of an item into the tiles in
-// turn.
+// The third and fourth warpgroup's part: this block's half of the keys of all items into the tiles in turn. A
+// warp has eight keys of each block of keys, which it finds, gathers and decodes by itself, each a step
+// ahead of the next one: what it asks memory for arrives while it does something else.
+template <int kRank, bool kDivided>
 class PairGatherer {
  public:
-  __device__ PairGatherer(int rank, PairSpace& space) : space_(space), rank_(rank) {}
+  __device__ PairGatherer(const Attending& args, const PairWork& work, PairSpace& space)
+      : args_(args), work_(work), space_(space) {}
 
-  // Chunk `chunk` of the row's list, or all of it if it is negative.
-  __device__ void Gather(const Attending& args, int row, int chunk) {
-    // Picks are sent for before it is known where they belong.
-    int picks[kFinds] = {};
-    const bool picked = args.compressed == CompressedKeys::kPicked && chunk <= 0;
-    if (picked) {
-#pragma unroll
-      for (int n = 0; n < kFinds; ++n) {
-        picks[n] = args.picks[int64_t{row} * args.topk + min(n * kGathering + thread_, args.topk - 1)];
-      }
-    }
-    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-    const int begin = list.ChunkBegin(max(chunk, 0));
-    const int end = chunk < 0 ? list.blocks() : list.ChunkBegin(chunk + 1);
-    if (begin == end) return;
-    const int listed = min(end, begin + PairSpace::kListed);
-    const int first_compressed = max(begin, list.raw_blocks);
-    Keys keys[2] = {};
-    GroupBarrier<2>(kGathering);  // nobody reads the last item's list any more
-    // Raw keys first, which are sent for while the others are found.
+  __device__ void Run() {
+    BeginGroup();
+    NextBlock();
+    LoadKeys();
 #pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-      if (pass == 0) {
-        for (int key = 64 * begin + thread_; key < 64 * min(first_compressed, listed); key += kGathering) {
-          List(key, list.Entry(key, -1));
-        }
+    for (int count = 0; present_ >= 0; ++count) {
+      const int tile = count % PairSpace::kTiles;
+      const int present = present_;
+      NextBlock();
+      space_.empty[tile].Wait(count / PairSpace::kTiles % 2 ^ 1);
+      // One branch for all, so that their instructions may mix.
+      if (AreSmallScales(scales_[0] | scales_[1])) {
+        StoreKeys<true>(tile);
       } else {
-#pragma unroll 1
-        for (int first = 64 * first_compressed; first < 64 * listed; first += kFinds * kGathering) {
-          int find[kFinds], compressed[kFinds];
-          const std::byte* entries[kFinds];
-#pragma unroll
-          for (int n = 0; n < kFinds; ++n) {
-            find[n] = first + n * kGathering + thread_;
-            if (picked && first == 64 * first_compressed) {
-              compressed[n] = n * kGathering + thread_ < list.num_compressed ? picks[n] : -1;
-            } else {
-              compressed[n] = list.CompressedEntry(find[n]);
-            }
-          }
-          list.Find(find, compressed, entries);
-#pragma unroll
-          for (int n = 0; n < kFinds; ++n) {
-            if (find[n] < 64 * listed) List(find[n], entries[n]);  // whole warps
-          }
-        }
+        StoreKeys<false>(tile);
       }
-      GroupBarrier<2>(kGathering);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if ((begin + i < first_compressed) == (pass == 0)) Fetch(begin + i, end, keys[i]);
-      }
-    }
-#pragma unroll 1
-    for (int block = begin; block < end; block += 2) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        if (block + i == end) break;
-        Store(block + i, end, keys[i]);
-        const int next = block + i + PairSpace::kListed;
-        if (next < end) {
-          GroupBarrier<2>(kGathering);
-          const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-          if (thread_ < 64) List(64 * next + thread_, list.Entry(64 * next + thread_));
-          GroupBarrier<2>(kGathering);
-        }
-      }
+      LoadKeys();
+      if (lane_ == 0) space_.present[tile][warp_] = static_cast<uint8_t>(present);
+      FenceForProducts();
+      space_.full[tile].Arrive();
     }
   }
 
  private:
-  // Of two keys, a thread's part of each slice. The last slice of the second block is rotary: twice as large.
-  struct Keys {
-    uint2 codes[2][kOwnSlices];
-    uint2 more[2];
-    uint32_t scales[2];
-  };
+  // Keys are found in groups of up to four blocks: a lane has key lane % 8 of the warp's in block lane / 8.
+  static constexpr int kGroupBlocks = 4;
+  static constexpr int kCodedSlices = kRank == 0 ? 4 : 3;  // the last one is rotary
 
-  static constexpr int kFinds = 2;  // at once
+  __device__ int Row() const { return (kDivided ? item_ % work_.lists : item_) / work_.head_groups; }
+  __device__ int Key() const { return 64 * (next_block_ + lane_ / 8) + 8 * warp_ + lane_ % 8; }
 
-  // By whole warps.
-  __device__ void List(int key, const std::byte* entry) {
-    const int slot = key / 64 % PairSpace::kListed;
-    space_.entries[slot][key % 64] = entry;
-    const uint32_t mask = __ballot_sync(0xffffffff, entry != nullptr);
-    if (key % 32 == 0) space_.listed[slot][key / 32 % 2] = mask;
-  }
-
-  // Eight threads take a key, 32 keys at a time.
-  __device__ const std::byte* EntryOf(int block, int end, int i) const {
-    return block < end ? space_.entries[block % PairSpace::kListed][thread_ / 8 + 32 * i] : nullptr;
-  }
-  __device__ static uint2 Load(const std::byte* entry, int offset) {
-    return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
-  }
-  __device__ void FetchSlice(const std::byte* entry, int slice, Keys& keys, int i) const {
-    const int part = thread_ % 8;
-    if (slice < 3 || rank_ == 0) {
-      keys.codes[i][slice] = Load(entry, 256 * rank_ + 64 * slice + 8 * part);
-    } else {
-      keys.codes[i][slice] = Load(entry, 448 + 16 * part);
-      keys.more[i] = Load(entry, 448 + 16 * part + 8);
+  // The first step of finding the next group: its picks are sent for.
+  __device__ void BeginGroup() {
+    next_block_ += next_blocks_;
+    const bool fresh = next_block_ == end_;  // it is another item's
+#pragma unroll 1
+    while (true) {
+      if (fresh) {
+        item_ += static_cast<int>(gridDim.x / 2);
+        next_blocks_ = 0;
+        if (item_ >= work_.items) return;
+        sequence_ = &WarpSequenceOf(args_, Row());
+      }
+      const KeyList<64> list(args_, *sequence_, Row());
+      if (fresh) {
+        const int chunk = item_ / work_.lists;
+        next_block_ = kDivided ? list.ChunkBegin(chunk) : 0;
+        end_ = kDivided ? list.ChunkBegin(chunk + 1) : list.blocks();
+        if (next_block_ == end_) continue;
+      }
+      // Raw keys are found sooner than others: they are groups of their own.
+      const int end = next_block_ < list.raw_blocks ? list.raw_blocks : end_;
+      next_blocks_ = min(kGroupBlocks, end - next_block_);
+      compressed_ = list.CompressedEntry(Key());
+      found_ = false;
+      return;
     }
   }
-  __device__ void FetchScales(const std::byte* entry, Keys& keys, int i) const {
-    keys.scales[i] = entry == nullptr ? 0 : *reinterpret_cast<const uint32_t*>(entry + 576 + 4 * rank_);
-  }
-  __device__ void Fetch(int block, int end, Keys& keys) const {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const std::byte* entry = EntryOf(block, end, i);
-      FetchScales(entry, keys, i);
-#pragma unroll
-      for (int slice = 0; slice < kOwnSlices; ++slice) FetchSlice(entry, slice, keys, i);
+  // The second: items of block tables are sent for.
+  __device__ void FindGroup() {
+    found_ = true;
+    base_ = nullptr;
+    offset_ = 0;
+    if (next_blocks_ == 0) return;
+    const KeyList<64> list(args_, *sequence_, Row());
+    if (next_block_ < list.raw_blocks) {
+      base_ = list.Entry(Key(), -1);
+    } else if (compressed_ >= 0) {
+      const PagedView& pages = sequence_->cache.compressed;
+      const uint32_t i = static_cast<uint32_t>(compressed_);
+      const uint32_t per_block = static_cast<uint32_t>(pages.per_block);
+      base_ = pages.blocks[i / per_block];
+      offset_ = static_cast<uint32_t>(pages.offset + i % per_block * pages.item_bytes);
     }
   }
-  // Each value's place is taken by that of the block after the next, which arrives meanwhile.
-  __device__ void Store(int block, int end, Keys& keys) {
-    const int tile = count_ % PairSpace::kTiles;
-    space_.empty[tile].Wait(count_ / PairSpace::kTiles % 2 ^ 1);
+
+  // To the next block of all.
+  __device__ void NextBlock() {
+    if (!found_) FindGroup();
+    if (at_ == blocks_) {
+      entry_ = base_ == nullptr ? nullptr : base_ + offset_;
+      blocks_ = next_blocks_;
+      at_ = 0;
+      if (blocks_ == 0) {
+        present_ = -1;
+        entries_[0] = entries_[1] = nullptr;
+        return;
+      }
+      BeginGroup();
+    }
+    present_ = static_cast<int>(__ballot_sync(0xffffffff, entry_ != nullptr) >> (8 * at_) & 0xff);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const std::byte* next = EntryOf(block + 2, end, i);
-      const uint32_t scales = keys.scales[i];
-      FetchScales(next, keys, i);
+      entries_[i] = reinterpret_cast<const std::byte*>(__shfl_sync(
+          0xffffffff, reinterpret_cast<unsigned long long>(entry_), 8 * at_ + 4 * i + lane_ / 8));
+    }
+    ++at_;
+  }
+
+  // Of the block, eight threads take a key, four keys at a time: a thread has eight values of each slice.
+  __device__ void LoadKeys() {
 #pragma unroll
-      for (int slice = 0; slice < kOwnSlices; ++slice) {
-        const uint2 codes = keys.codes[i][slice];
-        uint4 values = {codes.x, codes.y, keys.more[i].x, keys.more[i].y};
-        if (slice < 3 || rank_ == 0) values = DecodeE4M3(codes, scales >> (8 * slice) & 0xff);
-        FetchSlice(next, slice, keys, i);
-        *reinterpret_cast<uint4*>(ChunkOf(space_.keys[tile][slice], thread_ / 8 + 32 * i, thread_ % 8)) =
-            values;
+    for (int i = 0; i < 2; ++i) {
+      const std::byte* const entry = entries_[i];
+      const bool there = entry != nullptr;
+      LoadIf(there, entry + 576 + 4 * kRank, scales_[i]);
+#pragma unroll
+      for (int slice = 0; slice < kCodedSlices; ++slice) {
+        LoadIf(there, entry + 256 * kRank + 64 * slice + 8 * (lane_ % 8), codes_[i][slice]);
+      }
+      if constexpr (kRank == 1) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          LoadIf(there, entry + 448 + 16 * (lane_ % 8) + 8 * half, rotary_[i][half]);
+        }
       }
     }
-    if (thread_ < 2) space_.present[tile][thread_] = space_.listed[block % PairSpace::kListed][thread_];
-    FenceForProducts();
-    space_.full[tile].Arrive();
-    ++count_;
+  }
+  // Zero if it isn't there. The address came through a shuffle: the compiler can't know that it is global.
+  __device__ static void LoadIf(bool there, const std::byte* from, uint32_t& value) {
+    asm volatile(
+        "{ .reg .pred there; setp.ne.b32 there, %1, 0; mov.b32 %0, 0; @there ld.global.b32 %0, [%2]; }"
+        : "=r"(value)
+        : "r"(static_cast<int>(there)), "l"(from));
+  }
+  __device__ static void LoadIf(bool there, const std::byte* from, uint2& value) {
+    asm volatile(
+        "{ .reg .pred there; setp.ne.b32 there, %2, 0; mov.b32 %0, 0; mov.b32 %1, 0; "
+        "@there ld.global.v2.b32 {%0, %1}, [%3]; }"
+        : "=r"(value.x), "=r"(value.y)
+        : "r"(static_cast<int>(there)), "l"(from));
+  }
+  template <bool kSmallScales>
+  __device__ void StoreKeys(int tile) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      std::byte* const to = ChunkOf(space_.keys[tile][0], 8 * warp_ + 4 * i + lane_ / 8, lane_ % 8);
+#pragma unroll
+      for (int slice = 0; slice < kCodedSlices; ++slice) {
+        const uint32_t scale = __byte_perm(scales_[i], 0, 0x4440 + slice);
+        *reinterpret_cast<uint4*>(to + slice * sizeof(space_.keys[0][0])) =
+            kSmallScales ? DecodeSmallE4M3(codes_[i][slice], scale) : DecodeE4M3(codes_[i][slice], scale);
+      }
+      if constexpr (kRank == 1) {
+        *reinterpret_cast<uint4*>(to + 3 * sizeof(space_.keys[0][0])) = {rotary_[i][0].x, rotary_[i][0].y,
+                                                                         rotary_[i][1].x, rotary_[i][1].y};
+      }
+    }
   }
 
+  const Attending& args_;
+  const PairWork& work_;
   PairSpace& space_;
-  const int rank_;
-  const int thread_ = threadIdx.x % kGathering;
-  int count_ = 0;  // of blocks, over all items
+  const int lane_ = threadIdx.x % 32;
+  const int warp_ = threadIdx.x / 32 % 8;
+
+  // The block that is being gathered: which of the warp's keys are there, -1 behind the last block.
+  int present_ = -1;
+  const std::byte* entries_[2];
+  uint2 codes_[2][kCodedSlices];
+  uint2 rotary_[2][2];
+  uint32_t scales_[2];
+
+  // Its group.
+  const std::byte* entry_ = nullptr;
+  int blocks_ = 0;
+  int at_ = 0;  // of its blocks, the next one
+
+  // The group after it, in the list of `item_`, which ends at block end_.
+  int item_ = static_cast<int>(blockIdx.x / 2) - static_cast<int>(gridDim.x / 2);
+  const SequenceRows* sequence_ = nullptr;
+  int end_ = 0;
+  int next_block_ = 0;
+  int next_blocks_ = 0;
+  int compressed_ = -1;
+  bool found_ = false;
+  const std::byte* base_ = nullptr;
+  uint32_t offset_ = 0;
 };
 
 // This block's half of the queries of a row and 64 heads, by the warps that multiply; the squares of both
-// halves make a head's norm. LoadQueries has the same arithmetic.
+// halves make a head's norm. LoadQueries has the same arithmetic. `meanwhile` runs while they arrive.
+template <typename Meanwhile>
 __device__ inline void LoadHalfQueries(const Attending& args, int row, int first_head, int rank,
-                                       uint32_t parity, PairSpace& space) {
+                                       uint32_t parity, PairSpace& space, const Meanwhile& meanwhile) {
   constexpr int kWarps = kMultiplying / 32;
   constexpr int kEach = kPairHeads / kWarps;
   const int warp = threadIdx.x / 32;
@@ -265,6 +299,10 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
     *reinterpret_cast<float4*>(cos) = *reinterpret_cast<const float4*>(args.cos + at);
     *reinterpret_cast<float4*>(sin) = *reinterpret_cast<const float4*>(args.sin + at);
   }
+  float turn = 0;
+  if (threadIdx.x < 64) turn = (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
+  meanwhile();
+  if (threadIdx.x < 64) space.turns[threadIdx.x / 32][lane] = turn;
   float squares[kEach] = {};
 #pragma unroll
   for (int k = 0; k < 8; ++k) {
@@ -299,10 +337,15 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
     *reinterpret_cast<uint4*>(ChunkOf(space.q[lane / 8], warp + kWarps * i, lane % 8)) = {
         PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]), PackBf16(v[6], v[7])};
   }
-  if (threadIdx.x < 64) {
-    space.turns[threadIdx.x / 32][lane] =
-        (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
-  }
+}
+
+// An operand in registers that a warp's lanes share.
+__device__ inline uint64_t Uniform(uint64_t operand) {
+  const uint32_t low = __shfl_sync(0xffffffff, static_cast<uint32_t>(operand), 0);
+  return (operand >> 32 << 32) | low;
+}
+__device__ inline uint64_t Step(uint64_t operand, int bytes) {
+  return (operand >> 32 << 32) | (static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4));
 }
 
 template <bool kDivided>
@@ -334,19 +377,18 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   AwaitInputs();
 
   if (warpgroup >= 2) {
-    GiveUpRegisters<104>();
-    PairGatherer gatherer(rank, space);
-#pragma unroll 1
-    for (int item = first_item; item < work.items; item += clusters) {
-      const int row = (kDivided ? item % work.lists : item) / work.head_groups;
-      gatherer.Gather(args, row, kDivided ? item / work.lists : -1);
+    GiveUpRegisters<72>();
+    if (rank == 0) {
+      PairGatherer<0, kDivided>(args, work, space).Run();
+    } else {
+      PairGatherer<1, kDivided>(args, work, space).Run();
     }
     ClusterArriveRelaxed();
     ClusterWait();
     return;
   }
 
-  TakeRegisters<152>();
+  TakeRegisters<184>();
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 % 4;
   const int t = lane % 4;
@@ -360,8 +402,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   float s[2][16];  // logits' parts of 128 dims
   float own[8];    // this block's sums of the own row
   const auto multiply_keys = [&](int count) {
-    const uint64_t queries = Unknown(q_at);
-    const uint64_t at = Unknown(Further(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+    const uint64_t queries = Uniform(q_at);
+    const uint64_t at = Uniform(Step(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
     space.full[count % kTiles].Wait(count / kTiles % 2);
     WarpgroupFence();
 #pragma unroll
@@ -370,9 +412,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       for (int part = 0; part < 2; ++part) {
         const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
         if (k == 0) {
-          WarpgroupMmaN32<false>(s[part], Further(queries, offset), Further(at, offset));
+          WarpgroupMmaN32<false>(s[part], Step(queries, offset), Step(at, offset));
         } else {
-          WarpgroupMmaN32<true>(s[part], Further(queries, offset), Further(at, offset));
+          WarpgroupMmaN32<true>(s[part], Step(queries, offset), Step(at, offset));
         }
       }
     }
@@ -411,14 +453,16 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     const int first_chunk = kDivided ? item / work.lists : 0;
     if (kDivided && first_chunk >= KeyList<64>(args, WarpSequenceOf(args, row), row).chunks()) continue;
     GroupBarrier<1>(kMultiplying);  // nobody needs the last item's queries any more
-    LoadHalfQueries(args, row, first_head, rank, item_parity, space);
+    ListBlocks list;
+    float sink = 0;
+    LoadHalfQueries(args, row, first_head, rank, item_parity, space, [&] {
+      list = KeyList<64>(args, WarpSequenceOf(args, row), row);
+      if (first_head + own_row < args.heads) sink = SinkLogit(args, first_head + own_row);
+    });
     item_parity ^= 1;
-    const ListBlocks list = KeyList<64>(args, WarpSequenceOf(args, row), row);
     FenceForProducts();
     GroupBarrier<1>(kMultiplying);
 
-    const int own_head = first_head + own_row;
-    const float sink = own_head < args.heads ? SinkLogit(args, own_head) : 0;
     float now_max = first_chunk > 0 ? kLowest : fmaxf(sink, kLowest);
     float now_sum = 0, all_max = 0, all_sum = 0;
     float factor = 1;  // of what was before the last block
@@ -426,7 +470,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     // From logits to probabilities here and in the peer.
     const auto weigh_keys = [&](int count) {
       const int turn = count % 2;
-      const uint32_t present = space.present[count % kTiles][warpgroup];
+      const uint32_t present = reinterpret_cast<const uint32_t*>(space.present[count % kTiles])[warpgroup];
       space.logits_here[turn].Wait(count / 2 % 2);
       float x[8];
 #pragma unroll
@@ -504,10 +548,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     };
     const auto add_values = [&](int count) {
       const int turn = count % 2;
-      const uint64_t probabilities = Unknown(
-          Further(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
-      const uint64_t at =
-          Unknown(Further(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+      const uint64_t probabilities = Uniform(
+          Step(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
+      const uint64_t at = Uniform(Step(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
       space.weights_here[turn].Wait(count / 2 % 2);
       FenceForProducts();  // what the peer sent
       const float factors[2] = {space.factors[turn][h], space.factors[turn][h + 8]};
@@ -518,7 +561,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       WarpgroupFence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        WarpgroupMmaN128(o, Further(probabilities, 32 * k), Further(at, 16 * kTileRowBytes * k));
+        WarpgroupMmaN128(o, Step(probabilities, 32 * k), Step(at, 16 * kTileRowBytes * k));
       }
       EndProducts();
     };
