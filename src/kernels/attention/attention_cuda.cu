@@ -3,7 +3,7 @@
 #include "base/check.h"
 #include "kernels/attention/attention_block.cuh"
 #include "kernels/attention/attention_cluster.cuh"
-#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/attention_pair.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace foresight::cuda {

@@ -6,7 +6,7 @@
 // heads; each goes on from logits to probabilities for the other half, and sends these. Two warpgroups
 // multiply, each half of the keys and then half of the block's dims; two gather and decode the blocks of
 // keys to come.
-#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/attention_pair.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
@@ -339,13 +339,25 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
   }
 }
 
-// An operand in registers that a warp's lanes share.
-__device__ inline uint64_t Uniform(uint64_t operand) {
-  const uint32_t low = __shfl_sync(0xffffffff, static_cast<uint32_t>(operand), 0);
-  return (operand >> 32 << 32) | low;
-}
-__device__ inline uint64_t Step(uint64_t operand, int bytes) {
-  return (operand >> 32 << 32) | (static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4));
+// A thread's part of the output: of two heads, dims `d` and d + 1 and every eighth pair behind them.
+template <bool kRotary>
+__device__ inline void StoreOutputs(const Attending& args, int row, int head, int d, const float (&o)[64],
+                                    int h, const PairSpace& space) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (head + 8 * half >= args.heads) continue;
+    const float share = space.ends[h + 8 * half].share;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+      const float2 v = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
+      if (kRotary && n >= 8) {
+        StoreOutput<true, Dims::kRotary>(args, row, head + 8 * half, d + 8 * n, v, share, space.turns[0],
+                                         space.turns[1]);
+      } else {
+        StoreOutput<true, Dims::kOthers>(args, row, head + 8 * half, d + 8 * n, v, share, nullptr, nullptr);
+      }
+    }
+  }
 }
 
 template <bool kDivided>
@@ -402,8 +414,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   float s[2][16];  // logits' parts of 128 dims
   float own[8];    // this block's sums of the own row
   const auto multiply_keys = [&](int count) {
-    const uint64_t queries = Uniform(q_at);
-    const uint64_t at = Uniform(Step(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+    const uint64_t queries = Shared(q_at);
+    const uint64_t at = Shared(Further(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
     space.full[count % kTiles].Wait(count / kTiles % 2);
     WarpgroupFence();
 #pragma unroll
@@ -412,9 +424,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       for (int part = 0; part < 2; ++part) {
         const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
         if (k == 0) {
-          WarpgroupMmaN32<false>(s[part], Step(queries, offset), Step(at, offset));
+          WarpgroupMmaN32<false>(s[part], Further(queries, offset), Further(at, offset));
         } else {
-          WarpgroupMmaN32<true>(s[part], Step(queries, offset), Step(at, offset));
+          WarpgroupMmaN32<true>(s[part], Further(queries, offset), Further(at, offset));
         }
       }
     }
@@ -548,9 +560,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     };
     const auto add_values = [&](int count) {
       const int turn = count % 2;
-      const uint64_t probabilities = Uniform(
-          Step(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
-      const uint64_t at = Uniform(Step(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
+      const uint64_t probabilities = Shared(
+          Further(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
+      const uint64_t at = Shared(Further(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
       space.weights_here[turn].Wait(count / 2 % 2);
       FenceForProducts();  // what the peer sent
       const float factors[2] = {space.factors[turn][h], space.factors[turn][h + 8]};
@@ -561,7 +573,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       WarpgroupFence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        WarpgroupMmaN128(o, Step(probabilities, 32 * k), Step(at, 16 * kTileRowBytes * k));
+        WarpgroupMmaN128(o, Further(probabilities, 32 * k), Further(at, 16 * kTileRowBytes * k));
       }
       EndProducts();
     };
@@ -634,12 +646,16 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       if (!first || !last) {
         const ChunkEnd ends[2] = {space.ends[h], space.ends[h + 8]};
         float* all = work.merged + int64_t{blockIdx.x} * (kChunkFloats / 2) + threadIdx.x;
+        if (!first) {
 #pragma unroll
-        for (int i = 0; i < 64; ++i) {
-          const ChunkEnd& its = ends[i / 2 % 2];
-          float& x = o[i];
-          if (!first) x = __fmaf_rn(all[kMultiplying * i], its.before, __fmul_rn(x, its.now));
-          if (!last) all[kMultiplying * i] = x;
+          for (int i = 0; i < 64; ++i) {
+            const ChunkEnd& its = ends[i / 2 % 2];
+            o[i] = __fmaf_rn(all[kMultiplying * i], its.before, __fmul_rn(o[i], its.now));
+          }
+        }
+        if (!last) {
+#pragma unroll
+          for (int i = 0; i < 64; ++i) all[kMultiplying * i] = o[i];
         }
       }
     } while (++chunk < end_chunk);
@@ -654,22 +670,11 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       }
       continue;
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int head = first_head + h + 8 * half;
-      if (head >= args.heads) continue;
-      const float share = space.ends[h + 8 * half].share;
-      const int first_dim = 256 * rank + 128 * warpgroup;
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        const float2 v = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
-        if (n < 8) {  // the last slice alone is rotary
-          StoreOutput<true, false>(args, row, head, first_dim + 8 * n + 2 * t, v, share);
-        } else {
-          StoreOutput<true>(args, row, head, first_dim + 8 * n + 2 * t, v, share, space.turns[0],
-                            space.turns[1]);
-        }
-      }
+    // The last slice of all is rotary.
+    if (rank == 1 && warpgroup == 1) {
+      StoreOutputs<true>(args, row, first_head + h, 256 + 128 + 2 * t, o, h, space);
+    } else {
+      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup + 2 * t, o, h, space);
     }
   }
   // The peer is done with what it sends here, and no longer looks at its own barriers here.

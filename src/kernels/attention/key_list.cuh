@@ -61,17 +61,19 @@ class LogitParts {
 
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 
+// What the caller knows of dims.
+enum class Dims { kAny, kRotary, kOthers };
+
 // Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
 // turned back by the row's cos and sin [rope_dim / 2].
-// kMayTurn is false where the caller knows that these aren't.
-template <bool kFaithful, bool kMayTurn = true>
+template <bool kFaithful, Dims kDims = Dims::kAny>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor,
                                    const float* cos, const float* sin) {
   const int dim = args.layout.dim;
   const int nope = dim - args.layout.rope_dim;
   v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
   if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
-  if (kMayTurn && d >= nope) {
+  if (kDims == Dims::kRotary || (kDims == Dims::kAny && d >= nope)) {
     const float c = cos[(d - nope) / 2];
     const float s = sin[(d - nope) / 2];
     v = {__fmaf_rn(v.x, c, __fmul_rn(v.y, s)), __fmaf_rn(v.y, c, -__fmul_rn(v.x, s))};
@@ -79,10 +81,10 @@ __device__ inline void StoreOutput(const Attending& args, int row, int head, int
   }
   *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
 }
-template <bool kFaithful, bool kMayTurn = true>
+template <bool kFaithful>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
   const int64_t turns = static_cast<int64_t>(row) * (args.layout.rope_dim / 2);
-  StoreOutput<kFaithful, kMayTurn>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
+  StoreOutput<kFaithful>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
 }
 
 // One dim that isn't rotary.
