@@ -109,10 +109,10 @@ class PairGatherer {
       } else {
         StoreKeys<false>(tile);
       }
-      LoadKeys();
       if (lane_ == 0) space_.present[tile][warp_] = static_cast<uint8_t>(present);
-      FenceForProducts();
+      FenceForProducts();  // which would wait for loads
       space_.full[tile].Arrive();
+      LoadKeys();
     }
   }
 
@@ -532,12 +532,11 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       TransferBarrier& here = space.weights_here[turn];
       std::byte* to = ChunkOf(space.p[count % PairSpace::kProbabilities], own_row, 4 * warpgroup + t);
       *reinterpret_cast<uint4*>(to) = keys;
+      const bool has_factor = warpgroup == 0 && t == 0;
+      if (has_factor) space.factors[turn][own_row] = factor;
+      FenceForProducts();  // which would wait for what is sent to the peer
       here.Store(peer, to, keys);
-      if (warpgroup == 0 && t == 0) {
-        space.factors[turn][own_row] = factor;
-        here.Store(peer, &space.factors[turn][own_row], factor);
-      }
-      FenceForProducts();
+      if (has_factor) here.Store(peer, &space.factors[turn][own_row], factor);
       if (threadIdx.x == 0) {
         here.Expect(sizeof(space.p[0]) / 2 + sizeof(space.factors[0]) / 2);
       } else {
