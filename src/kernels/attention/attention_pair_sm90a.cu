@@ -3,9 +3,11 @@
 //
 // A block has one half of the dims: of the queries, of the keys and, since these are the values too, of the
 // output. Of each block of keys both multiply their halves and send one another the sums of half of the
-// heads; each goes on from logits to probabilities for the other half, and sends these. Two warpgroups
-// multiply, each half of the keys and then half of the block's dims; two gather and decode the blocks of
-// keys to come.
+// heads; each goes on from logits to probabilities for the other half, and sends these.
+//
+// Two warpgroups multiply. They take blocks of keys in turn up to the probabilities, so that one multiplies
+// while the other weighs, and each adds all blocks' values in half of the thread block's dims. Two more gather
+// and decode the blocks of keys to come.
 #include "kernels/attention/attention_pair.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
@@ -23,6 +25,7 @@ constexpr int kPairHeads = 64;
 constexpr int kPairThreads = 512;
 constexpr int kMultiplying = 256;  // threads
 constexpr int kGathering = 256;
+constexpr int kLeastBlocks = 2;  // of keys, in a chunk: each warpgroup takes one, be all its keys absent
 constexpr int kOwnSlices = 4;                   // of 64 dims
 constexpr int kChunkFloats = kPairHeads * 512;  // a chunk's output
 
@@ -48,30 +51,31 @@ struct alignas(16) ChunkEnd {
   float unused;
 };
 
-// Blocks of keys are numbered over all items. What the peer sends for block n it sends where `n` leads in
-// here, and nothing is overwritten that is still needed:
-// - Logits of block n + 2 take the place of block n's. The peer sends them once it has all logits of block
-//   n + 1, and a thread sends its own of these after it has read block n's.
-// - Factors of block n + 2 take the place of block n's, probabilities of block n + 4 those of block n. The
-//   peer makes them from all logits of these blocks, which a thread sends when its products with the
-//   probabilities of block n are done. The block itself makes them when all its threads have weighed the
-//   keys of the block before, which ends the products of two blocks before that; a head's factors are read
-//   by the two warps alone that exchange its maxima.
+// What the peer sends for a block of keys it sends where that leads in here, and nothing is overwritten that
+// is still needed. Let n be a block that a warpgroup takes, and the other one takes n - 1 and n + 1:
+// - Logits of block n + 2 take the place of block n's. The peer sends them once it has all probabilities of
+//   block n, which a thread sends after it has read its logits.
+// - Probabilities and factors of block n + 4 take the place of block n's. The peer makes them when it has all
+//   logits of blocks n + 3 and n + 4, which a thread sends when its products with the probabilities of block n
+//   are done; this block itself when both warpgroups have come as far.
 // - Squares, and the ends of chunks, come once in an item or chunk. The peer gets there after it has this
-//   block's logits of the item's or chunk's last block, which a thread sends after it has read those before.
+//   block's logits of the item's or chunk's blocks, which a thread sends after it has read those before.
+// No phase of a barrier ends before all have seen the end of the last one: who arrives for the probabilities
+// of block n has awaited those of block n - 1.
 struct PairSpace {
-  static constexpr int kTiles = 4;          // blocks of keys that are here
-  static constexpr int kProbabilities = 4;  // blocks of which they are here
+  static constexpr int kTiles = 4;  // blocks of keys that are here
 
   std::byte q[kOwnSlices][kPairHeads * kTileRowBytes];
   std::byte keys[kTiles][kOwnSlices][64 * kTileRowBytes];
-  std::byte p[kProbabilities][kPairHeads * kTileRowBytes];
-  uint4 logits[2][2][kMultiplying];  // the peer's sums, eight of each thread
-  alignas(8) uint8_t present[kTiles][8];    // which keys of the tiles are there, a bit for each
-  float factors[2][kPairHeads];  // of what was before a block
-  float maxima[2][kPairHeads];   // of each half of the keys
-  float sums[kPairHeads];        // of the second half's weights
-  float squares[kPairHeads];     // of the peer's half of the queries
+  std::byte p[2][2][kPairHeads * kTileRowBytes];  // of each warpgroup's blocks in turn
+  uint4 logits[2][4][128];                        // the peer's sums, of each warpgroup, 16 of each thread
+  alignas(8) uint8_t present[kTiles][8];          // which keys of the tiles are there, a bit for each
+  float factors[2][2][kPairHeads];                // of what was before a block
+  float maxima[2][kPairHeads];                    // up to each warpgroup's last block
+  float sums[2][2][kPairHeads];                   // of weights up to that, of each half of blocks
+  float all_max[kPairHeads];                      // the same of the chunks before
+  float all_sum[2][kPairHeads];
+  float squares[kPairHeads];  // of the peer's half of the queries
   ChunkEnd ends[kPairHeads];
   float turns[2][32];  // cosines and sines
   SharedBarrier full[kTiles];
@@ -81,7 +85,6 @@ struct PairSpace {
   TransferBarrier squares_here;
   TransferBarrier ends_here;
 };
-
 static_assert(sizeof(PairSpace) <= 232448);  // what a block may have
 
 // The third and fourth warpgroup's part: this block's half of the keys of all items into the tiles in turn. A
@@ -142,6 +145,7 @@ class PairGatherer {
         next_block_ = kDivided ? list.ChunkBegin(chunk) : 0;
         end_ = kDivided ? list.ChunkBegin(chunk + 1) : list.blocks();
         if (next_block_ == end_) continue;
+        end_ = max(end_, next_block_ + kLeastBlocks);
       }
       // Raw keys are found sooner than others: they are groups of their own.
       const int end = next_block_ < list.raw_blocks ? list.raw_blocks : end_;
@@ -369,7 +373,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const int peer = rank ^ 1;
   const int first_item = blockIdx.x / 2;
   const int clusters = gridDim.x / 2;
-  const int warpgroup = threadIdx.x / 128;
+  // The compiler must know that products don't lie on paths of some lanes alone.
+  const int warpgroup = __shfl_sync(0xffffffff, threadIdx.x / 128, 0);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kTiles; ++i) {
       space.full[i].Init(kGathering);
@@ -377,10 +382,10 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     }
     for (int i = 0; i < 2; ++i) {
       space.logits_here[i].Init();
-      space.weights_here[i].Init(kMultiplying);
+      space.weights_here[i].Init(kMultiplying / 2);
     }
     space.squares_here.Init();
-    space.ends_here.Init(kMultiplying);
+    space.ends_here.Init(kMultiplying / 2);
   }
   __syncwarp();
   ClusterArrive();
@@ -389,7 +394,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   AwaitInputs();
 
   if (warpgroup >= 2) {
-    GiveUpRegisters<72>();
+    GiveUpRegisters<80>();
     if (rank == 0) {
       PairGatherer<0, kDivided>(args, work, space).Run();
     } else {
@@ -400,7 +405,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     return;
   }
 
-  TakeRegisters<184>();
+  TakeRegisters<176>();
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 % 4;
   const int t = lane % 4;
@@ -408,35 +413,44 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const int own_row = h + 8 * rank;    // the head whose logits come to it
   const uint64_t q_at = OperandAt(space.q);
   const uint64_t p_at = OperandAt(space.p);
-  const uint64_t keys_at = OperandAt(&space.keys[0][0][32 * kTileRowBytes * warpgroup]);
+  const uint64_t keys_at = OperandAt(space.keys[0][0]);
   const uint64_t values_at = OperandAt(space.keys[0][2 * warpgroup], sizeof(space.keys[0][0]));
   float o[64];
-  float s[2][16];  // logits' parts of 128 dims
-  float own[8];    // this block's sums of the own row
-  const auto multiply_keys = [&](int count) {
+  // Blocks of keys that each warpgroup has taken up to the last chunk, over all items. In the chunk warpgroup
+  // k % 2 takes block k.
+  int even_taken = 0, odd_taken = 0;
+  const auto tile_of = [&](int k) { return (even_taken + odd_taken + k) % kTiles; };
+  const auto turn_of = [&](int k) { return ((k % 2 == 0 ? even_taken : odd_taken) + k / 2) % 2; };
+  const auto release = [&](int k) {
+    if (lane == 0) space.empty[tile_of(k)].Arrive();
+  };
+  float s[2][32];  // logits' parts of 128 dims
+  const auto multiply_keys = [&](int k) {
     const uint64_t queries = Shared(q_at);
-    const uint64_t at = Shared(Further(keys_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
-    space.full[count % kTiles].Wait(count / kTiles % 2);
+    const uint64_t at = Shared(Further(keys_at, tile_of(k) * static_cast<int>(sizeof(space.keys[0]))));
+    space.full[tile_of(k)].Wait((even_taken + odd_taken + k) / kTiles % 2);
     WarpgroupFence();
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
+    for (int step = 0; step < 8; ++step) {
 #pragma unroll
       for (int part = 0; part < 2; ++part) {
-        const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
-        if (k == 0) {
-          WarpgroupMmaN32<false>(s[part], Further(queries, offset), Further(at, offset));
+        const int offset = (2 * part + step / 4) * static_cast<int>(sizeof(space.q[0])) + step % 4 * 32;
+        if (step == 0) {
+          WarpgroupMmaN64<false>(s[part], Further(queries, offset), Further(at, offset));
         } else {
-          WarpgroupMmaN32<true>(s[part], Further(queries, offset), Further(at, offset));
+          WarpgroupMmaN64<true>(s[part], Further(queries, offset), Further(at, offset));
         }
       }
     }
     EndProducts();
   };
+  float own[16];  // this block's sums of the own row
   // Sums of the other row to the peer.
-  const auto send_logits = [&](int count) {
-    float other[8];
+  const auto send_logits = [&](int k) {
+    if (k >= 2) space.weights_here[warpgroup].Wait(turn_of(k - 2));  // the peer has read block k - 2's
+    float other[16];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float first = __fadd_rn(s[0][4 * j + i], s[1][4 * j + i]);
@@ -445,17 +459,16 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
         other[2 * j + i] = rank == 0 ? second : first;
       }
     }
-    TransferBarrier& here = space.logits_here[count % 2];
-    if (threadIdx.x == 0) here.Expect(sizeof(space.logits[0]));
+    TransferBarrier& here = space.logits_here[warpgroup];
+    if (threadIdx.x % 128 == 0) here.Expect(sizeof(space.logits[0]));
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      here.Store(peer, &space.logits[count % 2][i][threadIdx.x],
+    for (int i = 0; i < 4; ++i) {
+      here.Store(peer, &space.logits[warpgroup][i][threadIdx.x % 128],
                  {__float_as_uint(other[4 * i]), __float_as_uint(other[4 * i + 1]),
                   __float_as_uint(other[4 * i + 2]), __float_as_uint(other[4 * i + 3])});
     }
   };
 
-  int count = 0;  // of blocks of keys, over all items
   uint32_t item_parity = 0;
   uint32_t end_parity = 0;
 #pragma unroll 1
@@ -475,171 +488,205 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     FenceForProducts();
     GroupBarrier<1>(kMultiplying);
 
-    float now_max = first_chunk > 0 ? kLowest : fmaxf(sink, kLowest);
-    float now_sum = 0, all_max = 0, all_sum = 0;
-    float factor = 1;  // of what was before the last block
-    float pairs[4];    // sums of its probabilities, of two keys of each tile of 8
-    // From logits to probabilities here and in the peer.
-    const auto weigh_keys = [&](int count) {
-      const int turn = count % 2;
-      const uint32_t present = reinterpret_cast<const uint32_t*>(space.present[count % kTiles])[warpgroup];
-      space.logits_here[turn].Wait(count / 2 % 2);
-      float x[8];
+    float now_max = 0;  // up to the warpgroup's last block
+    float now_sum = 0;  // the same, of the half of each block that is lane t % 2's
+    float factor = 1;   // of what was before that block
+    float pairs[8];     // sums of its probabilities, of two keys of each tile of 8
+    // From logits to probabilities here and in the peer. `start` is the chunk's first maximum.
+    const auto weigh_keys = [&](int k, bool last, float start) {
+      const int turn = turn_of(k);
+      const uint2 present = *reinterpret_cast<const uint2*>(space.present[tile_of(k)]);
+      space.logits_here[warpgroup].Wait(turn);
+      float x[16];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint4 theirs = space.logits[turn][i][threadIdx.x];
+      for (int i = 0; i < 4; ++i) {
+        const uint4 theirs = space.logits[warpgroup][i][threadIdx.x % 128];
         x[4 * i] = __fadd_rn(own[4 * i], __uint_as_float(theirs.x));
         x[4 * i + 1] = __fadd_rn(own[4 * i + 1], __uint_as_float(theirs.y));
         x[4 * i + 2] = __fadd_rn(own[4 * i + 2], __uint_as_float(theirs.z));
         x[4 * i + 3] = __fadd_rn(own[4 * i + 3], __uint_as_float(theirs.w));
       }
-      if (present != 0xffffffff) {
+      if ((present.x & present.y) != 0xffffffff) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          if (!(present >> (i / 2 * 8 + i % 2 + 2 * t) & 1)) x[i] = -INFINITY;
+        for (int i = 0; i < 16; ++i) {
+          if (!((i < 8 ? present.x : present.y) >> (i / 2 % 4 * 8 + i % 2 + 2 * t) & 1)) x[i] = -INFINITY;
         }
       }
-      float top = x[0];
+      float tops[4];
 #pragma unroll
-      for (int i = 1; i < 8; ++i) top = fmaxf(top, x[i]);
+      for (int i = 0; i < 4; ++i) tops[i] = fmaxf(fmaxf(x[i], x[i + 4]), fmaxf(x[i + 8], x[i + 12]));
+      float top = fmaxf(fmaxf(tops[0], tops[1]), fmaxf(tops[2], tops[3]));
       top = fmaxf(top, __shfl_xor_sync(0xffffffff, top, 1));
       top = __fmul_rn(fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)), args.scale);
-      if (t == 0) space.maxima[warpgroup][own_row] = top;
-      GroupBarrier(3 + warp, 64);  // the two warps that have a head's keys
-      top = fmaxf(now_max, fmaxf(top, space.maxima[warpgroup ^ 1][own_row]));
-      factor = Exp2(now_max - top);
-      now_max = top;
-      uint32_t words[4];
+      float before = start;
+      if (k > 0) {
+        GroupBarrier(3 + (warpgroup ^ 1), kMultiplying);
+        before = space.maxima[warpgroup ^ 1][own_row];
+      }
+      now_max = fmaxf(before, top);
+      if (!last) {
+        if (t == 0) space.maxima[warpgroup][own_row] = now_max;
+        GroupArrive(3 + warpgroup, kMultiplying);
+      }
+      factor = Exp2(before - now_max);
+      uint32_t words[8];
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float p[2] = {Exp2(__fmaf_rn(x[2 * j], args.scale, -top)),
-                            Exp2(__fmaf_rn(x[2 * j + 1], args.scale, -top))};
+      for (int j = 0; j < 8; ++j) {
+        const float p[2] = {Exp2(__fmaf_rn(x[2 * j], args.scale, -now_max)),
+                            Exp2(__fmaf_rn(x[2 * j + 1], args.scale, -now_max))};
         words[j] = PackBf16(p[0], p[1]);
         pairs[j] = __fadd_rn(p[0], p[1]);
       }
-      // Lane t gets tile t's eight keys.
+      // Of each half lane t gets tile t's eight keys.
       const bool odd = t % 2 != 0;
       const bool upper = t / 2 != 0;
-      const uint32_t low = __shfl_xor_sync(0xffffffff, odd ? words[0] : words[1], 1);
-      const uint32_t high = __shfl_xor_sync(0xffffffff, odd ? words[2] : words[3], 1);
-      const uint2 lower_tile = {odd ? low : words[0], odd ? words[1] : low};
-      const uint2 upper_tile = {odd ? high : words[2], odd ? words[3] : high};
-      const uint2 kept = upper ? upper_tile : lower_tile;
-      const uint2 given = upper ? lower_tile : upper_tile;
-      const uint2 taken = {__shfl_xor_sync(0xffffffff, given.x, 2), __shfl_xor_sync(0xffffffff, given.y, 2)};
-      const uint4 keys = upper ? uint4{taken.x, taken.y, kept.x, kept.y}
-                               : uint4{kept.x, kept.y, taken.x, taken.y};
-      TransferBarrier& here = space.weights_here[turn];
-      std::byte* to = ChunkOf(space.p[count % PairSpace::kProbabilities], own_row, 4 * warpgroup + t);
-      *reinterpret_cast<uint4*>(to) = keys;
-      const bool has_factor = warpgroup == 0 && t == 0;
-      if (has_factor) space.factors[turn][own_row] = factor;
+      uint4 keys[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t* w = words + 4 * half;
+        const uint32_t low = __shfl_xor_sync(0xffffffff, odd ? w[0] : w[1], 1);
+        const uint32_t high = __shfl_xor_sync(0xffffffff, odd ? w[2] : w[3], 1);
+        const uint2 lower_tile = {odd ? low : w[0], odd ? w[1] : low};
+        const uint2 upper_tile = {odd ? high : w[2], odd ? w[3] : high};
+        const uint2 kept = upper ? upper_tile : lower_tile;
+        const uint2 given = upper ? lower_tile : upper_tile;
+        const uint2 taken = {__shfl_xor_sync(0xffffffff, given.x, 2),
+                             __shfl_xor_sync(0xffffffff, given.y, 2)};
+        keys[half] = upper ? uint4{taken.x, taken.y, kept.x, kept.y} : uint4{kept.x, kept.y, taken.x, taken.y};
+      }
+      TransferBarrier& here = space.weights_here[warpgroup];
+      std::byte* const to = space.p[warpgroup][turn];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *reinterpret_cast<uint4*>(ChunkOf(to, own_row, 4 * half + t)) = keys[half];
+      }
+      float* const to_factor = &space.factors[warpgroup][turn][own_row];
+      if (t == 0) *to_factor = factor;
       FenceForProducts();  // which would wait for what is sent to the peer
-      here.Store(peer, to, keys);
-      if (has_factor) here.Store(peer, &space.factors[turn][own_row], factor);
-      if (threadIdx.x == 0) {
-        here.Expect(sizeof(space.p[0]) / 2 + sizeof(space.factors[0]) / 2);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) here.Store(peer, ChunkOf(to, own_row, 4 * half + t), keys[half]);
+      if (t == 0) here.Store(peer, to_factor, factor);
+    };
+    // The weights of the warpgroup's last block: lane t gets tile t's sum of each half, then those with even t
+    // the first half's sum.
+    const auto add_weights = [&](int k, bool last) {
+      const bool odd = t % 2 != 0;
+      const bool upper = t / 2 != 0;
+      float sums[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* p = pairs + 4 * half;
+        const float low = (odd ? p[1] : p[0]) + __shfl_xor_sync(0xffffffff, odd ? p[0] : p[1], 1);
+        const float high = (odd ? p[3] : p[2]) + __shfl_xor_sync(0xffffffff, odd ? p[2] : p[3], 1);
+        sums[half] = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
+      }
+      float sum = (odd ? sums[1] : sums[0]) + __shfl_xor_sync(0xffffffff, odd ? sums[0] : sums[1], 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
+      const float before = k > 0 ? space.sums[warpgroup ^ 1][t % 2][own_row] : 0;
+      now_sum = __fmaf_rn(before, factor, sum);
+      if (!last && t < 2) space.sums[warpgroup][t][own_row] = now_sum;
+      TransferBarrier& here = space.weights_here[warpgroup];
+      if (threadIdx.x % 128 == 0) {
+        here.Expect(sizeof(space.p[0][0]) / 2 + sizeof(space.factors[0][0]) / 2);
       } else {
         here.Arrive();
       }
     };
-    // The weights of the last block, while its values are added: lane t gets tile t's sum, then all lanes
-    // their sum.
-    const auto add_weights = [&] {
-      const bool odd = t % 2 != 0;
-      const float low =
-          (odd ? pairs[1] : pairs[0]) + __shfl_xor_sync(0xffffffff, odd ? pairs[0] : pairs[1], 1);
-      const float high =
-          (odd ? pairs[3] : pairs[2]) + __shfl_xor_sync(0xffffffff, odd ? pairs[2] : pairs[3], 1);
-      const bool upper = t / 2 != 0;
-      float sum = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
-      sum += __shfl_xor_sync(0xffffffff, sum, 1);
-      sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      now_sum = __fmaf_rn(now_sum, factor, sum);
-    };
-    const auto add_values = [&](int count) {
-      const int turn = count % 2;
-      const uint64_t probabilities = Shared(
-          Further(p_at, count % PairSpace::kProbabilities * static_cast<int>(sizeof(space.p[0]))));
-      const uint64_t at = Shared(Further(values_at, count % kTiles * static_cast<int>(sizeof(space.keys[0]))));
-      space.weights_here[turn].Wait(count / 2 % 2);
+    // When the products with the values before are done.
+    const auto add_values = [&](int k) {
+      const int of = k % 2;
+      const int turn = turn_of(k);
+      const uint64_t probabilities =
+          Shared(Further(p_at, (2 * of + turn) * static_cast<int>(sizeof(space.p[0][0]))));
+      const uint64_t at = Shared(Further(values_at, tile_of(k) * static_cast<int>(sizeof(space.keys[0]))));
+      space.weights_here[of].Wait(turn);
       FenceForProducts();  // what the peer sent
-      const float factors[2] = {space.factors[turn][h], space.factors[turn][h + 8]};
+      const float factors[2] = {space.factors[of][turn][h], space.factors[of][turn][h + 8]};
       if (__any_sync(0xffffffff, factors[0] != 1 || factors[1] != 1)) {
 #pragma unroll
         for (int i = 0; i < 64; ++i) o[i] *= factors[i / 2 % 2];
       }
       WarpgroupFence();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        WarpgroupMmaN128(o, Further(probabilities, 32 * k), Further(at, 16 * kTileRowBytes * k));
+      for (int step = 0; step < 4; ++step) {
+        WarpgroupMmaN128(o, Further(probabilities, 32 * step), Further(at, 16 * kTileRowBytes * step));
       }
       EndProducts();
     };
-    const auto release = [&](int count) {
-      if (lane == 0) space.empty[count % kTiles].Arrive();
-    };
 
-    int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
-    const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
+    int begin = kDivided ? list.ChunkBegin(first_chunk) : 0;
+    const int end_chunk = kDivided ? first_chunk + 1 : __shfl_sync(0xffffffff, list.chunks(), 0);
     int chunk = first_chunk;
 #pragma unroll 1
     do {
-      const int begin = block;
       const int end = list.ChunkBegin(chunk + 1);
+      const int blocks = __shfl_sync(0xffffffff, max(end - begin, kLeastBlocks), 0);
+      const float start = chunk > 0 ? kLowest : fmaxf(sink, kLowest);
 #pragma unroll
       for (float& x : o) x = 0;
-      multiply_keys(count);
+      // A warpgroup adds the values of the blocks before its own one by one, some behind it: so none waits for
+      // what is on its way from the peer.
+      int k = warpgroup;
+      multiply_keys(k);
       AwaitProducts<0>(s[0]);
       AwaitProducts<0>(s[1]);
-      send_logits(count);
-      // The next block's keys are multiplied while this one's logits are weighed, and this one's values added
-      // while the next one's are.
+      send_logits(k);
+      weigh_keys(k, k + 1 == blocks, start);
+      if (k == 1) {
+        add_values(0);
+        AwaitProducts<0>(o);
+        release(0);
+      }
+      add_weights(k, k + 1 == blocks);
 #pragma unroll 1
-      for (; block + 1 < end; ++block, ++count) {
-        multiply_keys(count + 1);
-        weigh_keys(count);
+      for (k += 2; k < blocks; k += 2) {
+        multiply_keys(k);
         AwaitProducts<0>(s[0]);
         AwaitProducts<0>(s[1]);
+        send_logits(k);
+        add_values(k - 2);
+        weigh_keys(k, k + 1 == blocks, start);
         AwaitProducts<0>(o);
-        if (block > begin) release(count - 1);
-        send_logits(count + 1);
-        add_values(count);
-        add_weights();
+        release(k - 2);
+        add_values(k - 1);
+        add_weights(k, k + 1 == blocks);
+        AwaitProducts<0>(o);
+        release(k - 1);
       }
-      weigh_keys(count);
-      AwaitProducts<0>(o);
-      if (block > begin) release(count - 1);
-      add_values(count);
-      add_weights();
-      ++block;
-      ++count;
 
       // The chunk joins those before it, which wait in memory.
       const bool first = kDivided || chunk == 0;
       const bool last = kDivided || end == list.blocks();
-      const float most = first ? now_max : fmaxf(all_max, now_max);
-      ChunkEnd own_end = {.before = first ? 0 : Exp2(all_max - most), .now = Exp2(now_max - most)};
-      all_sum = __fmaf_rn(all_sum, own_end.before, __fmul_rn(now_sum, own_end.now));
-      all_max = most;
-      now_max = kLowest;
-      now_sum = 0;
-      if (warpgroup == 1 && t == 0) space.sums[own_row] = all_sum;
-      GroupBarrier(3 + warp, 64);
-      if (warpgroup == 0 && t == 0) {
-        own_end.share = 1 / (all_sum + space.sums[own_row] + Exp2(sink - all_max));
-        space.ends[own_row] = own_end;
-        space.ends_here.Store(peer, &space.ends[own_row],
-                              {__float_as_uint(own_end.before), __float_as_uint(own_end.now),
-                               __float_as_uint(own_end.share), 0});
+      if (warpgroup == (blocks - 1) % 2) {
+        const float all_max = first ? 0 : space.all_max[own_row];
+        const float all_sum = first ? 0 : space.all_sum[t % 2][own_row];
+        const float most = first ? now_max : fmaxf(all_max, now_max);
+        ChunkEnd own_end = {.before = first ? 0 : Exp2(all_max - most), .now = Exp2(now_max - most)};
+        const float sum = __fmaf_rn(all_sum, own_end.before, __fmul_rn(now_sum, own_end.now));
+        own_end.share = 1 / (sum + __shfl_xor_sync(0xffffffff, sum, 1) + Exp2(sink - most));
+        if (t < 2) space.all_sum[t][own_row] = sum;
+        if (t == 0) {
+          space.all_max[own_row] = most;
+          space.ends[own_row] = own_end;
+          space.ends_here.Store(peer, &space.ends[own_row],
+                                {__float_as_uint(own_end.before), __float_as_uint(own_end.now),
+                                 __float_as_uint(own_end.share), 0});
+        }
+        if (threadIdx.x % 128 == 0) {
+          space.ends_here.Expect(sizeof(space.ends) / 2);
+        } else {
+          space.ends_here.Arrive();
+        }
       }
-      if (threadIdx.x == 0) {
-        space.ends_here.Expect(sizeof(space.ends) / 2);
-      } else {
-        space.ends_here.Arrive();
+#pragma unroll 1
+      for (k -= 2; k < blocks; ++k) {
+        add_values(k);
+        AwaitProducts<0>(o);
+        release(k);
       }
-      AwaitProducts<0>(o);
-      release(count - 1);
+      even_taken += (blocks + 1) / 2;
+      odd_taken += blocks / 2;
+      begin = end;
       space.ends_here.Wait(end_parity);
       end_parity ^= 1;
       if (!first || !last) {
@@ -663,9 +710,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       float* to = work.chunk_outputs + int64_t{item} * kChunkFloats + rank * (kChunkFloats / 2) + threadIdx.x;
 #pragma unroll
       for (int i = 0; i < 64; ++i) to[kMultiplying * i] = o[i];
-      if (t == 0) {
-        work.chunk_sums[(int64_t{2} * item + warpgroup) * kPairHeads + own_row] = all_sum;
-        work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = all_max;
+      if (warpgroup == 0 && t < 2) {
+        work.chunk_sums[(int64_t{2} * item + t) * kPairHeads + own_row] = space.all_sum[t][own_row];
+        if (t == 0) work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = space.all_max[own_row];
       }
       continue;
     }
