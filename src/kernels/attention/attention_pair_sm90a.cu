@@ -97,9 +97,9 @@ class PairGatherer {
       : args_(args), work_(work), space_(space) {}
 
   __device__ void Run() {
-    BeginGroup();
     NextBlock();
     LoadKeys();
+    Advance();
 #pragma unroll 1
     for (int count = 0; present_ >= 0; ++count) {
       const int tile = count % PairSpace::kTiles;
@@ -116,6 +116,7 @@ class PairGatherer {
       FenceForProducts();  // which would wait for loads
       space_.full[tile].Arrive();
       LoadKeys();
+      Advance();
     }
   }
 
@@ -127,7 +128,16 @@ class PairGatherer {
   __device__ int Row() const { return (kDivided ? item_ % work_.lists : item_) / work_.head_groups; }
   __device__ int Key() const { return 64 * (next_block_ + lane_ / 8) + 8 * warp_ + lane_ % 8; }
 
-  // The first step of finding the next group: its picks are sent for.
+  // A step towards the next group.
+  __device__ void Advance() {
+    if (step_ == 0) {
+      BeginGroup();
+    } else if (step_ == 1) {
+      FindGroup();
+    }
+    ++step_;
+  }
+  // The first step: its picks are sent for.
   __device__ void BeginGroup() {
     next_block_ += next_blocks_;
     const bool fresh = next_block_ == end_;  // it is another item's
@@ -151,13 +161,11 @@ class PairGatherer {
       const int end = next_block_ < list.raw_blocks ? list.raw_blocks : end_;
       next_blocks_ = min(kGroupBlocks, end - next_block_);
       compressed_ = list.CompressedEntry(Key());
-      found_ = false;
       return;
     }
   }
   // The second: items of block tables are sent for.
   __device__ void FindGroup() {
-    found_ = true;
     base_ = nullptr;
     offset_ = 0;
     if (next_blocks_ == 0) return;
@@ -175,8 +183,10 @@ class PairGatherer {
 
   // To the next block of all.
   __device__ void NextBlock() {
-    if (!found_) FindGroup();
     if (at_ == blocks_) {
+#pragma unroll 1
+      while (step_ < 2) Advance();
+      step_ = 0;
       entry_ = base_ == nullptr ? nullptr : base_ + offset_;
       blocks_ = next_blocks_;
       at_ = 0;
@@ -185,7 +195,6 @@ class PairGatherer {
         entries_[0] = entries_[1] = nullptr;
         return;
       }
-      BeginGroup();
     }
     present_ = static_cast<int>(__ballot_sync(0xffffffff, entry_ != nullptr) >> (8 * at_) & 0xff);
 #pragma unroll
@@ -272,7 +281,7 @@ class PairGatherer {
   int next_block_ = 0;
   int next_blocks_ = 0;
   int compressed_ = -1;
-  bool found_ = false;
+  int step_ = 0;  // how far it is found
   const std::byte* base_ = nullptr;
   uint32_t offset_ = 0;
 };
@@ -343,22 +352,36 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
   }
 }
 
-// A thread's part of the output: of two heads, dims `d` and d + 1 and every eighth pair behind them.
+// A thread's part of the output: of two heads, dims 8 n + 2 t and the next one behind `first_dim`, in o[4 n]
+// and on. Pairs of lanes exchange halves, so that each has four neighbours to store.
 template <bool kRotary>
-__device__ inline void StoreOutputs(const Attending& args, int row, int head, int d, const float (&o)[64],
-                                    int h, const PairSpace& space) {
+__device__ inline void StoreOutputs(const Attending& args, int row, int head, int first_dim,
+                                    const float (&o)[64], int h, const PairSpace& space) {
+  const int t = threadIdx.x % 4;
+  const bool odd = t % 2 != 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (head + 8 * half >= args.heads) continue;
     const float share = space.ends[h + 8 * half].share;
+    float* const out = args.out + (int64_t{row} * args.heads + head + 8 * half) * 512 + first_dim;
 #pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      const float2 v = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
-      if (kRotary && n >= 8) {
-        StoreOutput<true, Dims::kRotary>(args, row, head + 8 * half, d + 8 * n, v, share, space.turns[0],
-                                         space.turns[1]);
-      } else {
-        StoreOutput<true, Dims::kOthers>(args, row, head + 8 * half, d + 8 * n, v, share, nullptr, nullptr);
+    for (int n = 0; n < 16; n += 2) {
+      float2 v[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        v[i] = {o[4 * (n + i) + 2 * half], o[4 * (n + i) + 2 * half + 1]};
+        if (kRotary && n >= 8) {
+          const int at = 4 * (n + i - 8) + t;
+          v[i] = OutputOf<true, Dims::kRotary>(v[i], share, space.turns[0][at], space.turns[1][at]);
+        } else {
+          v[i] = OutputOf<true, Dims::kOthers>(v[i], share, 0, 0);
+        }
+      }
+      const float2 given = odd ? v[0] : v[1];
+      const float2 taken = {__shfl_xor_sync(0xffffffff, given.x, 1), __shfl_xor_sync(0xffffffff, given.y, 1)};
+      const float4 four =
+          odd ? float4{taken.x, taken.y, v[1].x, v[1].y} : float4{v[0].x, v[0].y, taken.x, taken.y};
+      if (head + 8 * half < args.heads) {
+        *reinterpret_cast<float4*>(out + 8 * (n + odd) + 2 * (t & ~1)) = four;
       }
     }
   }
@@ -391,10 +414,10 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   ClusterArrive();
   Prepare(args, (kDivided ? first_item % work.lists : first_item) / work.head_groups);
   ClusterWait();  // the barriers are there
-  AwaitInputs();
 
   if (warpgroup >= 2) {
     GiveUpRegisters<80>();
+    AwaitInputs();
     if (rank == 0) {
       PairGatherer<0, kDivided>(args, work, space).Run();
     } else {
@@ -406,6 +429,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   }
 
   TakeRegisters<176>();
+  AwaitInputs();
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32 % 4;
   const int t = lane % 4;
@@ -718,9 +742,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     }
     // The last slice of all is rotary.
     if (rank == 1 && warpgroup == 1) {
-      StoreOutputs<true>(args, row, first_head + h, 256 + 128 + 2 * t, o, h, space);
+      StoreOutputs<true>(args, row, first_head + h, 256 + 128, o, h, space);
     } else {
-      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup + 2 * t, o, h, space);
+      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup, o, h, space);
     }
   }
   // The peer is done with what it sends here, and no longer looks at its own barriers here.

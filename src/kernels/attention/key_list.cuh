@@ -61,30 +61,33 @@ class LogitParts {
 
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 
-// What the caller knows of dims.
-enum class Dims { kAny, kRotary, kOthers };
+enum class Dims { kRotary, kOthers };
 
-// Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
-// turned back by the row's cos and sin [rope_dim / 2].
-template <bool kFaithful, Dims kDims = Dims::kAny>
-__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor,
-                                   const float* cos, const float* sin) {
-  const int dim = args.layout.dim;
-  const int nope = dim - args.layout.rope_dim;
+// Two neighbours of the output: sums of weighted values times 1 / the sum of weights; rotary dims are turned
+// back by their angle.
+template <bool kFaithful, Dims kDims>
+__device__ inline float2 OutputOf(float2 v, float factor, float cos, float sin) {
   v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
   if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
-  if (kDims == Dims::kRotary || (kDims == Dims::kAny && d >= nope)) {
-    const float c = cos[(d - nope) / 2];
-    const float s = sin[(d - nope) / 2];
-    v = {__fmaf_rn(v.x, c, __fmul_rn(v.y, s)), __fmaf_rn(v.y, c, -__fmul_rn(v.x, s))};
+  if constexpr (kDims == Dims::kRotary) {
+    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
     if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
   }
-  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
+  return v;
 }
+
+// Dims d and d + 1 of a row and head.
 template <bool kFaithful>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
-  const int64_t turns = static_cast<int64_t>(row) * (args.layout.rope_dim / 2);
-  StoreOutput<kFaithful>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
+  const int dim = args.layout.dim;
+  const int nope = dim - args.layout.rope_dim;
+  if (d >= nope) {
+    const int64_t turn = static_cast<int64_t>(row) * (args.layout.rope_dim / 2) + (d - nope) / 2;
+    v = OutputOf<kFaithful, Dims::kRotary>(v, factor, args.cos[turn], args.sin[turn]);
+  } else {
+    v = OutputOf<kFaithful, Dims::kOthers>(v, factor, 0, 0);
+  }
+  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
 }
 
 // One dim that isn't rotary.
