@@ -293,6 +293,7 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
                                        uint32_t parity, PairSpace& space, const Meanwhile& meanwhile) {
   constexpr int kWarps = kMultiplying / 32;
   constexpr int kEach = kPairHeads / kWarps;
+  static_assert(kEach == 8);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   if (threadIdx.x == 0) space.squares_here.Expect(sizeof(space.squares));
@@ -322,20 +323,27 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
 #pragma unroll
     for (int i = 0; i < kEach; ++i) squares[i] = __fmaf_rn(x[i][k], x[i][k], squares[i]);
   }
+  // Half of the lanes go on with half of the heads, until four lanes have one.
 #pragma unroll
-  for (int other = 16; other > 0; other /= 2) {
+  for (int count = kEach / 2; count > 0; count /= 2) {
+    const int other = 4 * count;
+    const bool upper = (lane & other) != 0;
 #pragma unroll
-    for (float& sum : squares) sum += __shfl_xor_sync(0xffffffff, sum, other);
+    for (int i = 0; i < count; ++i) {
+      const float given = upper ? squares[i] : squares[count + i];
+      squares[i] = (upper ? squares[count + i] : squares[i]) + __shfl_xor_sync(0xffffffff, given, other);
+    }
   }
-  float own = 0;  // lane i has those of the warp's head i
-#pragma unroll
-  for (int i = 0; i < kEach; ++i) own = lane == i ? squares[i] : own;
-  if (lane < kEach) space.squares_here.Store(rank ^ 1, &space.squares[warp + kWarps * lane], own);
+  float sum = squares[0];  // of the head whose number is the upper bits of the lane's
+  sum += __shfl_xor_sync(0xffffffff, sum, 2);
+  sum += __shfl_xor_sync(0xffffffff, sum, 1);
+  float* const of_peer = &space.squares[warp + kWarps * (lane / 4)];
+  if (lane % 4 == 0) space.squares_here.Store(rank ^ 1, of_peer, sum);
   space.squares_here.Wait(parity);
+  const float own_rinv = rsqrtf(__fmaf_rn(sum + *of_peer, 1.0f / 512, args.query_eps));
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
-    const float sum = squares[i] + space.squares[warp + kWarps * i];
-    const float rinv = rsqrtf(__fmaf_rn(sum, 1.0f / 512, args.query_eps));
+    const float rinv = __shfl_sync(0xffffffff, own_rinv, 4 * i);
     float* v = x[i];
 #pragma unroll
     for (int k = 0; k < 8; ++k) v[k] = __fmul_rn(v[k], rinv);
