@@ -3,7 +3,7 @@
 #include "base/check.h"
 #include "kernels/attention/attention_block.cuh"
 #include "kernels/attention/attention_cluster.cuh"
-#include "kernels/attention/attention_pair.h"
+#include "kernels/attention/attention_hopper.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace foresight::cuda {
@@ -49,8 +49,17 @@ bool AttendInClusters(const KernelContext& ctx, const Attending& attending) {
 void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
   constexpr int64_t kLong = 2048;  // clusters take a long list's chunks one after another
   const bool is_long = attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong;
-  if (!is_long && AttendInClusters<PackedKeys>(ctx, attending)) return;
-  LaunchPairAttention(ctx, attending);
+  if (!is_long) {
+    if (AttendInClusters<PackedKeys>(ctx, attending)) return;
+    for (int heads_each : {32, 64}) {
+      if (FitInClusters(ctx, attending.rows, attending.heads, heads_each, 8)) {
+        return LaunchPanelAttention(ctx, attending, heads_each);
+      }
+    }
+  }
+  const int64_t lists = int64_t{attending.rows} * CeilDiv(attending.heads, 64);
+  if (2 * lists <= DeviceOf(ctx).num_sms()) return LaunchPairAttention(ctx, attending);
+  LaunchWideAttention(ctx, attending);
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 // Two warpgroups multiply. They take blocks of keys in turn up to the probabilities, so that one multiplies
 // while the other weighs, and each adds all blocks' values in half of the thread block's dims. Two more gather
 // and decode the blocks of keys to come.
-#include "kernels/attention/attention_pair.h"
+#include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
@@ -35,20 +35,10 @@ struct PairWork {
   int items;
   int lists;  // rows times head_groups
   int head_groups;
-  // The chunks of one list in turn, [gridDim.x, kChunkFloats / 2]; not needed for lists of one chunk.
-  float* merged = nullptr;
   // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
   float* chunk_outputs = nullptr;  // [items, kChunkFloats]
   float* chunk_maxima = nullptr;   // [items, kPairHeads]
   float* chunk_sums = nullptr;     // [items, 2, kPairHeads]
-};
-
-// What a head's rows of the output are multiplied with at the end of a chunk.
-struct alignas(16) ChunkEnd {
-  float before;  // the chunks before
-  float now;     // this chunk
-  float share;   // then all of them: 1 / the sum of weights
-  float unused;
 };
 
 // What the peer sends for a block of keys it sends where that leads in here, and nothing is overwritten that
@@ -58,8 +48,8 @@ struct alignas(16) ChunkEnd {
 // - Probabilities and factors of block n + 4 take the place of block n's. The peer makes them when it has all
 //   logits of blocks n + 3 and n + 4, which a thread sends when its products with the probabilities of block n
 //   are done; this block itself when both warpgroups have come as far.
-// - Squares, and the ends of chunks, come once in an item or chunk. The peer gets there after it has this
-//   block's logits of the item's or chunk's blocks, which a thread sends after it has read those before.
+// - Squares and shares come once in an item. The peer gets there after it has this block's logits of the item's
+//   last blocks, or those of the item before, which a thread sends after it has read what came before.
 // No phase of a barrier ends before all have seen the end of the last one: who arrives for the probabilities
 // of block n has awaited those of block n - 1.
 struct PairSpace {
@@ -73,17 +63,15 @@ struct PairSpace {
   float factors[2][2][kPairHeads];                // of what was before a block
   float maxima[2][kPairHeads];                    // up to each warpgroup's last block
   float sums[2][2][kPairHeads];                   // of weights up to that, of each half of blocks
-  float all_max[kPairHeads];                      // the same of the chunks before
-  float all_sum[2][kPairHeads];
-  float squares[kPairHeads];  // of the peer's half of the queries
-  ChunkEnd ends[kPairHeads];
-  float turns[2][32];  // cosines and sines
+  float squares[kPairHeads];                      // of the peer's half of the queries
+  float shares[kPairHeads];                       // 1 / the sum of weights
+  float turns[2][32];                             // cosines and sines
   SharedBarrier full[kTiles];
   SharedBarrier empty[kTiles];
   TransferBarrier logits_here[2];
   TransferBarrier weights_here[2];
   TransferBarrier squares_here;
-  TransferBarrier ends_here;
+  TransferBarrier shares_here;
 };
 static_assert(sizeof(PairSpace) <= 232448);  // what a block may have
 
@@ -369,7 +357,7 @@ __device__ inline void StoreOutputs(const Attending& args, int row, int head, in
   const bool odd = t % 2 != 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const float share = space.ends[h + 8 * half].share;
+    const float share = space.shares[h + 8 * half];
     float* const out = args.out + (int64_t{row} * args.heads + head + 8 * half) * 512 + first_dim;
 #pragma unroll
     for (int n = 0; n < 16; n += 2) {
@@ -416,7 +404,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       space.weights_here[i].Init(kMultiplying / 2);
     }
     space.squares_here.Init();
-    space.ends_here.Init(kMultiplying / 2);
+    space.shares_here.Init(kMultiplying / 2);
   }
   __syncwarp();
   ClusterArrive();
@@ -448,8 +436,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const uint64_t keys_at = OperandAt(space.keys[0][0]);
   const uint64_t values_at = OperandAt(space.keys[0][2 * warpgroup], sizeof(space.keys[0][0]));
   float o[64];
-  // Blocks of keys that each warpgroup has taken up to the last chunk, over all items. In the chunk warpgroup
-  // k % 2 takes block k.
+  // Blocks of keys that each warpgroup has taken up to the last item. In an item warpgroup k % 2 takes block k.
   int even_taken = 0, odd_taken = 0;
   const auto tile_of = [&](int k) { return (even_taken + odd_taken + k) % kTiles; };
   const auto turn_of = [&](int k) { return ((k % 2 == 0 ? even_taken : odd_taken) + k / 2) % 2; };
@@ -502,13 +489,13 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   };
 
   uint32_t item_parity = 0;
-  uint32_t end_parity = 0;
+  uint32_t share_parity = 0;
 #pragma unroll 1
   for (int item = first_item; item < work.items; item += clusters) {
     const int row = (kDivided ? item % work.lists : item) / work.head_groups;
     const int first_head = item % work.head_groups * kPairHeads;
-    const int first_chunk = kDivided ? item / work.lists : 0;
-    if (kDivided && first_chunk >= KeyList<64>(args, WarpSequenceOf(args, row), row).chunks()) continue;
+    const int chunk = kDivided ? item / work.lists : 0;
+    if (kDivided && chunk >= KeyList<64>(args, WarpSequenceOf(args, row), row).chunks()) continue;
     GroupBarrier<1>(kMultiplying);  // nobody needs the last item's queries any more
     ListBlocks list;
     float sink = 0;
@@ -646,108 +633,78 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       EndProducts();
     };
 
-    int begin = kDivided ? list.ChunkBegin(first_chunk) : 0;
-    const int end_chunk = kDivided ? first_chunk + 1 : __shfl_sync(0xffffffff, list.chunks(), 0);
-    int chunk = first_chunk;
-#pragma unroll 1
-    do {
-      const int end = list.ChunkBegin(chunk + 1);
-      const int blocks = __shfl_sync(0xffffffff, max(end - begin, kLeastBlocks), 0);
-      const float start = chunk > 0 ? kLowest : fmaxf(sink, kLowest);
+    const int begin = kDivided ? list.ChunkBegin(chunk) : 0;
+    const int end = kDivided ? list.ChunkBegin(chunk + 1) : list.blocks();
+    const int blocks = __shfl_sync(0xffffffff, max(end - begin, kLeastBlocks), 0);
+    const float start = chunk > 0 ? kLowest : fmaxf(sink, kLowest);
 #pragma unroll
-      for (float& x : o) x = 0;
-      // A warpgroup adds the values of the blocks before its own one by one, some behind it: so none waits for
-      // what is on its way from the peer.
-      int k = warpgroup;
+    for (float& x : o) x = 0;
+    // A warpgroup adds the values of the blocks before its own one by one, some behind it: so none waits for
+    // what is on its way from the peer.
+    int k = warpgroup;
+    multiply_keys(k);
+    AwaitProducts<0>(s[0]);
+    AwaitProducts<0>(s[1]);
+    send_logits(k);
+    weigh_keys(k, k + 1 == blocks, start);
+    if (k == 1) {
+      add_values(0);
+      AwaitProducts<0>(o);
+      release(0);
+    }
+    add_weights(k, k + 1 == blocks);
+#pragma unroll 1
+    for (k += 2; k < blocks; k += 2) {
       multiply_keys(k);
       AwaitProducts<0>(s[0]);
       AwaitProducts<0>(s[1]);
       send_logits(k);
+      add_values(k - 2);
       weigh_keys(k, k + 1 == blocks, start);
-      if (k == 1) {
-        add_values(0);
-        AwaitProducts<0>(o);
-        release(0);
-      }
+      AwaitProducts<0>(o);
+      release(k - 2);
+      add_values(k - 1);
       add_weights(k, k + 1 == blocks);
-#pragma unroll 1
-      for (k += 2; k < blocks; k += 2) {
-        multiply_keys(k);
-        AwaitProducts<0>(s[0]);
-        AwaitProducts<0>(s[1]);
-        send_logits(k);
-        add_values(k - 2);
-        weigh_keys(k, k + 1 == blocks, start);
-        AwaitProducts<0>(o);
-        release(k - 2);
-        add_values(k - 1);
-        add_weights(k, k + 1 == blocks);
-        AwaitProducts<0>(o);
-        release(k - 1);
-      }
+      AwaitProducts<0>(o);
+      release(k - 1);
+    }
 
-      // The chunk joins those before it, which wait in memory.
-      const bool first = kDivided || chunk == 0;
-      const bool last = kDivided || end == list.blocks();
-      if (warpgroup == (blocks - 1) % 2) {
-        const float all_max = first ? 0 : space.all_max[own_row];
-        const float all_sum = first ? 0 : space.all_sum[t % 2][own_row];
-        const float most = first ? now_max : fmaxf(all_max, now_max);
-        ChunkEnd own_end = {.before = first ? 0 : Exp2(all_max - most), .now = Exp2(now_max - most)};
-        const float sum = __fmaf_rn(all_sum, own_end.before, __fmul_rn(now_sum, own_end.now));
-        own_end.share = 1 / (sum + __shfl_xor_sync(0xffffffff, sum, 1) + Exp2(sink - most));
-        if (t < 2) space.all_sum[t][own_row] = sum;
+    const bool is_whole = !kDivided || list.chunks() == 1;
+    if (warpgroup == (blocks - 1) % 2) {
+      if (is_whole) {
+        const float sum = now_sum + __shfl_xor_sync(0xffffffff, now_sum, 1) + Exp2(sink - now_max);
+        const float share = 1 / sum;
         if (t == 0) {
-          space.all_max[own_row] = most;
-          space.ends[own_row] = own_end;
-          space.ends_here.Store(peer, &space.ends[own_row],
-                                {__float_as_uint(own_end.before), __float_as_uint(own_end.now),
-                                 __float_as_uint(own_end.share), 0});
+          space.shares[own_row] = share;
+          space.shares_here.Store(peer, &space.shares[own_row], share);
         }
         if (threadIdx.x % 128 == 0) {
-          space.ends_here.Expect(sizeof(space.ends) / 2);
+          space.shares_here.Expect(sizeof(space.shares) / 2);
         } else {
-          space.ends_here.Arrive();
+          space.shares_here.Arrive();
         }
+      } else if (t < 2) {
+        work.chunk_sums[(int64_t{2} * item + t) * kPairHeads + own_row] = now_sum;
+        if (t == 0) work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = now_max;
       }
+    }
 #pragma unroll 1
-      for (k -= 2; k < blocks; ++k) {
-        add_values(k);
-        AwaitProducts<0>(o);
-        release(k);
-      }
-      even_taken += (blocks + 1) / 2;
-      odd_taken += blocks / 2;
-      begin = end;
-      space.ends_here.Wait(end_parity);
-      end_parity ^= 1;
-      if (!first || !last) {
-        const ChunkEnd ends[2] = {space.ends[h], space.ends[h + 8]};
-        float* all = work.merged + int64_t{blockIdx.x} * (kChunkFloats / 2) + threadIdx.x;
-        if (!first) {
-#pragma unroll
-          for (int i = 0; i < 64; ++i) {
-            const ChunkEnd& its = ends[i / 2 % 2];
-            o[i] = __fmaf_rn(all[kMultiplying * i], its.before, __fmul_rn(o[i], its.now));
-          }
-        }
-        if (!last) {
-#pragma unroll
-          for (int i = 0; i < 64; ++i) all[kMultiplying * i] = o[i];
-        }
-      }
-    } while (++chunk < end_chunk);
+    for (k -= 2; k < blocks; ++k) {
+      add_values(k);
+      AwaitProducts<0>(o);
+      release(k);
+    }
+    even_taken += (blocks + 1) / 2;
+    odd_taken += blocks / 2;
 
-    if (kDivided && list.chunks() > 1) {
+    if (!is_whole) {
       float* to = work.chunk_outputs + int64_t{item} * kChunkFloats + rank * (kChunkFloats / 2) + threadIdx.x;
 #pragma unroll
       for (int i = 0; i < 64; ++i) to[kMultiplying * i] = o[i];
-      if (warpgroup == 0 && t < 2) {
-        work.chunk_sums[(int64_t{2} * item + t) * kPairHeads + own_row] = space.all_sum[t][own_row];
-        if (t == 0) work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = space.all_max[own_row];
-      }
       continue;
     }
+    space.shares_here.Wait(share_parity);
+    share_parity ^= 1;
     // The last slice of all is rotary.
     if (rank == 1 && warpgroup == 1) {
       StoreOutputs<true>(args, row, first_head + h, 256 + 128, o, h, space);
@@ -813,7 +770,7 @@ __global__ void __launch_bounds__(256) MergeChunks(Attending args, PairWork work
   }
 }
 
-// No list has more chunks; zero where that isn't known.
+// No list has more chunks.
 int MaxChunks(const Attending& args) {
   const bool picked = args.compressed == CompressedKeys::kPicked;
   if (args.compressed == CompressedKeys::kNone) return 1;
@@ -828,16 +785,14 @@ void LaunchPairAttention(const KernelContext& ctx, const Attending& attending) {
   const int head_groups = static_cast<int>(CeilDiv(attending.heads, kPairHeads));
   PairWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
   const int chunks = MaxChunks(attending);
-  const bool divided = chunks > 1 && work.lists <= clusters;  // chunks of more would need much memory
-  work.items = work.lists * (divided ? chunks : 1);
+  const bool divided = chunks > 1;
+  work.items = work.lists * chunks;
   const int blocks = 2 * std::min(work.items, clusters);
   ArenaScope scope(*ctx.scratch);
   if (divided) {
     work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
     work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kPairHeads);
     work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kPairHeads);
-  } else if (chunks != 1) {
-    work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * (kChunkFloats / 2));
   }
   LaunchClusters(ctx, divided ? PairAttention<true> : PairAttention<false>, 2, dim3(blocks), kPairThreads,
                  sizeof(PairSpace), attending, work);

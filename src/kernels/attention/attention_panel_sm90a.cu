@@ -1,0 +1,680 @@
+// Attention of one row and up to 64 heads by a cluster of blocks, for few rows (sm_90a): entries of 512
+// values, packed. The arithmetic is BlockAttention's.
+//
+// A panel of a row's key list is a number of whole blocks of keys. In a panel, a thread block multiplies the
+// queries with its share of the keys, in all dims, and the probabilities with all keys, in its slices of
+// dims. In between the thread blocks send one another the largest logits of their pieces of key blocks, then
+// probabilities. Two warpgroups multiply, two gather and decode.
+#include "kernels/attention/attention_hopper.h"
+#include "kernels/attention/key_list.cuh"
+#include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/cluster.cuh"
+#include "kernels/cuda/exponential.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace foresight::cuda {
+namespace {
+
+constexpr int kCluster = 8;
+constexpr int kPanelThreads = 512;
+constexpr int kMultiplyTiles = 6;  // of a warpgroup
+constexpr int kPieces = 4;         // of key blocks, in a share: two of each warpgroup
+
+// For kHeads heads. Products are of 64 rows: rows beyond the heads' are what lies behind, and go nowhere.
+template <int kHeads>
+struct PanelSpace {
+  static constexpr int kShareTiles = 10;  // of 8 keys, of a thread block
+  static constexpr int kTiles = kCluster * kShareTiles;
+  static constexpr int kKeys = 8 * kTiles;
+  static constexpr int kBlocks = kTiles / 8;
+  static constexpr int kSlices = 8 / kCluster;                     // of the output
+  static constexpr bool kKeepsQueries = kCluster * kHeads <= 256;  // else probabilities take their place
+  static constexpr int kQuerySlice = kHeads * kTileRowBytes;
+  static constexpr int kQueryBytes = 8 * kQuerySlice;
+  static constexpr int kProbabilityTile = 8 * kHeads * 2;  // bytes, of 8 keys
+  static constexpr int kProbabilityBytes = kTiles * kProbabilityTile;
+
+  std::byte q_and_p[kKeepsQueries ? kQueryBytes + kProbabilityBytes
+                                  : (kQueryBytes > kProbabilityBytes ? kQueryBytes : kProbabilityBytes)];
+  union {  // values take the place of the keys once these are multiplied
+    std::byte keys[8][8 * kShareTiles * kTileRowBytes];
+    std::byte values[kSlices][kKeys * kTileRowBytes];
+  };
+  float tops[2][kCluster][kPieces][kHeads];  // of panels in turn
+  float sums[kTiles / 2][kHeads];            // of 16 keys
+  float factors[kBlocks][kHeads];
+  float chunk_factors[2][kHeads];  // of the chunks before, and of this one
+  float sinks[kHeads];
+  float start_max[kHeads];  // of the panel
+  float turns[2][32];       // cosines and sines
+  float all_max[kHeads];
+  float all_sum[2][kHeads];
+  ListBlocks list;
+  const std::byte* entries[kKeys];
+  uint32_t present[kKeys / 32];
+  TransferBarrier queries_here;
+  TransferBarrier tops_here;
+  TransferBarrier weights_here;
+
+  __device__ std::byte* q() { return q_and_p; }
+  __device__ std::byte* p() { return q_and_p + (kKeepsQueries ? kQueryBytes : 0); }
+};
+
+// How a panel is shared.
+struct Panel {
+  int first_block;
+  int blocks;
+  int share;  // tiles of a thread block, an even number
+
+  __device__ int tiles() const { return 8 * blocks; }
+  __device__ int Begin(int rank) const { return min(share * rank, tiles()); }
+  __device__ int Count(int rank) const { return min(share, tiles() - Begin(rank)); }
+  // The block of keys that a piece belongs to; pieces with nothing in them have a neighbour's.
+  __device__ int BlockOf(int rank, int piece) const {
+    const int last_tile = max(Begin(rank) + Count(rank), 1) - 1;
+    const int first = Begin(rank) + piece / 2 * kMultiplyTiles;
+    return min(piece % 2 == 0 ? first : first + kMultiplyTiles - 1, last_tile) / 8;
+  }
+};
+
+__device__ inline Panel PanelAt(const ListBlocks& list, int block, int chunk) {
+  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<64>::kBlocks);
+  return {block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
+}
+
+// The third and fourth warpgroup's part.
+template <int kHeads>
+class PanelGatherer {
+ public:
+  using Space = PanelSpace<kHeads>;
+  static constexpr int kThreads = 256;
+  static constexpr int kGroups = kThreads / 8;  // eight threads take a key
+  static constexpr int kFinds = (Space::kKeys + kThreads - 1) / kThreads;
+  static constexpr int kOwn = (8 * Space::kShareTiles + kGroups - 1) / kGroups;
+  static constexpr int kValueKeys = Space::kKeys / kGroups;
+
+  __device__ PanelGatherer(int rank, Space& space) : space_(space), rank_(rank) {}
+
+  // Sends for picks before it is known where they belong.
+  __device__ void FetchPicks(const Attending& args, int row) {
+    if (args.compressed != CompressedKeys::kPicked) return;
+    const int32_t* picks = args.picks + static_cast<int64_t>(row) * args.topk;
+#pragma unroll
+    for (int n = 0; n < kFinds; ++n) {
+      picks_[n] = picks[min(n * kThreads + static_cast<int>(threadIdx.x) % kThreads, args.topk - 1)];
+    }
+  }
+
+  // Finds the panel's keys and sends for this block's share of them.
+  __device__ void FetchKeys(const KeyList<64>& list, const Panel& panel) {
+    const bool first = panel.first_block == 0;
+    const int raw = 64 * list.raw_blocks;
+    int places[kFinds], finds[kFinds], compressed[kFinds];
+    const std::byte* entries[kFinds];
+#pragma unroll
+    for (int n = 0; n < kFinds; ++n) {
+      int i = n * kThreads + static_cast<int>(threadIdx.x) % kThreads;
+      compressed[n] = -1;
+      if (first && list.args.compressed == CompressedKeys::kPicked) {
+        // Thread i has pick i: the list is walked from the first compressed key, then from its beginning.
+        if (i < list.num_compressed) compressed[n] = picks_[n];
+        if (i < Space::kKeys) i = (i + raw) % Space::kKeys;
+      } else {
+        compressed[n] = list.CompressedEntry(panel.first_block * 64 + i);
+      }
+      places[n] = i;
+      finds[n] = panel.first_block * 64 + i;
+    }
+    list.Find(finds, compressed, entries);
+    const std::byte* const some = list.Entry(0);  // absent keys' weights are zero
+#pragma unroll
+    for (int n = 0; n < kFinds; ++n) {
+      const int i = places[n];
+      if (i >= 64 * panel.blocks) continue;  // whole warps
+      space_.entries[i] = entries[n] != nullptr ? entries[n] : some;
+      const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
+      if (i % 32 == 0) space_.present[i / 32] = mask;
+    }
+    GroupBarrier<2>(kThreads);
+    const int keys = 8 * panel.Count(rank_);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int key = group_ + kGroups * i;
+      // What isn't loaded is set, or else the panel before would seem to be needed.
+      const bool has_key = key < keys;
+      const std::byte* entry = space_.entries[has_key ? 8 * panel.Begin(rank_) + key : 0];
+      scales_[i] = LoadIf(has_key, entry + 448 + 128);
+#pragma unroll
+      for (int slice = 0; slice < 7; ++slice) {
+        codes_[i][slice] = LoadIf(has_key, entry + 64 * slice + 8 * part_);
+      }
+      rotary_[i][0] = LoadIf(has_key, entry + 448 + 16 * part_);
+      rotary_[i][1] = LoadIf(has_key, entry + 448 + 16 * part_ + 8);
+    }
+  }
+
+  __device__ void StoreKeys(const Panel& panel) {
+    const int keys = 8 * panel.Count(rank_);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int key = group_ + kGroups * i;
+      if (key >= keys) continue;
+#pragma unroll
+      for (int slice = 0; slice < 7; ++slice) {
+        const uint32_t scale = (slice < 4 ? scales_[i].x : scales_[i].y) >> (8 * (slice % 4)) & 0xff;
+        *reinterpret_cast<uint4*>(ChunkOf(space_.keys[slice], key, part_)) =
+            DecodeE4M3(codes_[i][slice], scale);
+      }
+      *reinterpret_cast<uint4*>(ChunkOf(space_.keys[7], key, part_)) = {rotary_[i][0].x, rotary_[i][0].y,
+                                                                        rotary_[i][1].x, rotary_[i][1].y};
+    }
+  }
+
+  // Sends for the values of all keys in this block's slices, and stores them. Of rotary ones, which are twice
+  // as large, half are sent for ahead.
+  __device__ void FetchValues(const Panel& panel) {
+    const int keys = 64 * panel.blocks;
+#pragma unroll
+    for (int i = 0; i < (kValueKeys + 7) / 8; ++i) {  // a thread has the scales of every eighth key
+      const int key = group_ + kGroups * (8 * i + part_);
+      value_scales_[i] = 0;
+      if (key >= keys) continue;
+      const std::byte* from = space_.entries[key] + 576 + Space::kSlices * rank_;
+      value_scales_[i] = *reinterpret_cast<const uint8_t*>(from);
+    }
+#pragma unroll
+    for (int s = 0; s < Space::kSlices; ++s) {
+      const int slice = Space::kSlices * rank_ + s;
+      if (slice < 7) {
+#pragma unroll
+        for (int i = 0; i < kValueKeys; ++i) {
+          const int key = group_ + kGroups * i;
+          values_[i][s] = LoadIf(key < keys, space_.entries[min(key, keys - 1)] + 64 * slice + 8 * part_);
+        }
+      } else {
+        FetchRotary<0>(keys, s);
+      }
+    }
+  }
+  __device__ void StoreValues(const Panel& panel) {
+    const int keys = 64 * panel.blocks;
+#pragma unroll
+    for (int s = 0; s < Space::kSlices; ++s) {
+      const int slice = Space::kSlices * rank_ + s;
+      if (slice < 7) {
+#pragma unroll
+        for (int i = 0; i < kValueKeys; ++i) {
+          const int key = group_ + kGroups * i;
+          if (key >= keys) continue;  // whole warps
+          const uint32_t word = __shfl_sync(0xffffffff, value_scales_[i / 8], i % 8, 8);
+          *reinterpret_cast<uint4*>(ChunkOf(space_.values[s], key, part_)) =
+              DecodeE4M3(values_[i][s], word >> (8 * s) & 0xff);
+        }
+      } else {
+        StoreRotary<0>(keys, s);
+        FetchRotary<kValueKeys / 2>(keys, s);
+        StoreRotary<kValueKeys / 2>(keys, s);
+      }
+    }
+  }
+
+ private:
+  __device__ static uint2 LoadIf(bool there, const std::byte* from) {
+    uint2 value = {};
+    if (there) value = *reinterpret_cast<const uint2*>(from);
+    return value;
+  }
+
+  // Rotary values of half of the keys, from the thread's key kFirst on.
+  template <int kFirst>
+  __device__ void FetchRotary(int keys, int s) {
+#pragma unroll
+    for (int i = 0; i < kValueKeys / 2; ++i) {
+      const int key = group_ + kGroups * (kFirst + i);
+      const std::byte* from = space_.entries[min(key, keys - 1)] + 448 + 16 * part_;
+      values_[2 * i][s] = LoadIf(key < keys, from);
+      values_[2 * i + 1][s] = LoadIf(key < keys, from + 8);
+    }
+  }
+  template <int kFirst>
+  __device__ void StoreRotary(int keys, int s) {
+#pragma unroll
+    for (int i = 0; i < kValueKeys / 2; ++i) {
+      const int key = group_ + kGroups * (kFirst + i);
+      if (key >= keys) continue;
+      const uint2 a = values_[2 * i][s], b = values_[2 * i + 1][s];
+      *reinterpret_cast<uint4*>(ChunkOf(space_.values[s], key, part_)) = {a.x, a.y, b.x, b.y};
+    }
+  }
+
+  Space& space_;
+  const int rank_;
+  const int group_ = threadIdx.x % kThreads / 8;
+  const int part_ = threadIdx.x % 8;
+  uint2 codes_[kOwn][7];
+  uint2 rotary_[kOwn][2];
+  uint2 scales_[kOwn];
+  uint2 values_[kValueKeys][Space::kSlices];
+  uint32_t value_scales_[(kValueKeys + 7) / 8];
+  int32_t picks_[kFinds];
+};
+
+// The queries of a row and its heads from `first_head` on, by two warpgroups.
+template <int kHeads>
+__device__ inline void StoreQueries(const Attending& args, int row, int first_head, std::byte* q) {
+  LoadQueries<1, 2, true>(args, row, first_head, kHeads, {q, kHeads * kTileRowBytes, 0}, threadIdx.x / 32, 8);
+  FenceForProducts();
+}
+
+// The same by all blocks of a cluster, each of which has some heads and sends them to the others.
+template <int kHeads>
+__device__ inline void ShareQueries(const Attending& args, int row, int first_head, int rank,
+                                    PanelSpace<kHeads>& space) {
+  constexpr int kOwn = kHeads / kCluster;
+  constexpr int kAtOnce = kOwn < 8 ? 1 : kOwn / 8;
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x == 0) space.queries_here.Expect(8 * (kHeads - kOwn) * kTileRowBytes);
+  LoadQueries<1, kAtOnce, true>(args, row, first_head, kOwn * (rank + 1), {space.q(), space.kQuerySlice, 0},
+                                kOwn * rank + warp, 8);
+  FenceForTransfers();
+  GroupBarrier<1>(256);
+  ClusterWait();
+  if (lane < kCluster && lane != rank) {
+    space.queries_here.Transfer(lane, space.q() + warp * space.kQuerySlice + kOwn * rank * kTileRowBytes,
+                                kOwn * kTileRowBytes);
+  }
+  __syncwarp();
+}
+
+template <int kHeads>
+__global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending args) {
+  using Space = PanelSpace<kHeads>;
+  extern __shared__ __align__(1024) std::byte shared[];
+  Space& space = *reinterpret_cast<Space*>(shared);
+  if (threadIdx.x == 0) {
+    space.queries_here.Init();
+    space.tops_here.Init();
+    space.weights_here.Init();
+  }
+  __syncwarp();
+  ClusterArrive();  // awaited before the first transfer to another block
+  Prepare(args, blockIdx.y);
+  AwaitInputs();
+  constexpr int kAll = kPanelThreads;
+  constexpr int kMultiplying = 256;
+  const int rank = ClusterRank();
+  const int row = blockIdx.y;
+  const int first_head = blockIdx.x / kCluster * kHeads;
+  const int warpgroup = threadIdx.x / 128;
+  PanelGatherer<kHeads> gatherer(rank, space);
+  if (warpgroup < 2) {
+    ShareQueries<kHeads>(args, row, first_head, rank, space);
+    if (threadIdx.x < 64) {
+      space.turns[threadIdx.x / 32][threadIdx.x % 32] =
+          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + threadIdx.x % 32];
+    }
+  } else {
+    gatherer.FetchPicks(args, row);
+  }
+  const SequenceRows sequence = SequenceAtOnce(args, row);
+  const KeyList<64> list(args, sequence, row);
+  if (threadIdx.x == 256) space.list = list;
+  int chunk = 0;
+  Panel panel = PanelAt(list, 0, 0);
+  // To the next panel. False: there is none. What is rarely needed of the list isn't kept in registers.
+  const auto next = [&] {
+    const int block = panel.first_block + panel.blocks;
+    chunk += block == space.list.ChunkBegin(chunk + 1);
+    if (block == space.list.blocks()) return false;
+    panel = PanelAt(space.list, block, chunk);
+    return true;
+  };
+
+  if (warpgroup >= 2) {
+    TakeRegisters<144>();
+    const int thread = threadIdx.x % 256;
+    // Threads of the third warpgroup add up a head's weights, of one half of each block of keys.
+    const int half = thread / kHeads;
+    const int head = thread % kHeads;
+    float now_sum = 0;
+    gatherer.FetchKeys(list, panel);
+#pragma unroll 1
+    while (true) {
+      gatherer.StoreKeys(panel);
+      FenceForProducts();
+      GroupBarrier<3>(kAll);  // the keys are there
+      gatherer.FetchValues(panel);
+      GroupBarrier<4>(kAll);  // the keys are multiplied
+      gatherer.StoreValues(panel);
+      FenceForProducts();
+      GroupBarrier<5>(kAll);  // values and weights are there
+      const Panel now = panel;
+      const int now_chunk = chunk;
+      const bool more = next();
+      if (more) gatherer.FetchKeys(KeyList<64>(args, WarpSequenceOf(args, row), row), panel);
+      if (half < 2) {
+#pragma unroll 2
+        for (int b = 0; b < now.blocks; ++b) {
+          const float own =
+              __fadd_rn(space.sums[4 * b + 2 * half][head], space.sums[4 * b + 2 * half + 1][head]);
+          now_sum = __fmaf_rn(now_sum, space.factors[b][head], own);
+        }
+        if (chunk != now_chunk) {
+          space.all_sum[half][head] =
+              __fmaf_rn(now_chunk == 0 ? 0 : space.all_sum[half][head], space.chunk_factors[0][head],
+                        __fmul_rn(now_sum, space.chunk_factors[1][head]));
+          now_sum = 0;
+        }
+      }
+      if (!more) {
+        ClusterWait();
+        ClusterArriveRelaxed();
+      }
+      GroupBarrier<6>(kAll);  // the panel is done
+      if (!more) break;
+    }
+    ClusterWait();
+    return;
+  }
+
+  GiveUpRegisters<112>();
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int t = lane % 4;
+  const int h = 16 * (warp % 4) + lane / 4;
+  constexpr int kColumns = 256 / kCluster;  // of a warpgroup's output
+  const uint64_t q_at = OperandAt(space.q());
+  const uint64_t keys_at = OperandAt(&space.keys[0][8 * kMultiplyTiles * kTileRowBytes * warpgroup]);
+  const uint64_t p_at = MatricesAt(space.p(), Space::kProbabilityTile);
+  const bool has_heads = h < kHeads;  // else the thread's rows of products are nothing
+  const int h_or_other = h % kHeads;
+  const uint64_t values_at =
+      OperandAt(&space.values[Space::kSlices == 1 ? 0 : warpgroup][Space::kSlices == 1 ? warpgroup * 64 : 0]);
+  // Of a head, by the first two warps.
+  float now_max = kLowest, all_max = kLowest;
+  if (threadIdx.x < max(32, kHeads)) {
+    const int head = first_head + threadIdx.x % kHeads;
+    const float sink = head < args.heads ? SinkLogit(args, head) : 0;
+    now_max = fmaxf(sink, kLowest);
+    if (threadIdx.x < kHeads) {
+      space.sinks[threadIdx.x] = sink;
+      space.start_max[threadIdx.x] = now_max;
+    }
+  }
+  float o[kColumns / 2] = {};                    // of the chunk
+  float all[kColumns / 2] = {};                  // of the chunks before
+  uint32_t parity = 0;
+#pragma unroll 1
+  while (true) {
+    const int own_begin = panel.Begin(rank);
+    const int own_tiles = panel.Count(rank);
+    if (threadIdx.x == 0) {
+      space.tops_here.Expect((kCluster - 1) * sizeof(space.tops[0][0]));
+      space.weights_here.Expect((panel.tiles() - own_tiles) * (Space::kProbabilityTile + kHeads * 2));
+    }
+    if (!Space::kKeepsQueries && panel.first_block > 0) {
+      StoreQueries<kHeads>(args, row, first_head, space.q());
+    }
+    if (panel.first_block == 0) space.queries_here.Wait(0);
+    GroupBarrier<3>(kAll);  // the keys are there
+
+    float s[4 * kMultiplyTiles];
+    {
+      const uint64_t queries = Shared(q_at);
+      const uint64_t keys = Shared(keys_at);
+      constexpr int kSums = 4 * kMultiplyTiles / 2;  // at once, which spares registers
+#pragma unroll
+      for (int first = 0; first < 2; ++first) {
+        float parts[2][kSums];  // of 128 dims
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          WarpgroupFence();
+#pragma unroll
+          for (int k = 0; k < 8; ++k) {
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+              const int slice = 4 * half + 2 * part + k / 4;
+              const uint64_t a = Further(queries, slice * Space::kQuerySlice + k % 4 * 32);
+              const uint64_t b = Further(keys, slice * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32 +
+                                                   first * kMultiplyTiles / 2 * 8 * kTileRowBytes);
+              if (k == 0) {
+                WarpgroupMmaN24<false>(parts[part], a, b);
+              } else {
+                WarpgroupMmaN24<true>(parts[part], a, b);
+              }
+            }
+          }
+          EndProducts();
+          AwaitProducts<0>(parts[0]);
+          AwaitProducts<0>(parts[1]);
+#pragma unroll
+          for (int i = 0; i < kSums; ++i) {
+            float& x = s[kSums * first + i];
+            const float sum = __fadd_rn(parts[0][i], parts[1][i]);
+            x = half == 0 ? sum : __fadd_rn(x, sum);
+          }
+        }
+      }
+    }
+    const int tile = own_begin + kMultiplyTiles * warpgroup;  // the first of this warpgroup's
+    const int own = min(max(own_tiles - kMultiplyTiles * warpgroup, 0), kMultiplyTiles);
+    const int in_first = 8 - tile % 8;  // tiles that are in the block of keys that the first one is in
+    // Which keys are there, those of tile j in byte j.
+    uint64_t present = 0;
+    if (own > 0) {
+      const uint32_t* words = &space.present[tile / 4];
+      const int last = (tile + own - 1) / 4 - tile / 4;
+      present = (uint64_t{words[min(1, last)]} << 32 | words[0]) >> (8 * (tile % 4));
+      if (tile % 4 != 0 && last == 2) present |= uint64_t{words[2]} << (64 - 8 * (tile % 4));
+      present &= (uint64_t{1} << (8 * own)) - 1;
+    }
+    present >>= 2 * t;
+    float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};  // [pieces, rows]
+#pragma unroll
+    for (int j = 0; j < kMultiplyTiles; ++j) {
+      const uint32_t mask = static_cast<uint32_t>(present >> (8 * j));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float* x = &s[4 * j + 2 * half];
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (!(mask >> i & 1)) x[i] = -INFINITY;
+        }
+        const float most = fmaxf(x[0], x[1]);
+        top[0][half] = fmaxf(top[0][half], j < in_first ? most : -INFINITY);
+        top[1][half] = fmaxf(top[1][half], j < in_first ? -INFINITY : most);
+      }
+    }
+#pragma unroll
+    for (int piece = 0; piece < 2; ++piece) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float& x = top[piece][half];
+        x = __fmul_rn(x, args.scale);
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+        if (t == 0 && has_heads) space.tops[parity][rank][2 * warpgroup + piece][h + 8 * half] = x;
+      }
+    }
+    FenceForTransfers();
+    GroupArrive<4>(kAll);  // the keys are multiplied
+    GroupBarrier<1>(kMultiplying);
+    if (lane == 0 && warp < kCluster && warp != rank) {
+      space.tops_here.Transfer(warp, space.tops[parity][rank], sizeof(space.tops[0][0]));
+    }
+    space.tops_here.Wait(parity);
+
+    // Probabilities and 16 keys' sums of them.
+    if (has_heads) {
+      // Maxima up to the pieces' blocks: of all pieces of these and of those before. A lane looks at some.
+      float maxima[2][2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        maxima[0][half] = maxima[1][half] = space.start_max[h + 8 * half];
+      }
+      const int blocks[2] = {panel.BlockOf(rank, 2 * warpgroup), panel.BlockOf(rank, 2 * warpgroup + 1)};
+#pragma unroll
+      for (int i = 0; i < kCluster; ++i) {
+        const int of = kCluster / 4 * t + i / kPieces;
+        const int block = panel.BlockOf(of, i % kPieces);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float x = space.tops[parity][of][i % kPieces][h + 8 * half];
+#pragma unroll
+          for (int piece = 0; piece < 2; ++piece) {
+            if (block <= blocks[piece]) maxima[piece][half] = fmaxf(maxima[piece][half], x);
+          }
+        }
+      }
+#pragma unroll
+      for (int piece = 0; piece < 2; ++piece) {
+#pragma unroll
+        for (float& x : maxima[piece]) {
+          x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+          x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kMultiplyTiles; j += 2) {
+        const bool inside = j < own;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float sums[2];
+#pragma unroll
+          for (int odd = 0; odd < 2; ++odd) {
+            const int at = tile + j + odd;
+            const float most = j + odd < in_first ? maxima[0][half] : maxima[1][half];
+            const float* x = &s[4 * (j + odd) + 2 * half];
+            const float p[2] = {Exp2(__fmaf_rn(x[0], args.scale, -most)),
+                                Exp2(__fmaf_rn(x[1], args.scale, -most))};
+            std::byte* to = space.p() + at * Space::kProbabilityTile + (h + 8 * half) * 16;
+            if (inside) reinterpret_cast<uint32_t*>(to)[t] = PackBf16(p[0], p[1]);
+            sums[odd] = __fadd_rn(p[0], p[1]);
+            sums[odd] += __shfl_xor_sync(0xffffffff, sums[odd], 1);
+            sums[odd] += __shfl_xor_sync(0xffffffff, sums[odd], 2);
+          }
+          if (t == 0 && inside) space.sums[(tile + j) / 2][h + 8 * half] = __fadd_rn(sums[0], sums[1]);
+        }
+      }
+    }
+    FenceForTransfers();
+    GroupBarrier<1>(kMultiplying);
+    if (lane == 0 && warp < kCluster && warp != rank && own_tiles > 0) {
+      space.weights_here.Transfer(warp, space.p() + own_begin * Space::kProbabilityTile,
+                                  own_tiles * Space::kProbabilityTile);
+      space.weights_here.Transfer(warp, space.sums[own_begin / 2],
+                                  own_tiles / 2 * static_cast<int>(sizeof(space.sums[0])));
+    }
+    if (threadIdx.x < max(32, kHeads)) {
+      // Pieces that begin a block of keys.
+      const int block_of = panel.BlockOf(min(lane / kPieces, kCluster - 1), lane % kPieces);
+      const int block_before = __shfl_up_sync(0xffffffff, block_of, 1);
+      const uint32_t begins = __ballot_sync(0xffffffff, lane > 0 && block_of != block_before);
+      const int r = threadIdx.x % kHeads;
+      float before = now_max;
+      int block = 0;
+      const auto end_block = [&] {
+        if (threadIdx.x < kHeads) {
+          space.factors[block][r] = Exp2(before - now_max);
+        }
+        before = now_max;
+        ++block;
+      };
+#pragma unroll 1
+      for (int begin = 0; begin < kCluster * kPieces; begin += 8) {
+        float tops[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) tops[i] = space.tops[parity][(begin + i) / kPieces][i % kPieces][r];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          if (begins >> (begin + i) & 1) end_block();
+          now_max = fmaxf(now_max, tops[i]);
+        }
+      }
+      end_block();
+      if (panel.first_block + panel.blocks == space.list.ChunkBegin(chunk + 1)) {
+        const float most = chunk == 0 ? now_max : fmaxf(all_max, now_max);
+        if (threadIdx.x < kHeads) {
+          space.chunk_factors[0][r] = chunk == 0 ? 0 : Exp2(all_max - most);
+          space.chunk_factors[1][r] = Exp2(now_max - most);
+          space.all_max[r] = most;
+        }
+        all_max = most;
+        now_max = kLowest;
+      }
+      if (threadIdx.x < kHeads) space.start_max[r] = now_max;
+    }
+    space.weights_here.Wait(parity);
+    parity ^= 1;
+    GroupBarrier<5>(kAll);  // values and weights are there
+
+#pragma unroll 1
+    for (int b = 0; b < panel.blocks; ++b) {
+      const float factors[2] = {space.factors[b][h_or_other], space.factors[b][h_or_other + 8]};
+      AwaitProducts<0>(o);
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) o[i] *= factors[i / 2 % 2];
+      WarpgroupFence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        WarpgroupAddValues(o, Further(p_at, (8 * b + 2 * k) * Space::kProbabilityTile),
+                           Further(values_at, (64 * b + 16 * k) * kTileRowBytes));
+      }
+      EndProducts();
+    }
+    AwaitProducts<0>(o);
+    const int now_chunk = chunk;
+    const bool more = next();
+    if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
+    if (chunk != now_chunk) {
+      const float factors[2] = {space.chunk_factors[0][h_or_other], space.chunk_factors[0][h_or_other + 8]};
+      const float now_factors[2] = {space.chunk_factors[1][h_or_other],
+                                    space.chunk_factors[1][h_or_other + 8]};
+#pragma unroll
+      for (int i = 0; i < kColumns / 2; ++i) {
+        float& x = all[i];
+        x = __fmaf_rn(x, factors[i / 2 % 2], __fmul_rn(o[i], now_factors[i / 2 % 2]));
+        o[i] = 0;
+      }
+    }
+    GroupBarrier<6>(kAll);  // the panel is done
+    if (!more) break;
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = h + 8 * half;
+    if (!has_heads || first_head + r >= args.heads) continue;
+    const float sum = space.all_sum[0][r] + space.all_sum[1][r] + Exp2(space.sinks[r] - space.all_max[r]);
+    const float factor = 1 / sum;
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      StoreOutput<true>(args, row, first_head + r, 512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
+                        {all[4 * n + 2 * half], all[4 * n + 2 * half + 1]}, factor);
+    }
+  }
+  ClusterWait();
+}
+
+template <int kHeads>
+void LaunchPanels(const KernelContext& ctx, const Attending& attending) {
+  LaunchClusters(ctx, PanelAttention<kHeads>, kCluster,
+                 dim3(CeilDiv(attending.heads, kHeads) * kCluster, attending.rows), kPanelThreads,
+                 sizeof(PanelSpace<kHeads>), attending);
+}
+
+}  // namespace
+
+void LaunchPanelAttention(const KernelContext& ctx, const Attending& attending, int heads) {
+  if (heads == 64) {
+    LaunchPanels<64>(ctx, attending);
+  } else {
+    LaunchPanels<32>(ctx, attending);
+  }
+}
+
+}  // namespace foresight::cuda

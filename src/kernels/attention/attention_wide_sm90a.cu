@@ -1,0 +1,487 @@
+// Attention of one row and 64 heads by one block, for many rows (sm_90a): entries of 512 values, packed.
+//
+// Two warpgroups compute, each with the logits of half of a block's keys and half of the output's dims; two
+// more gather and decode the blocks to come. The arithmetic is BlockAttention's.
+#include "kernels/attention/attention_hopper.h"
+#include "kernels/attention/key_list.cuh"
+#include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/query_tile.cuh"
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/cuda/exponential.cuh"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+namespace foresight::cuda {
+namespace {
+
+constexpr int kWideHeads = 64;
+constexpr int kWideThreads = 512;
+constexpr int kChunkFloats = kWideHeads * 512;  // that a thread block has of a chunk's output
+
+// What thread blocks do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a
+// row's list is an item of its own, and MergeChunks follows.
+struct WideWork {
+  int items;
+  int lists;  // rows times head_groups
+  int head_groups;
+  // The chunks of one list in turn, [gridDim.x, kChunkFloats]; not needed for lists of one chunk.
+  float* merged = nullptr;
+  // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
+  float* chunk_outputs = nullptr;  // [items, kChunkFloats]
+  float* chunk_maxima = nullptr;   // [items, kWideHeads]
+  float* chunk_sums = nullptr;     // [items, 2, kWideHeads]
+};
+
+struct WideSpace {
+  std::byte q[8][kWideHeads * kTileRowBytes];  // [slices, heads]
+  std::byte keys[2][8][64 * kTileRowBytes];    // [buffers, slices, keys]
+  std::byte p[2][kWideHeads * kTileRowBytes];  // of blocks in turn
+  static constexpr int kListed = 20;           // blocks of keys whose places are known ahead
+  const std::byte* entries[kListed][64];
+  uint32_t listed[kListed][2];  // which keys are there
+  uint32_t present[2][2];       // the same of the buffers' blocks
+  float maxima[2][kWideHeads];  // of each half of the keys
+  float sums[2][kWideHeads];
+  float turns[2][32];  // cosines and sines
+  SharedBarrier full[2];
+  SharedBarrier empty[2];
+};
+
+// The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
+// is of blocks filled so far.
+__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, int begin_block,
+                                  int end_block, WideSpace& space, int& count) {
+  using Space = WideSpace;
+  constexpr int kThreads = 256;
+  const int thread = threadIdx.x % kThreads;
+  const int group = thread / 8;  // eight threads take a key, 32 keys at a time
+  const int part = thread % 8;
+  const auto find = [&](const KeyList<64>& list, int first_block, int num_blocks) {
+    constexpr int kAtOnce = 2;
+    for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kThreads) {
+      int compressed[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        compressed[n] = list.CompressedEntry(first_block * 64 + begin + n * kThreads + thread);
+      }
+      const std::byte* entries[kAtOnce];
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        entries[n] = list.Entry(first_block * 64 + begin + n * kThreads + thread, compressed[n]);
+      }
+#pragma unroll
+      for (int n = 0; n < kAtOnce; ++n) {
+        const int i = begin + n * kThreads + thread;
+        if (i >= num_blocks * 64) continue;  // whole warps
+        const int slot = (first_block + i / 64) % Space::kListed;
+        space.entries[slot][i % 64] = entries[n];
+        const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
+        if (thread % 32 == 0) space.listed[slot][i / 32 % 2] = mask;
+      }
+    }
+  };
+  const auto load = [&](const std::byte* entry, int offset) {
+    return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
+  };
+  GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
+  find(list, begin_block, min(end_block - begin_block, Space::kListed));
+  GroupBarrier<2>(kThreads);
+  uint2 codes[2][7];
+  uint2 rotary[2][2];
+  uint2 scales[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const std::byte* entry = space.entries[begin_block % Space::kListed][group + 32 * i];
+    scales[i] = load(entry, 448 + 128);
+#pragma unroll
+    for (int slice = 0; slice < 7; ++slice) codes[i][slice] = load(entry, 64 * slice + 8 * part);
+    rotary[i][0] = load(entry, 448 + 16 * part);
+    rotary[i][1] = load(entry, 448 + 16 * part + 8);
+  }
+#pragma unroll 1
+  for (int block = begin_block; block < end_block; ++block) {
+    const int buffer = count % 2;
+    space.empty[buffer].Wait(count / 2 % 2 ^ 1);
+    // Each value's place is taken by the next block's, which arrives while this one is worked on.
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int key = group + 32 * i;
+      const std::byte* next =
+          block + 1 < end_block ? space.entries[(block + 1) % Space::kListed][key] : nullptr;
+      const uint2 own_scales = scales[i];
+      scales[i] = load(next, 448 + 128);
+#pragma unroll
+      for (int slice = 0; slice < 7; ++slice) {
+        const uint32_t scale = (slice < 4 ? own_scales.x : own_scales.y) >> (8 * (slice % 4)) & 0xff;
+        *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][slice], key, part)) =
+            DecodeE4M3(codes[i][slice], scale);
+        codes[i][slice] = load(next, 64 * slice + 8 * part);
+      }
+      *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][7], key, part)) = {rotary[i][0].x, rotary[i][0].y,
+                                                                              rotary[i][1].x, rotary[i][1].y};
+      rotary[i][0] = load(next, 448 + 16 * part);
+      rotary[i][1] = load(next, 448 + 16 * part + 8);
+    }
+    if (thread < 2) space.present[buffer][thread] = space.listed[block % Space::kListed][thread];
+    FenceForProducts();
+    space.full[buffer].Arrive();
+    ++count;
+    if (block + Space::kListed < end_block) {
+      GroupBarrier<2>(kThreads);
+      find(KeyList<64>(args, WarpSequenceOf(args, row), row), block + Space::kListed, 1);
+      GroupBarrier<2>(kThreads);
+    }
+  }
+}
+
+template <bool kDivided>
+__global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args, WideWork work) {
+  AwaitInputs();
+  extern __shared__ __align__(1024) std::byte shared[];
+  WideSpace& space = *reinterpret_cast<WideSpace*>(shared);
+  const int warpgroup = threadIdx.x / 128;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      space.full[i].Init(256);
+      space.empty[i].Init(8);
+    }
+  }
+  __syncthreads();
+  int count = 0;  // of blocks
+  if (warpgroup >= 2) {
+    GiveUpRegisters<64>();
+    for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
+      const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+      const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
+      const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
+      if (!kDivided || begin < end) GatherKeys(args, row, list, begin, end, space, count);
+    }
+    return;
+  }
+  TakeRegisters<192>();
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32 % 4;
+  const int t = lane % 4;
+  const int h = 16 * warp + lane / 4;
+  const uint64_t q_at = OperandAt(space.q);
+  const uint64_t p_at = OperandAt(space.p);
+  const uint64_t keys_at = OperandAt(&space.keys[0][0][32 * kTileRowBytes * warpgroup]);
+  const uint64_t values_at = OperandAt(space.keys[0][4 * warpgroup], sizeof(space.keys[0][0]));
+  float o[2][64];  // columns in two halves
+  float s[16];
+  float parts[2][16];  // of logits, of 128 dims
+  // Two parts of all.
+  const auto multiply_keys = [&](int buffer, int first_part) {
+    const uint64_t queries = Shared(Further(q_at, first_part * 2 * static_cast<int>(sizeof(space.q[0]))));
+    const uint64_t at = Shared(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0])) +
+                                                    first_part * 2 * static_cast<int>(sizeof(space.q[0]))));
+    WarpgroupFence();
+#pragma unroll
+    for (int k = 0; k < 8; ++k) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
+        if (k == 0) {
+          WarpgroupMmaN32<false>(parts[part], Further(queries, offset), Further(at, offset));
+        } else {
+          WarpgroupMmaN32<true>(parts[part], Further(queries, offset), Further(at, offset));
+        }
+      }
+    }
+    EndProducts();
+  };
+  // Behind the first two parts.
+  const auto finish_keys = [&](int buffer) {
+    AwaitProducts<0>(parts[0]);
+    AwaitProducts<0>(parts[1]);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(parts[0][i], parts[1][i]);
+    multiply_keys(buffer, 2);
+    AwaitProducts<0>(parts[0]);
+    AwaitProducts<0>(parts[1]);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(s[i], __fadd_rn(parts[0][i], parts[1][i]));
+  };
+
+#pragma unroll 1
+  for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
+    const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+    const int first_head = item % work.head_groups * kWideHeads;
+    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+    GroupBarrier<1>(256);  // nobody needs the last row's queries any more
+    LoadQueries<1, 4, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
+                            threadIdx.x / 32, 8);
+    if (threadIdx.x < 64) {
+      space.turns[threadIdx.x / 32][lane] =
+          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
+    }
+    FenceForProducts();
+    GroupBarrier<1>(256);
+
+    const int blocks = list.blocks();
+    const int first_chunk = kDivided ? item / work.lists : 0;
+    if (kDivided && first_chunk >= list.chunks()) continue;
+    float sinks[2];
+    float now_max[2], now_sum[2] = {}, all_max[2] = {}, all_sum[2] = {};  // of rows h and h + 8
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = first_head + h + 8 * half;
+      sinks[half] = head < args.heads ? SinkLogit(args, head) : 0;
+      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sinks[half], kLowest);
+    }
+    float factor[2] = {1, 1};  // of what was before the last block
+    float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
+    // From logits to probabilities in shared memory.
+    const auto weigh_keys = [&](int buffer) {
+      const uint32_t present = space.present[buffer][warpgroup];
+      if (present != 0xffffffff) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) {
+          if (!(present >> (i / 4 * 8 + i % 2 + 2 * t) & 1)) s[i] = -INFINITY;
+        }
+      }
+      float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+      for (int i = 0; i < 16; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], s[i]);
+#pragma unroll
+      for (float& x : top) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = __fmul_rn(fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2)), args.scale);
+        if (t == 0) space.maxima[warpgroup][h + 8 * half] = top[half];
+      }
+      GroupBarrier(3 + warp, 64);  // the two warps that have a head's keys
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        top[half] = fmaxf(now_max[half], fmaxf(top[half], space.maxima[warpgroup ^ 1][h + 8 * half]));
+        factor[half] = Exp2(now_max[half] - top[half]);
+        now_max[half] = top[half];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float* own = &s[4 * j + 2 * half];
+          const float p[2] = {Exp2(__fmaf_rn(own[0], args.scale, -top[half])),
+                              Exp2(__fmaf_rn(own[1], args.scale, -top[half]))};
+          reinterpret_cast<uint32_t*>(ChunkOf(space.p[buffer], h + 8 * half, 4 * warpgroup + j))[t] =
+              PackBf16(p[0], p[1]);
+          pairs[half][j] = __fadd_rn(p[0], p[1]);
+        }
+      }
+      if (__any_sync(0xffffffff, factor[0] != 1 || factor[1] != 1)) {
+#pragma unroll
+        for (int i = 0; i < 128; ++i) o[i / 64][i % 64] *= factor[i / 2 % 2];
+      }
+      FenceForProducts();
+      GroupBarrier<1>(256);
+    };
+    // The weights of the last block, while its values are added: lane t gets tile t's sum, then all lanes
+    // their sum.
+    const auto add_weights = [&] {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float* own = pairs[half];
+        const bool odd = t % 2 != 0;
+        const float low = (odd ? own[1] : own[0]) + __shfl_xor_sync(0xffffffff, odd ? own[0] : own[1], 1);
+        const float high = (odd ? own[3] : own[2]) + __shfl_xor_sync(0xffffffff, odd ? own[2] : own[3], 1);
+        const bool upper = t / 2 != 0;
+        float sum = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, 2);
+        sum += __shfl_xor_sync(0xffffffff, sum, 1);
+        sum += __shfl_xor_sync(0xffffffff, sum, 2);
+        now_sum[half] = __fmaf_rn(now_sum[half], factor[half], sum);
+      }
+    };
+    const auto add_values = [&](int buffer) {
+      const uint64_t probabilities = Shared(Further(p_at, buffer * static_cast<int>(sizeof(space.p[0]))));
+      const uint64_t at = Shared(Further(values_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+      WarpgroupFence();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          WarpgroupMmaN128(
+              o[half], Further(probabilities, 32 * k),
+              Further(at, 16 * kTileRowBytes * k + half * 2 * static_cast<int>(sizeof(space.keys[0][0]))));
+        }
+      }
+      EndProducts();
+    };
+
+    int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
+    const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
+    int chunk = first_chunk;
+#pragma unroll 1
+    do {
+      const int end = list.ChunkBegin(chunk + 1);
+#pragma unroll
+      for (int i = 0; i < 128; ++i) o[i / 64][i % 64] = 0;
+      space.full[count % 2].Wait(count / 2 % 2);
+      multiply_keys(count % 2, 0);
+      finish_keys(count % 2);
+      weigh_keys(count % 2);
+#pragma unroll 1
+      for (++block; block < end; ++block) {
+        const int buffer = count++ % 2;
+        add_values(buffer);
+        add_weights();
+        space.full[buffer ^ 1].Wait(count / 2 % 2);
+        multiply_keys(buffer ^ 1, 0);  // while the values of the block before are added
+        AwaitProducts<1>(o[0]);
+        AwaitProducts<1>(o[1]);
+        if (lane == 0) space.empty[buffer].Arrive();
+        finish_keys(buffer ^ 1);
+        weigh_keys(buffer ^ 1);
+      }
+      add_values(count % 2);
+      add_weights();
+      AwaitProducts<0>(o[0]);
+      AwaitProducts<0>(o[1]);
+      if (lane == 0) space.empty[count % 2].Arrive();
+      ++count;
+
+      // The chunk joins those before it, which wait in memory.
+      const bool first = kDivided || chunk == 0;
+      const bool last = kDivided || end == blocks;
+      float factors[2], now_factors[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float most = first ? now_max[half] : fmaxf(all_max[half], now_max[half]);
+        factors[half] = first ? 0 : Exp2(all_max[half] - most);
+        now_factors[half] = Exp2(now_max[half] - most);
+        all_sum[half] = __fmaf_rn(all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
+        all_max[half] = most;
+        now_max[half] = kLowest;
+        now_sum[half] = 0;
+      }
+      if (!first || !last) {
+        float* all = work.merged + static_cast<int64_t>(blockIdx.x) * kChunkFloats + threadIdx.x;
+        if (!first) {
+#pragma unroll
+          for (int i = 0; i < 128; ++i) {
+            float& x = o[i / 64][i % 64];
+            x = __fmaf_rn(all[256 * i], factors[i / 2 % 2], __fmul_rn(x, now_factors[i / 2 % 2]));
+          }
+        }
+        if (!last) {
+#pragma unroll
+          for (int i = 0; i < 128; ++i) all[256 * i] = o[i / 64][i % 64];
+        }
+      }
+    } while (++chunk < end_chunk);
+
+    if (kDivided && list.chunks() > 1) {
+      float* to = work.chunk_outputs + static_cast<int64_t>(item) * kChunkFloats + threadIdx.x;
+#pragma unroll
+      for (int i = 0; i < 128; ++i) to[256 * i] = o[i / 64][i % 64];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (t != 0) continue;
+        work.chunk_sums[(int64_t{2} * item + warpgroup) * kWideHeads + h + 8 * half] = all_sum[half];
+        work.chunk_maxima[int64_t{item} * kWideHeads + h + 8 * half] = all_max[half];
+      }
+      continue;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (t == 0) space.sums[warpgroup][h + 8 * half] = all_sum[half];
+    }
+    GroupBarrier<1>(256);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int head = first_head + h + 8 * half;
+      if (head >= args.heads) continue;
+      const float sum =
+          space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] + Exp2(sinks[half] - all_max[half]);
+      const float share = 1 / sum;
+#pragma unroll
+      for (int n = 0; n < 32; ++n) {
+        const float2 v = {o[n / 16][n % 16 * 4 + 2 * half], o[n / 16][n % 16 * 4 + 2 * half + 1]};
+        StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share);
+      }
+    }
+  }
+}
+
+// Merges the chunks of lists that have several. A block has a sixteenth of a list's output, in the places
+// where WideAttention's threads have it.
+__global__ void __launch_bounds__(256) MergeChunks(Attending args, WideWork work) {
+  AwaitInputs();
+  const int item = blockIdx.y;  // of the first chunk
+  const int row = item / work.head_groups;
+  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
+  const int chunks = list.chunks();
+  if (chunks == 1) return;
+  const int t = threadIdx.x % 4;
+  const int h = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  float o[8] = {};
+  float max[2] = {kLowest, kLowest};
+  float sums[2][2] = {};  // of each half of the keys and of each row
+#pragma unroll 4
+  for (int c = 0; c < chunks; ++c) {
+    const int64_t at = int64_t{c} * work.lists + item;
+    const float* from = work.chunk_outputs + at * kChunkFloats + blockIdx.x * 8 * 256 + threadIdx.x;
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = from[256 * i];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float now_max = work.chunk_maxima[at * kWideHeads + h + 8 * half];
+      const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
+      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
+      const float now_factor = Exp2(now_max - most);
+      max[half] = most;
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const float sum = work.chunk_sums[(2 * at + part) * kWideHeads + h + 8 * half];
+        sums[part][half] = __fmaf_rn(sums[part][half], factor, __fmul_rn(sum, now_factor));
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        if (i / 2 % 2 == half) o[i] = __fmaf_rn(o[i], factor, __fmul_rn(x[i], now_factor));
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int head = item % work.head_groups * kWideHeads + h + 8 * half;
+    if (head >= args.heads) continue;
+    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+      const int d = 256 * (threadIdx.x / 128) + 8 * (2 * blockIdx.x + n) + 2 * t;
+      StoreOutput<true>(args, row, head, d, {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
+    }
+  }
+}
+
+// No list has more chunks; zero where that isn't known.
+int MaxChunks(const Attending& args) {
+  const bool picked = args.compressed == CompressedKeys::kPicked;
+  if (args.compressed == CompressedKeys::kNone) return 1;
+  const int64_t compressed = picked ? args.topk : args.entries_max;
+  return static_cast<int>(std::min<int64_t>(CeilDiv(compressed, ChunkEntries(args.compressed)), kMaxChunks));
+}
+
+}  // namespace
+
+void LaunchWideAttention(const KernelContext& ctx, const Attending& attending) {
+  const int sms = DeviceOf(ctx).num_sms();
+  const int head_groups = static_cast<int>(CeilDiv(attending.heads, kWideHeads));
+  WideWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
+  const int chunks = MaxChunks(attending);
+  const bool divided = chunks > 1 && 2 * work.lists <= sms;  // chunks of more would need much memory
+  work.items = work.lists * (divided ? chunks : 1);
+  const int blocks = std::min(work.items, sms);
+  ArenaScope scope(*ctx.scratch);
+  if (divided) {
+    work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
+    work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kWideHeads);
+    work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kWideHeads);
+  } else if (chunks != 1) {
+    work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * kChunkFloats);
+  }
+  Launch(ctx, divided ? WideAttention<true> : WideAttention<false>, dim3(blocks), kWideThreads,
+         sizeof(WideSpace), attending, work);
+  if (divided) Launch(ctx, MergeChunks, dim3(16, work.lists), 256, 0, attending, work);
+}
+
+}  // namespace foresight::cuda
