@@ -11,6 +11,7 @@
 #include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/output_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/cluster.cuh"
@@ -26,7 +27,6 @@ constexpr int kPairThreads = 512;
 constexpr int kMultiplying = 256;  // threads
 constexpr int kGathering = 256;
 constexpr int kLeastBlocks = 2;  // of keys, in a chunk: each warpgroup takes one, be all its keys absent
-constexpr int kOwnSlices = 4;                   // of 64 dims
 constexpr int kChunkFloats = kPairHeads * 512;  // a chunk's output
 
 // What clusters do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a row's
@@ -55,8 +55,8 @@ struct PairWork {
 struct PairSpace {
   static constexpr int kTiles = 4;  // blocks of keys that are here
 
-  std::byte q[kOwnSlices][kPairHeads * kTileRowBytes];
-  std::byte keys[kTiles][kOwnSlices][64 * kTileRowBytes];
+  std::byte q[kHalfSlices][kPairHeads * kTileRowBytes];
+  std::byte keys[kTiles][kHalfSlices][64 * kTileRowBytes];
   std::byte p[2][2][kPairHeads * kTileRowBytes];  // of each warpgroup's blocks in turn
   uint4 logits[2][4][128];                        // the peer's sums, of each warpgroup, 16 of each thread
   alignas(8) uint8_t present[kTiles][8];          // which keys of the tiles are there, a bit for each
@@ -348,41 +348,6 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
   }
 }
 
-// A thread's part of the output: of two heads, dims 8 n + 2 t and the next one behind `first_dim`, in o[4 n]
-// and on. Pairs of lanes exchange halves, so that each has four neighbours to store.
-template <bool kRotary>
-__device__ inline void StoreOutputs(const Attending& args, int row, int head, int first_dim,
-                                    const float (&o)[64], int h, const PairSpace& space) {
-  const int t = threadIdx.x % 4;
-  const bool odd = t % 2 != 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float share = space.shares[h + 8 * half];
-    float* const out = args.out + (int64_t{row} * args.heads + head + 8 * half) * 512 + first_dim;
-#pragma unroll
-    for (int n = 0; n < 16; n += 2) {
-      float2 v[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        v[i] = {o[4 * (n + i) + 2 * half], o[4 * (n + i) + 2 * half + 1]};
-        if (kRotary && n >= 8) {
-          const int at = 4 * (n + i - 8) + t;
-          v[i] = OutputOf<true, Dims::kRotary>(v[i], share, space.turns[0][at], space.turns[1][at]);
-        } else {
-          v[i] = OutputOf<true, Dims::kOthers>(v[i], share, 0, 0);
-        }
-      }
-      const float2 given = odd ? v[0] : v[1];
-      const float2 taken = {__shfl_xor_sync(0xffffffff, given.x, 1), __shfl_xor_sync(0xffffffff, given.y, 1)};
-      const float4 four =
-          odd ? float4{taken.x, taken.y, v[1].x, v[1].y} : float4{v[0].x, v[0].y, taken.x, taken.y};
-      if (head + 8 * half < args.heads) {
-        *reinterpret_cast<float4*>(out + 8 * (n + odd) + 2 * (t & ~1)) = four;
-      }
-    }
-  }
-}
-
 template <bool kDivided>
 __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args, PairWork work) {
   extern __shared__ __align__(1024) std::byte shared[];
@@ -443,28 +408,25 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const auto release = [&](int k) {
     if (lane == 0) space.empty[tile_of(k)].Arrive();
   };
-  float s[2][32];  // logits' parts of 128 dims
+  float s[32];  // logits' halves
   const auto multiply_keys = [&](int k) {
     const uint64_t queries = Shared(q_at);
     const uint64_t at = Shared(Further(keys_at, tile_of(k) * static_cast<int>(sizeof(space.keys[0]))));
     space.full[tile_of(k)].Wait((even_taken + odd_taken + k) / kTiles % 2);
     WarpgroupFence();
 #pragma unroll
-    for (int step = 0; step < 8; ++step) {
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const int offset = (2 * part + step / 4) * static_cast<int>(sizeof(space.q[0])) + step % 4 * 32;
-        if (step == 0) {
-          WarpgroupMmaN64<false>(s[part], Further(queries, offset), Further(at, offset));
-        } else {
-          WarpgroupMmaN64<true>(s[part], Further(queries, offset), Further(at, offset));
-        }
+    for (int step = 0; step < 4 * kHalfSlices; ++step) {
+      const int offset = step / 4 * static_cast<int>(sizeof(space.q[0])) + step % 4 * 32;
+      if (step == 0) {
+        WarpgroupMmaN64<false>(s, Further(queries, offset), Further(at, offset));
+      } else {
+        WarpgroupMmaN64<true>(s, Further(queries, offset), Further(at, offset));
       }
     }
     EndProducts();
   };
-  float own[16];  // this block's sums of the own row
-  // Sums of the other row to the peer.
+  float own[16];  // those of the own row
+  // Those of the other row to the peer.
   const auto send_logits = [&](int k) {
     if (k >= 2) space.weights_here[warpgroup].Wait(turn_of(k - 2));  // the peer has read block k - 2's
     float other[16];
@@ -472,10 +434,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     for (int j = 0; j < 8; ++j) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float first = __fadd_rn(s[0][4 * j + i], s[1][4 * j + i]);
-        const float second = __fadd_rn(s[0][4 * j + 2 + i], s[1][4 * j + 2 + i]);
-        own[2 * j + i] = rank == 0 ? first : second;
-        other[2 * j + i] = rank == 0 ? second : first;
+        own[2 * j + i] = rank == 0 ? s[4 * j + i] : s[4 * j + 2 + i];
+        other[2 * j + i] = rank == 0 ? s[4 * j + 2 + i] : s[4 * j + i];
       }
     }
     TransferBarrier& here = space.logits_here[warpgroup];
@@ -643,8 +603,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     // what is on its way from the peer.
     int k = warpgroup;
     multiply_keys(k);
-    AwaitProducts<0>(s[0]);
-    AwaitProducts<0>(s[1]);
+    AwaitProducts<0>(s);
     send_logits(k);
     weigh_keys(k, k + 1 == blocks, start);
     if (k == 1) {
@@ -656,8 +615,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
 #pragma unroll 1
     for (k += 2; k < blocks; k += 2) {
       multiply_keys(k);
-      AwaitProducts<0>(s[0]);
-      AwaitProducts<0>(s[1]);
+      AwaitProducts<0>(s);
       send_logits(k);
       add_values(k - 2);
       weigh_keys(k, k + 1 == blocks, start);
@@ -705,11 +663,11 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     }
     space.shares_here.Wait(share_parity);
     share_parity ^= 1;
-    // The last slice of all is rotary.
+    const float shares[2] = {space.shares[h], space.shares[h + 8]};
     if (rank == 1 && warpgroup == 1) {
-      StoreOutputs<true>(args, row, first_head + h, 256 + 128, o, h, space);
+      StoreOutputs<true>(args, row, first_head + h, 384, o, shares, space.turns[0], space.turns[1]);
     } else {
-      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup, o, h, space);
+      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup, o, shares, nullptr, nullptr);
     }
   }
   // The peer is done with what it sends here, and no longer looks at its own barriers here.

@@ -426,39 +426,27 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     {
       const uint64_t queries = Shared(q_at);
       const uint64_t keys = Shared(keys_at);
-      constexpr int kSums = 4 * kMultiplyTiles / 2;  // at once, which spares registers
+      float halves[2][4 * kMultiplyTiles];
+      WarpgroupFence();
 #pragma unroll
-      for (int first = 0; first < 2; ++first) {
-        float parts[2][kSums];  // of 128 dims
+      for (int k = 0; k < 4 * kHalfSlices; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          WarpgroupFence();
-#pragma unroll
-          for (int k = 0; k < 8; ++k) {
-#pragma unroll
-            for (int part = 0; part < 2; ++part) {
-              const int slice = 4 * half + 2 * part + k / 4;
-              const uint64_t a = Further(queries, slice * Space::kQuerySlice + k % 4 * 32);
-              const uint64_t b = Further(keys, slice * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32 +
-                                                   first * kMultiplyTiles / 2 * 8 * kTileRowBytes);
-              if (k == 0) {
-                WarpgroupMmaN24<false>(parts[part], a, b);
-              } else {
-                WarpgroupMmaN24<true>(parts[part], a, b);
-              }
-            }
-          }
-          EndProducts();
-          AwaitProducts<0>(parts[0]);
-          AwaitProducts<0>(parts[1]);
-#pragma unroll
-          for (int i = 0; i < kSums; ++i) {
-            float& x = s[kSums * first + i];
-            const float sum = __fadd_rn(parts[0][i], parts[1][i]);
-            x = half == 0 ? sum : __fadd_rn(x, sum);
+          const int slice = kHalfSlices * half + k / 4;
+          const uint64_t a = Further(queries, slice * Space::kQuerySlice + k % 4 * 32);
+          const uint64_t b = Further(keys, slice * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32);
+          if (k == 0) {
+            WarpgroupMmaN48<false>(halves[half], a, b);
+          } else {
+            WarpgroupMmaN48<true>(halves[half], a, b);
           }
         }
       }
+      EndProducts();
+      AwaitProducts<0>(halves[0]);
+      AwaitProducts<0>(halves[1]);
+#pragma unroll
+      for (int i = 0; i < 4 * kMultiplyTiles; ++i) s[i] = __fadd_rn(halves[0][i], halves[1][i]);
     }
     const int tile = own_begin + kMultiplyTiles * warpgroup;  // the first of this warpgroup's
     const int own = min(max(own_tiles - kMultiplyTiles * warpgroup, 0), kMultiplyTiles);

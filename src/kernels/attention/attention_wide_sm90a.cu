@@ -5,6 +5,7 @@
 #include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/output_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/exponential.cuh"
@@ -42,7 +43,8 @@ struct WideSpace {
   uint32_t present[2][2];       // the same of the buffers' blocks
   float maxima[2][kWideHeads];  // of each half of the keys
   float sums[2][kWideHeads];
-  float turns[2][32];  // cosines and sines
+  float2 all_max[256];  // of the chunks before, of each thread's two rows
+  float2 all_sum[256];
   SharedBarrier full[2];
   SharedBarrier empty[2];
 };
@@ -57,7 +59,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
   const int group = thread / 8;  // eight threads take a key, 32 keys at a time
   const int part = thread % 8;
   const auto find = [&](const KeyList<64>& list, int first_block, int num_blocks) {
-    constexpr int kAtOnce = 2;
+    constexpr int kAtOnce = 3;
     for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kThreads) {
       int compressed[kAtOnce];
 #pragma unroll
@@ -170,38 +172,30 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   const uint64_t values_at = OperandAt(space.keys[0][4 * warpgroup], sizeof(space.keys[0][0]));
   float o[2][64];  // columns in two halves
   float s[16];
-  float parts[2][16];  // of logits, of 128 dims
-  // Two parts of all.
-  const auto multiply_keys = [&](int buffer, int first_part) {
-    const uint64_t queries = Shared(Further(q_at, first_part * 2 * static_cast<int>(sizeof(space.q[0]))));
-    const uint64_t at = Shared(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0])) +
-                                                    first_part * 2 * static_cast<int>(sizeof(space.q[0]))));
+  float upper[16];  // logits' second halves
+  const auto multiply_keys = [&](int buffer) {
+    const uint64_t queries = Shared(q_at);
+    const uint64_t at = Shared(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
     WarpgroupFence();
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const int offset = (2 * part + k / 4) * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
-        if (k == 0) {
-          WarpgroupMmaN32<false>(parts[part], Further(queries, offset), Further(at, offset));
-        } else {
-          WarpgroupMmaN32<true>(parts[part], Further(queries, offset), Further(at, offset));
-        }
+    for (int k = 0; k < 4 * kHalfSlices; ++k) {
+      const int offset = k / 4 * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
+      const int upper_offset = offset + kHalfSlices * static_cast<int>(sizeof(space.q[0]));
+      if (k == 0) {
+        WarpgroupMmaN32<false>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMmaN32<false>(upper, Further(queries, upper_offset), Further(at, upper_offset));
+      } else {
+        WarpgroupMmaN32<true>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMmaN32<true>(upper, Further(queries, upper_offset), Further(at, upper_offset));
       }
     }
     EndProducts();
   };
-  // Behind the first two parts.
-  const auto finish_keys = [&](int buffer) {
-    AwaitProducts<0>(parts[0]);
-    AwaitProducts<0>(parts[1]);
+  const auto await_keys = [&] {
+    AwaitProducts<0>(s);
+    AwaitProducts<0>(upper);
 #pragma unroll
-    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(parts[0][i], parts[1][i]);
-    multiply_keys(buffer, 2);
-    AwaitProducts<0>(parts[0]);
-    AwaitProducts<0>(parts[1]);
-#pragma unroll
-    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(s[i], __fadd_rn(parts[0][i], parts[1][i]));
+    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(s[i], upper[i]);
   };
 
 #pragma unroll 1
@@ -212,23 +206,20 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
     LoadQueries<1, 4, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
                             threadIdx.x / 32, 8);
-    if (threadIdx.x < 64) {
-      space.turns[threadIdx.x / 32][lane] =
-          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
-    }
     FenceForProducts();
     GroupBarrier<1>(256);
 
     const int blocks = list.blocks();
     const int first_chunk = kDivided ? item / work.lists : 0;
     if (kDivided && first_chunk >= list.chunks()) continue;
-    float sinks[2];
-    float now_max[2], now_sum[2] = {}, all_max[2] = {}, all_sum[2] = {};  // of rows h and h + 8
+    const auto sink_of = [&](int half) {
+      const int head = first_head + h + 8 * half;
+      return head < args.heads ? SinkLogit(args, head) : 0;
+    };
+    float now_max[2], now_sum[2] = {};  // of rows h and h + 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int head = first_head + h + 8 * half;
-      sinks[half] = head < args.heads ? SinkLogit(args, head) : 0;
-      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sinks[half], kLowest);
+      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sink_of(half), kLowest);
     }
     float factor[2] = {1, 1};  // of what was before the last block
     float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
@@ -315,8 +306,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
 #pragma unroll
       for (int i = 0; i < 128; ++i) o[i / 64][i % 64] = 0;
       space.full[count % 2].Wait(count / 2 % 2);
-      multiply_keys(count % 2, 0);
-      finish_keys(count % 2);
+      multiply_keys(count % 2);
+      await_keys();
       weigh_keys(count % 2);
 #pragma unroll 1
       for (++block; block < end; ++block) {
@@ -324,11 +315,11 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
         add_values(buffer);
         add_weights();
         space.full[buffer ^ 1].Wait(count / 2 % 2);
-        multiply_keys(buffer ^ 1, 0);  // while the values of the block before are added
+        multiply_keys(buffer ^ 1);  // while the values of the block before are added
         AwaitProducts<1>(o[0]);
         AwaitProducts<1>(o[1]);
         if (lane == 0) space.empty[buffer].Arrive();
-        finish_keys(buffer ^ 1);
+        await_keys();
         weigh_keys(buffer ^ 1);
       }
       add_values(count % 2);
@@ -342,16 +333,23 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       const bool first = kDivided || chunk == 0;
       const bool last = kDivided || end == blocks;
       float factors[2], now_factors[2];
+      float2& max_before = space.all_max[threadIdx.x];  // registers are short
+      float2& sum_before = space.all_sum[threadIdx.x];
+      float all_max[2] = {max_before.x, max_before.y};
+      float all_sum[2] = {sum_before.x, sum_before.y};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float most = first ? now_max[half] : fmaxf(all_max[half], now_max[half]);
         factors[half] = first ? 0 : Exp2(all_max[half] - most);
         now_factors[half] = Exp2(now_max[half] - most);
-        all_sum[half] = __fmaf_rn(all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
+        all_sum[half] = __fmaf_rn(first ? 0 : all_sum[half], factors[half],
+                                  __fmul_rn(now_sum[half], now_factors[half]));
         all_max[half] = most;
         now_max[half] = kLowest;
         now_sum[half] = 0;
       }
+      max_before = {all_max[0], all_max[1]};
+      sum_before = {all_sum[0], all_sum[1]};
       if (!first || !last) {
         float* all = work.merged + static_cast<int64_t>(blockIdx.x) * kChunkFloats + threadIdx.x;
         if (!first) {
@@ -367,6 +365,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
         }
       }
     } while (++chunk < end_chunk);
+    const float all_max[2] = {space.all_max[threadIdx.x].x, space.all_max[threadIdx.x].y};
+    const float all_sum[2] = {space.all_sum[threadIdx.x].x, space.all_sum[threadIdx.x].y};
 
     if (kDivided && list.chunks() > 1) {
       float* to = work.chunk_outputs + static_cast<int64_t>(item) * kChunkFloats + threadIdx.x;
@@ -385,18 +385,18 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       if (t == 0) space.sums[warpgroup][h + 8 * half] = all_sum[half];
     }
     GroupBarrier<1>(256);
+    float shares[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int head = first_head + h + 8 * half;
-      if (head >= args.heads) continue;
-      const float sum =
-          space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] + Exp2(sinks[half] - all_max[half]);
-      const float share = 1 / sum;
-#pragma unroll
-      for (int n = 0; n < 32; ++n) {
-        const float2 v = {o[n / 16][n % 16 * 4 + 2 * half], o[n / 16][n % 16 * 4 + 2 * half + 1]};
-        StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share);
-      }
+      shares[half] = 1 / (space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] +
+                          Exp2(sink_of(half) - all_max[half]));
+    }
+    const int64_t turns = int64_t{row} * 32;
+    StoreOutputs<false>(args, row, first_head + h, 256 * warpgroup, o[0], shares, nullptr, nullptr);
+    if (warpgroup == 0) {
+      StoreOutputs<false>(args, row, first_head + h, 128, o[1], shares, nullptr, nullptr);
+    } else {
+      StoreOutputs<true>(args, row, first_head + h, 384, o[1], shares, args.cos + turns, args.sin + turns);
     }
   }
 }

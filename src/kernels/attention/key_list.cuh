@@ -37,27 +37,27 @@ __device__ inline float SinkLogit(const Attending& args, int head) {
   return __fmul_rn(VectorValue(args.sink, head), 1.44269504f);
 }
 
-// Sums a thread's four logits from their parts of 128 dims, which come in turn: (0 + 1) + (2 + 3).
-class LogitParts {
+// A thread's four logits from their halves, which come one after the other: each is a chain of products with
+// 256 dims, or what there is of them.
+class LogitHalves {
  public:
-  // Takes a part, and leaves zeros for the next.
-  __device__ void Take(float (&s)[4], int part) {
+  // Takes the first half, and leaves zeros for the other.
+  __device__ void TakeFirst(float (&s)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (part == 2) first_half_[i] = half_[i];
-      half_[i] = part % 2 == 0 ? s[i] : __fadd_rn(half_[i], s[i]);
+      first_[i] = s[i];
       s[i] = 0;
     }
   }
   __device__ void Finish(float (&s)[4]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(first_half_[i], half_[i]);
+    for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(first_[i], s[i]);
   }
 
  private:
-  float first_half_[4] = {};
-  float half_[4] = {};
+  float first_[4] = {};
 };
+constexpr int kHalfSlices = 4;  // of 64 dims
 
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 

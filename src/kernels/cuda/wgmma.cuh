@@ -123,27 +123,33 @@ __device__ inline void WarpgroupMmaN32(float (&c)[16], uint64_t a, uint64_t b) {
 #endif
 }
 
-// The same of 24 columns.
+// The same of 48 columns.
 template <bool kAdd>
-__device__ inline void WarpgroupMmaN24(float (&c)[12], uint64_t a, uint64_t b) {
+__device__ inline void WarpgroupMmaN48(float (&c)[24], uint64_t a, uint64_t b) {
 #ifdef FORESIGHT_WGMMA
   if constexpr (kAdd) {
     asm volatile(
         "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-        "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-        "%12, %13, add, 1, 1, 0, 0; }"
+        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23}, "
+        "%24, %25, add, 1, 1, 0, 0; }"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11])
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
+          "+f"(c[22]), "+f"(c[23])
         : "l"(a), "l"(b));
   } else {
     asm volatile(
         "{ .reg .pred add; setp.ne.b32 add, 0, 0; "
-        "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11}, "
-        "%12, %13, add, 1, 1, 0, 0; }"
+        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23}, "
+        "%24, %25, add, 1, 1, 0, 0; }"
         : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
-          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11])
+          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
+          "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]),
+          "=f"(c[22]), "=f"(c[23])
         : "l"(a), "l"(b));
   }
 #endif
