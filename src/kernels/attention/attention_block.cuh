@@ -3,10 +3,11 @@
 //
 // The arithmetic, which no choice of kernel changes: keys are taken in blocks of Keys::kBlock. A logit is the
 // sum of two halves of 256 dims, each a chain of tensor core products in steps of 16 dims, so that two thread
-// blocks can share dims; scaling it and taking the maximum away is one operation. The online softmax's maximum starts at the sink. A block's probabilities are added up in pairs
-// of keys, four pairs, four of these eights, which are half a block; the halves' sums meet at the end only.
-// Values are added up block by block by tensor core products, in the order of keys. Chunks of a long list
-// are softmaxes of their own, merged in order.
+// blocks can share dims; scaling it and taking the maximum away is one operation. The online softmax's
+// maximum starts at the sink. A block's probabilities are added up in pairs of keys, four pairs, four of
+// these eights, which are half a block; the halves' sums meet at the end only. Values are added up block by
+// block by tensor core products, in the order of keys. Chunks of a long list are softmaxes of their own,
+// merged in order.
 #pragma once
 
 #include "kernels/attention/key_list.cuh"

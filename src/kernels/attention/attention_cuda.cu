@@ -47,18 +47,20 @@ bool AttendInClusters(const KernelContext& ctx, const Attending& attending) {
 
 // Packed entries of 512 values on sm_90a.
 void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
+  const int rows = attending.rows;
+  const int heads = attending.heads;
   constexpr int64_t kLong = 2048;  // clusters take a long list's chunks one after another
   const bool is_long = attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong;
   if (!is_long) {
     if (AttendInClusters<PackedKeys>(ctx, attending)) return;
     for (int heads_each : {32, 64}) {
-      if (FitInClusters(ctx, attending.rows, attending.heads, heads_each, 8)) {
+      if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
         return LaunchPanelAttention(ctx, attending, heads_each);
       }
     }
   }
-  const int64_t lists = int64_t{attending.rows} * CeilDiv(attending.heads, 64);
-  if (2 * lists <= DeviceOf(ctx).num_sms()) return LaunchPairAttention(ctx, attending);
+  const bool pairs_fit = 2 * int64_t{rows} * CeilDiv(heads, 64) <= DeviceOf(ctx).num_sms();
+  if (pairs_fit && MaxChunks(attending) > 0) return LaunchPairAttention(ctx, attending);
   LaunchWideAttention(ctx, attending);
 }
 

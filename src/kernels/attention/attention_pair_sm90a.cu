@@ -6,8 +6,8 @@
 // heads; each goes on from logits to probabilities for the other half, and sends these.
 //
 // Two warpgroups multiply. They take blocks of keys in turn up to the probabilities, so that one multiplies
-// while the other weighs, and each adds all blocks' values in half of the thread block's dims. Two more gather
-// and decode the blocks of keys to come.
+// while the other weighs, and each adds all blocks' values in half of the thread block's dims. Two more
+// gather and decode the blocks of keys to come.
 #include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
@@ -46,10 +46,10 @@ struct PairWork {
 // - Logits of block n + 2 take the place of block n's. The peer sends them once it has all probabilities of
 //   block n, which a thread sends after it has read its logits.
 // - Probabilities and factors of block n + 4 take the place of block n's. The peer makes them when it has all
-//   logits of blocks n + 3 and n + 4, which a thread sends when its products with the probabilities of block n
-//   are done; this block itself when both warpgroups have come as far.
-// - Squares and shares come once in an item. The peer gets there after it has this block's logits of the item's
-//   last blocks, or those of the item before, which a thread sends after it has read what came before.
+//   logits of blocks n + 3 and n + 4, which a thread sends when its products with the probabilities of block
+//   n are done; this block itself when both warpgroups have come as far.
+// - Squares and shares come once in an item. The peer gets there after it has this block's logits of the
+//   item's last blocks, or of the item before, which a thread sends after it has read what came before.
 // No phase of a barrier ends before all have seen the end of the last one: who arrives for the probabilities
 // of block n has awaited those of block n - 1.
 struct PairSpace {
@@ -113,8 +113,12 @@ class PairGatherer {
   static constexpr int kGroupBlocks = 4;
   static constexpr int kCodedSlices = kRank == 0 ? 4 : 3;  // the last one is rotary
 
-  __device__ int Row() const { return (kDivided ? item_ % work_.lists : item_) / work_.head_groups; }
-  __device__ int Key() const { return 64 * (next_block_ + lane_ / 8) + 8 * warp_ + lane_ % 8; }
+  __device__ int Row() const {
+    return (kDivided ? item_ % work_.lists : item_) / work_.head_groups;
+  }
+  __device__ int Key() const {
+    return 64 * (next_block_ + lane_ / 8) + 8 * warp_ + lane_ % 8;
+  }
 
   // A step towards the next group.
   __device__ void Advance() {
@@ -187,8 +191,8 @@ class PairGatherer {
     present_ = static_cast<int>(__ballot_sync(0xffffffff, entry_ != nullptr) >> (8 * at_) & 0xff);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      entries_[i] = reinterpret_cast<const std::byte*>(__shfl_sync(
-          0xffffffff, reinterpret_cast<unsigned long long>(entry_), 8 * at_ + 4 * i + lane_ / 8));
+      entries_[i] = reinterpret_cast<const std::byte*>(
+          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(entry_), 8 * at_ + 4 * i + lane_ / 8));
     }
     ++at_;
   }
@@ -401,7 +405,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const uint64_t keys_at = OperandAt(space.keys[0][0]);
   const uint64_t values_at = OperandAt(space.keys[0][2 * warpgroup], sizeof(space.keys[0][0]));
   float o[64];
-  // Blocks of keys that each warpgroup has taken up to the last item. In an item warpgroup k % 2 takes block k.
+  // Blocks of keys that each warpgroup has taken up to the last item. In an item warpgroup k % 2 takes block
+  // k.
   int even_taken = 0, odd_taken = 0;
   const auto tile_of = [&](int k) { return (even_taken + odd_taken + k) % kTiles; };
   const auto turn_of = [&](int k) { return ((k % 2 == 0 ? even_taken : odd_taken) + k / 2) % 2; };
@@ -531,7 +536,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
         const uint2 given = upper ? lower_tile : upper_tile;
         const uint2 taken = {__shfl_xor_sync(0xffffffff, given.x, 2),
                              __shfl_xor_sync(0xffffffff, given.y, 2)};
-        keys[half] = upper ? uint4{taken.x, taken.y, kept.x, kept.y} : uint4{kept.x, kept.y, taken.x, taken.y};
+        keys[half] =
+            upper ? uint4{taken.x, taken.y, kept.x, kept.y} : uint4{kept.x, kept.y, taken.x, taken.y};
       }
       TransferBarrier& here = space.weights_here[warpgroup];
       std::byte* const to = space.p[warpgroup][turn];
@@ -546,8 +552,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       for (int half = 0; half < 2; ++half) here.Store(peer, ChunkOf(to, own_row, 4 * half + t), keys[half]);
       if (t == 0) here.Store(peer, to_factor, factor);
     };
-    // The weights of the warpgroup's last block: lane t gets tile t's sum of each half, then those with even t
-    // the first half's sum.
+    // The weights of the warpgroup's last block: lane t gets tile t's sum of each half, then those with even
+    // t the first half's sum.
     const auto add_weights = [&](int k, bool last) {
       const bool odd = t % 2 != 0;
       const bool upper = t / 2 != 0;
@@ -667,7 +673,8 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     if (rank == 1 && warpgroup == 1) {
       StoreOutputs<true>(args, row, first_head + h, 384, o, shares, space.turns[0], space.turns[1]);
     } else {
-      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup, o, shares, nullptr, nullptr);
+      StoreOutputs<false>(args, row, first_head + h, 256 * rank + 128 * warpgroup, o, shares, nullptr,
+                          nullptr);
     }
   }
   // The peer is done with what it sends here, and no longer looks at its own barriers here.
@@ -726,14 +733,6 @@ __global__ void __launch_bounds__(256) MergeChunks(Attending args, PairWork work
                         {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
     }
   }
-}
-
-// No list has more chunks.
-int MaxChunks(const Attending& args) {
-  const bool picked = args.compressed == CompressedKeys::kPicked;
-  if (args.compressed == CompressedKeys::kNone) return 1;
-  const int64_t compressed = picked ? args.topk : args.entries_max;
-  return static_cast<int>(std::min<int64_t>(CeilDiv(compressed, ChunkEntries(args.compressed)), kMaxChunks));
 }
 
 }  // namespace

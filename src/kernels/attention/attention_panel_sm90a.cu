@@ -405,8 +405,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       space.start_max[threadIdx.x] = now_max;
     }
   }
-  float o[kColumns / 2] = {};                    // of the chunk
-  float all[kColumns / 2] = {};                  // of the chunks before
+  float o[kColumns / 2] = {};    // of the chunk
+  float all[kColumns / 2] = {};  // of the chunks before
   uint32_t parity = 0;
 #pragma unroll 1
   while (true) {
@@ -641,7 +641,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     const float factor = 1 / sum;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n) {
-      StoreOutput<true>(args, row, first_head + r, 512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
+      StoreOutput<true>(args, row, first_head + r,
+                        512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
                         {all[4 * n + 2 * half], all[4 * n + 2 * half + 1]}, factor);
     }
   }

@@ -19,18 +19,12 @@ constexpr int kWideHeads = 64;
 constexpr int kWideThreads = 512;
 constexpr int kChunkFloats = kWideHeads * 512;  // that a thread block has of a chunk's output
 
-// What thread blocks do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a
-// row's list is an item of its own, and MergeChunks follows.
+// What thread blocks do: items, each of them a row and 64 of its heads.
 struct WideWork {
   int items;
-  int lists;  // rows times head_groups
   int head_groups;
   // The chunks of one list in turn, [gridDim.x, kChunkFloats]; not needed for lists of one chunk.
   float* merged = nullptr;
-  // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
-  float* chunk_outputs = nullptr;  // [items, kChunkFloats]
-  float* chunk_maxima = nullptr;   // [items, kWideHeads]
-  float* chunk_sums = nullptr;     // [items, 2, kWideHeads]
 };
 
 struct WideSpace {
@@ -51,8 +45,8 @@ struct WideSpace {
 
 // The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
 // is of blocks filled so far.
-__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, int begin_block,
-                                  int end_block, WideSpace& space, int& count) {
+__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, WideSpace& space,
+                                  int& count) {
   using Space = WideSpace;
   constexpr int kThreads = 256;
   const int thread = threadIdx.x % kThreads;
@@ -86,14 +80,15 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
     return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
   };
   GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
-  find(list, begin_block, min(end_block - begin_block, Space::kListed));
+  const int end_block = list.blocks();
+  find(list, 0, min(end_block, Space::kListed));
   GroupBarrier<2>(kThreads);
   uint2 codes[2][7];
   uint2 rotary[2][2];
   uint2 scales[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const std::byte* entry = space.entries[begin_block % Space::kListed][group + 32 * i];
+    const std::byte* entry = space.entries[0][group + 32 * i];
     scales[i] = load(entry, 448 + 128);
 #pragma unroll
     for (int slice = 0; slice < 7; ++slice) codes[i][slice] = load(entry, 64 * slice + 8 * part);
@@ -101,7 +96,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
     rotary[i][1] = load(entry, 448 + 16 * part + 8);
   }
 #pragma unroll 1
-  for (int block = begin_block; block < end_block; ++block) {
+  for (int block = 0; block < end_block; ++block) {
     const int buffer = count % 2;
     space.empty[buffer].Wait(count / 2 % 2 ^ 1);
     // Each value's place is taken by the next block's, which arrives while this one is worked on.
@@ -136,7 +131,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
   }
 }
 
-template <bool kDivided>
+template <bool kOneChunk>
 __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args, WideWork work) {
   AwaitInputs();
   extern __shared__ __align__(1024) std::byte shared[];
@@ -153,11 +148,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   if (warpgroup >= 2) {
     GiveUpRegisters<64>();
     for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
-      const int row = (kDivided ? item % work.lists : item) / work.head_groups;
-      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-      const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
-      const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
-      if (!kDivided || begin < end) GatherKeys(args, row, list, begin, end, space, count);
+      const int row = item / work.head_groups;
+      GatherKeys(args, row, KeyList<64>(args, WarpSequenceOf(args, row), row), space, count);
     }
     return;
   }
@@ -200,7 +192,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
 
 #pragma unroll 1
   for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+    const int row = item / work.head_groups;
     const int first_head = item % work.head_groups * kWideHeads;
     const KeyList<64> list(args, WarpSequenceOf(args, row), row);
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
@@ -210,8 +202,6 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     GroupBarrier<1>(256);
 
     const int blocks = list.blocks();
-    const int first_chunk = kDivided ? item / work.lists : 0;
-    if (kDivided && first_chunk >= list.chunks()) continue;
     const auto sink_of = [&](int half) {
       const int head = first_head + h + 8 * half;
       return head < args.heads ? SinkLogit(args, head) : 0;
@@ -219,7 +209,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     float now_max[2], now_sum[2] = {};  // of rows h and h + 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sink_of(half), kLowest);
+      now_max[half] = fmaxf(sink_of(half), kLowest);
     }
     float factor[2] = {1, 1};  // of what was before the last block
     float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
@@ -297,9 +287,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       EndProducts();
     };
 
-    int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
-    const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
-    int chunk = first_chunk;
+    int block = 0;
+    int chunk = 0;
 #pragma unroll 1
     do {
       const int end = list.ChunkBegin(chunk + 1);
@@ -330,8 +319,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       ++count;
 
       // The chunk joins those before it, which wait in memory.
-      const bool first = kDivided || chunk == 0;
-      const bool last = kDivided || end == blocks;
+      const bool first = kOneChunk || chunk == 0;
+      const bool last = kOneChunk || end == blocks;
       float factors[2], now_factors[2];
       float2& max_before = space.all_max[threadIdx.x];  // registers are short
       float2& sum_before = space.all_sum[threadIdx.x];
@@ -342,8 +331,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
         const float most = first ? now_max[half] : fmaxf(all_max[half], now_max[half]);
         factors[half] = first ? 0 : Exp2(all_max[half] - most);
         now_factors[half] = Exp2(now_max[half] - most);
-        all_sum[half] = __fmaf_rn(first ? 0 : all_sum[half], factors[half],
-                                  __fmul_rn(now_sum[half], now_factors[half]));
+        all_sum[half] =
+            __fmaf_rn(first ? 0 : all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
         all_max[half] = most;
         now_max[half] = kLowest;
         now_sum[half] = 0;
@@ -364,22 +353,11 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
           for (int i = 0; i < 128; ++i) all[256 * i] = o[i / 64][i % 64];
         }
       }
-    } while (++chunk < end_chunk);
+      ++chunk;
+    } while (!kOneChunk && block < blocks);
     const float all_max[2] = {space.all_max[threadIdx.x].x, space.all_max[threadIdx.x].y};
     const float all_sum[2] = {space.all_sum[threadIdx.x].x, space.all_sum[threadIdx.x].y};
 
-    if (kDivided && list.chunks() > 1) {
-      float* to = work.chunk_outputs + static_cast<int64_t>(item) * kChunkFloats + threadIdx.x;
-#pragma unroll
-      for (int i = 0; i < 128; ++i) to[256 * i] = o[i / 64][i % 64];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (t != 0) continue;
-        work.chunk_sums[(int64_t{2} * item + warpgroup) * kWideHeads + h + 8 * half] = all_sum[half];
-        work.chunk_maxima[int64_t{item} * kWideHeads + h + 8 * half] = all_max[half];
-      }
-      continue;
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (t == 0) space.sums[warpgroup][h + 8 * half] = all_sum[half];
@@ -401,87 +379,17 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   }
 }
 
-// Merges the chunks of lists that have several. A block has a sixteenth of a list's output, in the places
-// where WideAttention's threads have it.
-__global__ void __launch_bounds__(256) MergeChunks(Attending args, WideWork work) {
-  AwaitInputs();
-  const int item = blockIdx.y;  // of the first chunk
-  const int row = item / work.head_groups;
-  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-  const int chunks = list.chunks();
-  if (chunks == 1) return;
-  const int t = threadIdx.x % 4;
-  const int h = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  float o[8] = {};
-  float max[2] = {kLowest, kLowest};
-  float sums[2][2] = {};  // of each half of the keys and of each row
-#pragma unroll 4
-  for (int c = 0; c < chunks; ++c) {
-    const int64_t at = int64_t{c} * work.lists + item;
-    const float* from = work.chunk_outputs + at * kChunkFloats + blockIdx.x * 8 * 256 + threadIdx.x;
-    float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = from[256 * i];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float now_max = work.chunk_maxima[at * kWideHeads + h + 8 * half];
-      const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
-      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
-      const float now_factor = Exp2(now_max - most);
-      max[half] = most;
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const float sum = work.chunk_sums[(2 * at + part) * kWideHeads + h + 8 * half];
-        sums[part][half] = __fmaf_rn(sums[part][half], factor, __fmul_rn(sum, now_factor));
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i / 2 % 2 == half) o[i] = __fmaf_rn(o[i], factor, __fmul_rn(x[i], now_factor));
-      }
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int head = item % work.head_groups * kWideHeads + h + 8 * half;
-    if (head >= args.heads) continue;
-    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int d = 256 * (threadIdx.x / 128) + 8 * (2 * blockIdx.x + n) + 2 * t;
-      StoreOutput<true>(args, row, head, d, {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
-    }
-  }
-}
-
-// No list has more chunks; zero where that isn't known.
-int MaxChunks(const Attending& args) {
-  const bool picked = args.compressed == CompressedKeys::kPicked;
-  if (args.compressed == CompressedKeys::kNone) return 1;
-  const int64_t compressed = picked ? args.topk : args.entries_max;
-  return static_cast<int>(std::min<int64_t>(CeilDiv(compressed, ChunkEntries(args.compressed)), kMaxChunks));
-}
-
 }  // namespace
 
 void LaunchWideAttention(const KernelContext& ctx, const Attending& attending) {
-  const int sms = DeviceOf(ctx).num_sms();
   const int head_groups = static_cast<int>(CeilDiv(attending.heads, kWideHeads));
-  WideWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
-  const int chunks = MaxChunks(attending);
-  const bool divided = chunks > 1 && 2 * work.lists <= sms;  // chunks of more would need much memory
-  work.items = work.lists * (divided ? chunks : 1);
-  const int blocks = std::min(work.items, sms);
+  WideWork work = {.items = attending.rows * head_groups, .head_groups = head_groups};
+  const int blocks = std::min(work.items, DeviceOf(ctx).num_sms());
   ArenaScope scope(*ctx.scratch);
-  if (divided) {
-    work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
-    work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kWideHeads);
-    work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kWideHeads);
-  } else if (chunks != 1) {
-    work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * kChunkFloats);
-  }
-  Launch(ctx, divided ? WideAttention<true> : WideAttention<false>, dim3(blocks), kWideThreads,
+  const bool one_chunk = MaxChunks(attending) == 1;
+  if (!one_chunk) work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * kChunkFloats);
+  Launch(ctx, one_chunk ? WideAttention<true> : WideAttention<false>, dim3(blocks), kWideThreads,
          sizeof(WideSpace), attending, work);
-  if (divided) Launch(ctx, MergeChunks, dim3(16, work.lists), 256, 0, attending, work);
 }
 
 }  // namespace foresight::cuda

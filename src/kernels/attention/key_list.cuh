@@ -1,6 +1,8 @@
 // What the attention kernels need of their arguments, and the keys of a row in their one order.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/attention/attention.h"
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/formats.cuh"
@@ -144,6 +146,14 @@ __host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
   return compressed == CompressedKeys::kAll ? 512 : 1024;
 }
 constexpr int kMaxChunks = 16;
+
+// No list has more chunks; zero where that isn't known.
+inline int MaxChunks(const Attending& args) {
+  if (args.compressed == CompressedKeys::kNone) return 1;
+  const int64_t most = args.compressed == CompressedKeys::kPicked ? args.topk : args.entries_max;
+  const int64_t each = ChunkEntries(args.compressed);
+  return static_cast<int>(std::min<int64_t>((most + each - 1) / each, kMaxChunks));
+}
 
 // The blocks of a row's key list.
 struct ListBlocks {

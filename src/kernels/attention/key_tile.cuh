@@ -70,9 +70,9 @@ __device__ inline bool AreSmallScales(uint32_t four_scales) {
 }
 __device__ inline uint4 DecodeSmallE4M3(uint2 codes, uint32_t scale) {
   const uint32_t factors = scale * 0x00800080 + (120 << 23 | 120 << 7);
-  return {MultiplyBf16(MoveTwoE4M3(codes.x, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.x, 2, 3), factors),
-          MultiplyBf16(MoveTwoE4M3(codes.y, 0, 1), factors),
-          MultiplyBf16(MoveTwoE4M3(codes.y, 2, 3), factors)};
+  return {
+      MultiplyBf16(MoveTwoE4M3(codes.x, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.x, 2, 3), factors),
+      MultiplyBf16(MoveTwoE4M3(codes.y, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.y, 2, 3), factors)};
 }
 
 // The two numerics' ways with eight values of a key, `chunk` of its dims [64 slice, 64 slice + 64): what a

@@ -5,9 +5,10 @@
 
 namespace foresight::cuda {
 
-// A thread's part of 128 dims of two heads, `head` and head + 8: o[4 n] and on are dims 8 n + 2 t and the next
-// one behind `first_dim`, of each head. `shares`: 1 / the heads' sums of weights. Where kRotary, the upper 64
-// dims are, with the row's cos and sin. Pairs of lanes exchange halves, so that each stores four neighbours.
+// A thread's part of 128 dims of two heads, `head` and head + 8: o[4 n] and on are dims 8 n + 2 t and the
+// next one behind `first_dim`, of each head. `shares`: 1 / the heads' sums of weights. Where kRotary, the
+// upper 64 dims are, with the row's cos and sin. Pairs of lanes exchange halves, so that each stores four
+// neighbours.
 template <bool kRotary>
 __device__ inline void StoreOutputs(const Attending& args, int row, int head, int first_dim,
                                     const float (&o)[64], const float (&shares)[2], const float* cos,

@@ -63,10 +63,10 @@ struct alignas(8) TransferBarrier {
   // `count` of this block's threads, one of which says how many bytes it expects.
   __device__ void Init(int count = 1) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(
-                     Address(this)),
-                 "r"(count)
-                 : "memory");
+    asm volatile(
+        "mbarrier.init.shared.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(Address(this)),
+        "r"(count)
+        : "memory");
 #endif
   }
   // By the others. What the thread wrote before is seen by who waits for the phase.
