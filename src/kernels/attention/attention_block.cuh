@@ -1,13 +1,13 @@
 // Attention of one row and 16 heads by one block, key block by key block: on every GPU, for any number of
 // rows.
 //
-// The arithmetic, which no choice of kernel changes: keys are taken in blocks of Keys::kBlock. A logit has up
-// to four parts of 128 dims, each a chain of tensor core products in steps of 16 dims, added as
-// (0 + 1) + (2 + 3), so that thread blocks can share dims; scaling it and taking the maximum away is one
-// operation. The online softmax's maximum starts at the sink. A block's probabilities are added up in pairs
-// of keys, four pairs, four of these eights, which are half a block; the halves' sums meet at the end only.
-// Values are added up block by block by tensor core products, in the order of keys. Chunks of a long list
-// are softmaxes of their own, merged in order.
+// The arithmetic, which no choice of kernel changes: keys are taken in blocks of Keys::kBlock. A logit is the
+// sum of two halves of 256 dims, each a chain of tensor core products in steps of 16 dims, so that two thread
+// blocks can share dims; scaling it and taking the maximum away is one operation. The online softmax's
+// maximum starts at the sink. A block's probabilities are added up in pairs of keys, four pairs, four of
+// these eights, which are half a block; the halves' sums meet at the end only. Values are added up block by
+// block by tensor core products, in the order of keys. Chunks of a long list are softmaxes of their own,
+// merged in order.
 #pragma once
 
 #include "kernels/attention/key_list.cuh"
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
 
     if (warp < kBlock / 8) {
       float s[4] = {};
-      LogitParts parts;
+      LogitHalves halves;
 #pragma unroll 2
       for (int k = 0; k < 4 * slices; k += 2) {
         uint32_t q[kParts][2][4];
@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) BlockAttention(Attending arg
           }
           MmaBf16(s, q[0][odd], keys[0][2 * odd], keys[0][2 * odd + 1]);
         }
-        if (k % 8 == 6 || k + 2 == 4 * slices) parts.Take(s, k / 8);
+        if (k + 2 == 4 * kHalfSlices) halves.TakeFirst(s);
       }
-      parts.Finish(s);
+      halves.Finish(s);
       const uint32_t mask = present[block % 2 * (kBlock / 32) + warp / 4] >> (8 * (warp % 4) + 2 * t);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {

@@ -246,9 +246,9 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
             MmaBf16(s, q[k][0], of_key[k][0][0], of_key[k][0][1]);
           }
         };
-        // The next slice is decoded while one is multiplied. Two slices are a part.
+        // The next slice is decoded while one is multiplied.
         Fragments now, then;
-        LogitParts parts;
+        LogitHalves halves;
         const auto step = [&] {
 #pragma unroll
           for (int i = 0; i < 8 * kParts; ++i) (&now[0][0][0])[i] = (&then[0][0][0])[i];
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         for (int slice = 1; slice < Keys::kCodedSlices; ++slice) {
           Keys::LoadFragments(space.keys, warp, slice, then);
           multiply(slice - 1, now);
-          if (slice % 2 == 0) parts.Take(s, slice / 2 - 1);
+          if (slice == kHalfSlices) halves.TakeFirst(s);
           step();
         }
         if constexpr (Keys::kCodedSlices < 8) {
@@ -267,8 +267,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
           step();
         }
         multiply(7, now);
-        parts.Take(s, 3);
-        parts.Finish(s);
+        halves.Finish(s);
       }
 
       if (block == 0) ClusterWait();

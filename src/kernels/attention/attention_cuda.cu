@@ -3,7 +3,7 @@
 #include "base/check.h"
 #include "kernels/attention/attention_block.cuh"
 #include "kernels/attention/attention_cluster.cuh"
-#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/attention_hopper.h"
 #include "kernels/cuda/cuda_kernels.h"
 
 namespace foresight::cuda {
@@ -50,19 +50,17 @@ void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
   const int rows = attending.rows;
   const int heads = attending.heads;
   constexpr int64_t kLong = 2048;  // clusters take a long list's chunks one after another
-  if (attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong) {
-    return LaunchWideAttention(ctx, attending);
-  }
-  if (AttendInClusters<PackedKeys>(ctx, attending)) return;
-  for (int heads_each : {32, 64}) {
-    if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
-      return LaunchPanelAttention(ctx, attending, 8, heads_each);
+  const bool is_long = attending.compressed == CompressedKeys::kAll && attending.entries_max > kLong;
+  if (!is_long) {
+    if (AttendInClusters<PackedKeys>(ctx, attending)) return;
+    for (int heads_each : {32, 64}) {
+      if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
+        return LaunchPanelAttention(ctx, attending, heads_each);
+      }
     }
   }
-  const bool one_chunk =
-      attending.compressed == CompressedKeys::kNone || (attending.compressed == CompressedKeys::kPicked &&
-                                                        attending.topk <= ChunkEntries(attending.compressed));
-  if (one_chunk && FitInClusters(ctx, rows, heads, 64, 4)) return LaunchPanelAttention(ctx, attending, 4, 64);
+  const bool pairs_fit = 2 * int64_t{rows} * CeilDiv(heads, 64) <= DeviceOf(ctx).num_sms();
+  if (pairs_fit && MaxChunks(attending) > 0) return LaunchPairAttention(ctx, attending);
   LaunchWideAttention(ctx, attending);
 }
 

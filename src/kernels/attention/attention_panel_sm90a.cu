@@ -5,7 +5,7 @@
 // queries with its share of the keys, in all dims, and the probabilities with all keys, in its slices of
 // dims. In between the thread blocks send one another the largest logits of their pieces of key blocks, then
 // probabilities. Two warpgroups multiply, two gather and decode.
-#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
@@ -18,12 +18,13 @@
 namespace foresight::cuda {
 namespace {
 
+constexpr int kCluster = 8;
 constexpr int kPanelThreads = 512;
 constexpr int kMultiplyTiles = 6;  // of a warpgroup
 constexpr int kPieces = 4;         // of key blocks, in a share: two of each warpgroup
 
 // For kHeads heads. Products are of 64 rows: rows beyond the heads' are what lies behind, and go nowhere.
-template <int kCluster, int kHeads>
+template <int kHeads>
 struct PanelSpace {
   static constexpr int kShareTiles = 10;  // of 8 keys, of a thread block
   static constexpr int kTiles = kCluster * kShareTiles;
@@ -79,17 +80,16 @@ struct Panel {
   }
 };
 
-template <int kCluster>
 __device__ inline Panel PanelAt(const ListBlocks& list, int block, int chunk) {
-  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<kCluster, 64>::kBlocks);
+  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<64>::kBlocks);
   return {block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
 }
 
 // The third and fourth warpgroup's part.
-template <int kCluster, int kHeads>
+template <int kHeads>
 class PanelGatherer {
  public:
-  using Space = PanelSpace<kCluster, kHeads>;
+  using Space = PanelSpace<kHeads>;
   static constexpr int kThreads = 256;
   static constexpr int kGroups = kThreads / 8;  // eight threads take a key
   static constexpr int kFinds = (Space::kKeys + kThreads - 1) / kThreads;
@@ -183,8 +183,7 @@ class PanelGatherer {
       value_scales_[i] = 0;
       if (key >= keys) continue;
       const std::byte* from = space_.entries[key] + 576 + Space::kSlices * rank_;
-      value_scales_[i] =
-          kCluster == 8 ? *reinterpret_cast<const uint8_t*>(from) : *reinterpret_cast<const uint16_t*>(from);
+      value_scales_[i] = *reinterpret_cast<const uint8_t*>(from);
     }
 #pragma unroll
     for (int s = 0; s < Space::kSlices; ++s) {
@@ -271,9 +270,9 @@ __device__ inline void StoreQueries(const Attending& args, int row, int first_he
 }
 
 // The same by all blocks of a cluster, each of which has some heads and sends them to the others.
-template <int kCluster, int kHeads>
+template <int kHeads>
 __device__ inline void ShareQueries(const Attending& args, int row, int first_head, int rank,
-                                    PanelSpace<kCluster, kHeads>& space) {
+                                    PanelSpace<kHeads>& space) {
   constexpr int kOwn = kHeads / kCluster;
   constexpr int kAtOnce = kOwn < 8 ? 1 : kOwn / 8;
   const int warp = threadIdx.x / 32;
@@ -291,9 +290,9 @@ __device__ inline void ShareQueries(const Attending& args, int row, int first_he
   __syncwarp();
 }
 
-template <int kCluster, int kHeads>
+template <int kHeads>
 __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending args) {
-  using Space = PanelSpace<kCluster, kHeads>;
+  using Space = PanelSpace<kHeads>;
   extern __shared__ __align__(1024) std::byte shared[];
   Space& space = *reinterpret_cast<Space*>(shared);
   if (threadIdx.x == 0) {
@@ -311,9 +310,9 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   const int row = blockIdx.y;
   const int first_head = blockIdx.x / kCluster * kHeads;
   const int warpgroup = threadIdx.x / 128;
-  PanelGatherer<kCluster, kHeads> gatherer(rank, space);
+  PanelGatherer<kHeads> gatherer(rank, space);
   if (warpgroup < 2) {
-    ShareQueries<kCluster, kHeads>(args, row, first_head, rank, space);
+    ShareQueries<kHeads>(args, row, first_head, rank, space);
     if (threadIdx.x < 64) {
       space.turns[threadIdx.x / 32][threadIdx.x % 32] =
           (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + threadIdx.x % 32];
@@ -325,13 +324,13 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   const KeyList<64> list(args, sequence, row);
   if (threadIdx.x == 256) space.list = list;
   int chunk = 0;
-  Panel panel = PanelAt<kCluster>(list, 0, 0);
+  Panel panel = PanelAt(list, 0, 0);
   // To the next panel. False: there is none. What is rarely needed of the list isn't kept in registers.
   const auto next = [&] {
     const int block = panel.first_block + panel.blocks;
     chunk += block == space.list.ChunkBegin(chunk + 1);
     if (block == space.list.blocks()) return false;
-    panel = PanelAt<kCluster>(space.list, block, chunk);
+    panel = PanelAt(space.list, block, chunk);
     return true;
   };
 
@@ -406,9 +405,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       space.start_max[threadIdx.x] = now_max;
     }
   }
-  float o[kColumns / 2] = {};                    // of the chunk
-  constexpr bool kOneChunk = kCluster == 4;      // which spares the registers
-  float all[kOneChunk ? 1 : kColumns / 2] = {};  // of the chunks before
+  float o[kColumns / 2] = {};    // of the chunk
+  float all[kColumns / 2] = {};  // of the chunks before
   uint32_t parity = 0;
 #pragma unroll 1
   while (true) {
@@ -426,21 +424,29 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
 
     float s[4 * kMultiplyTiles];
     {
-      const uint64_t queries = Unknown(q_at);
-      const uint64_t keys = Unknown(keys_at);
+      const uint64_t queries = Shared(q_at);
+      const uint64_t keys = Shared(keys_at);
+      float halves[2][4 * kMultiplyTiles];
       WarpgroupFence();
 #pragma unroll
-      for (int k = 0; k < 32; ++k) {
-        const uint64_t a = Further(queries, k / 4 * Space::kQuerySlice + k % 4 * 32);
-        const uint64_t b = Further(keys, k / 4 * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32);
-        if (k == 0) {
-          WarpgroupMmaN48<false>(s, a, b);
-        } else {
-          WarpgroupMmaN48<true>(s, a, b);
+      for (int k = 0; k < 4 * kHalfSlices; ++k) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int slice = kHalfSlices * half + k / 4;
+          const uint64_t a = Further(queries, slice * Space::kQuerySlice + k % 4 * 32);
+          const uint64_t b = Further(keys, slice * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32);
+          if (k == 0) {
+            WarpgroupMmaN48<false>(halves[half], a, b);
+          } else {
+            WarpgroupMmaN48<true>(halves[half], a, b);
+          }
         }
       }
       EndProducts();
-      AwaitProducts<0>(s);
+      AwaitProducts<0>(halves[0]);
+      AwaitProducts<0>(halves[1]);
+#pragma unroll
+      for (int i = 0; i < 4 * kMultiplyTiles; ++i) s[i] = __fadd_rn(halves[0][i], halves[1][i]);
     }
     const int tile = own_begin + kMultiplyTiles * warpgroup;  // the first of this warpgroup's
     const int own = min(max(own_tiles - kMultiplyTiles * warpgroup, 0), kMultiplyTiles);
@@ -612,13 +618,13 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     const int now_chunk = chunk;
     const bool more = next();
     if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
-    if (!kOneChunk && chunk != now_chunk) {
+    if (chunk != now_chunk) {
       const float factors[2] = {space.chunk_factors[0][h_or_other], space.chunk_factors[0][h_or_other + 8]};
       const float now_factors[2] = {space.chunk_factors[1][h_or_other],
                                     space.chunk_factors[1][h_or_other + 8]};
 #pragma unroll
       for (int i = 0; i < kColumns / 2; ++i) {
-        float& x = all[kOneChunk ? 0 : i];
+        float& x = all[i];
         x = __fmaf_rn(x, factors[i / 2 % 2], __fmul_rn(o[i], now_factors[i / 2 % 2]));
         o[i] = 0;
       }
@@ -627,7 +633,6 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     if (!more) break;
   }
 
-  const float* const sums = kOneChunk ? o : all;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = h + 8 * half;
@@ -636,30 +641,28 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     const float factor = 1 / sum;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n) {
-      StoreOutput<true>(
-          args, row, first_head + r, 512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
-          {sums[4 * n + 2 * half], sums[4 * n + 2 * half + 1]}, factor, space.turns[0], space.turns[1]);
+      StoreOutput<true>(args, row, first_head + r,
+                        512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
+                        {all[4 * n + 2 * half], all[4 * n + 2 * half + 1]}, factor);
     }
   }
   ClusterWait();
 }
 
-template <int kCluster, int kHeads>
+template <int kHeads>
 void LaunchPanels(const KernelContext& ctx, const Attending& attending) {
-  LaunchClusters(ctx, PanelAttention<kCluster, kHeads>, kCluster,
+  LaunchClusters(ctx, PanelAttention<kHeads>, kCluster,
                  dim3(CeilDiv(attending.heads, kHeads) * kCluster, attending.rows), kPanelThreads,
-                 sizeof(PanelSpace<kCluster, kHeads>), attending);
+                 sizeof(PanelSpace<kHeads>), attending);
 }
 
 }  // namespace
 
-void LaunchPanelAttention(const KernelContext& ctx, const Attending& attending, int cluster, int heads) {
-  if (cluster == 4) {
-    LaunchPanels<4, 64>(ctx, attending);
-  } else if (heads == 64) {
-    LaunchPanels<8, 64>(ctx, attending);
+void LaunchPanelAttention(const KernelContext& ctx, const Attending& attending, int heads) {
+  if (heads == 64) {
+    LaunchPanels<64>(ctx, attending);
   } else {
-    LaunchPanels<8, 32>(ctx, attending);
+    LaunchPanels<32>(ctx, attending);
   }
 }
 

@@ -2,9 +2,10 @@
 //
 // Two warpgroups compute, each with the logits of half of a block's keys and half of the output's dims; two
 // more gather and decode the blocks to come. The arithmetic is BlockAttention's.
-#include "kernels/attention/attention_wide.h"
+#include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/output_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/exponential.cuh"
@@ -18,18 +19,12 @@ constexpr int kWideHeads = 64;
 constexpr int kWideThreads = 512;
 constexpr int kChunkFloats = kWideHeads * 512;  // that a thread block has of a chunk's output
 
-// What thread blocks do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a
-// row's list is an item of its own, and MergeChunks follows.
+// What thread blocks do: items, each of them a row and 64 of its heads.
 struct WideWork {
   int items;
-  int lists;  // rows times head_groups
   int head_groups;
   // The chunks of one list in turn, [gridDim.x, kChunkFloats]; not needed for lists of one chunk.
   float* merged = nullptr;
-  // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
-  float* chunk_outputs = nullptr;  // [items, kChunkFloats]
-  float* chunk_maxima = nullptr;   // [items, kWideHeads]
-  float* chunk_sums = nullptr;     // [items, 2, kWideHeads]
 };
 
 struct WideSpace {
@@ -42,15 +37,16 @@ struct WideSpace {
   uint32_t present[2][2];       // the same of the buffers' blocks
   float maxima[2][kWideHeads];  // of each half of the keys
   float sums[2][kWideHeads];
-  float turns[2][32];  // cosines and sines
+  float2 all_max[256];  // of the chunks before, of each thread's two rows
+  float2 all_sum[256];
   SharedBarrier full[2];
   SharedBarrier empty[2];
 };
 
 // The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
 // is of blocks filled so far.
-__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, int begin_block,
-                                  int end_block, WideSpace& space, int& count) {
+__device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, WideSpace& space,
+                                  int& count) {
   using Space = WideSpace;
   constexpr int kThreads = 256;
   const int thread = threadIdx.x % kThreads;
@@ -84,14 +80,15 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
     return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
   };
   GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
-  find(list, begin_block, min(end_block - begin_block, Space::kListed));
+  const int end_block = list.blocks();
+  find(list, 0, min(end_block, Space::kListed));
   GroupBarrier<2>(kThreads);
   uint2 codes[2][7];
   uint2 rotary[2][2];
   uint2 scales[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const std::byte* entry = space.entries[begin_block % Space::kListed][group + 32 * i];
+    const std::byte* entry = space.entries[0][group + 32 * i];
     scales[i] = load(entry, 448 + 128);
 #pragma unroll
     for (int slice = 0; slice < 7; ++slice) codes[i][slice] = load(entry, 64 * slice + 8 * part);
@@ -99,7 +96,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
     rotary[i][1] = load(entry, 448 + 16 * part + 8);
   }
 #pragma unroll 1
-  for (int block = begin_block; block < end_block; ++block) {
+  for (int block = 0; block < end_block; ++block) {
     const int buffer = count % 2;
     space.empty[buffer].Wait(count / 2 % 2 ^ 1);
     // Each value's place is taken by the next block's, which arrives while this one is worked on.
@@ -134,7 +131,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
   }
 }
 
-template <bool kDivided>
+template <bool kOneChunk>
 __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args, WideWork work) {
   AwaitInputs();
   extern __shared__ __align__(1024) std::byte shared[];
@@ -151,11 +148,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   if (warpgroup >= 2) {
     GiveUpRegisters<64>();
     for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
-      const int row = (kDivided ? item % work.lists : item) / work.head_groups;
-      const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-      const int begin = kDivided ? list.ChunkBegin(item / work.lists) : 0;
-      const int end = kDivided ? list.ChunkBegin(item / work.lists + 1) : list.blocks();
-      if (!kDivided || begin < end) GatherKeys(args, row, list, begin, end, space, count);
+      const int row = item / work.head_groups;
+      GatherKeys(args, row, KeyList<64>(args, WarpSequenceOf(args, row), row), space, count);
     }
     return;
   }
@@ -170,47 +164,52 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   const uint64_t values_at = OperandAt(space.keys[0][4 * warpgroup], sizeof(space.keys[0][0]));
   float o[2][64];  // columns in two halves
   float s[16];
+  float upper[16];  // logits' second halves
   const auto multiply_keys = [&](int buffer) {
-    const uint64_t queries = Unknown(q_at);
-    const uint64_t at = Unknown(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+    const uint64_t queries = Shared(q_at);
+    const uint64_t at = Shared(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
     WarpgroupFence();
 #pragma unroll
-    for (int k = 0; k < 32; ++k) {
+    for (int k = 0; k < 4 * kHalfSlices; ++k) {
       const int offset = k / 4 * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
+      const int upper_offset = offset + kHalfSlices * static_cast<int>(sizeof(space.q[0]));
       if (k == 0) {
         WarpgroupMmaN32<false>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMmaN32<false>(upper, Further(queries, upper_offset), Further(at, upper_offset));
       } else {
         WarpgroupMmaN32<true>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMmaN32<true>(upper, Further(queries, upper_offset), Further(at, upper_offset));
       }
     }
     EndProducts();
   };
+  const auto await_keys = [&] {
+    AwaitProducts<0>(s);
+    AwaitProducts<0>(upper);
+#pragma unroll
+    for (int i = 0; i < 16; ++i) s[i] = __fadd_rn(s[i], upper[i]);
+  };
 
 #pragma unroll 1
   for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
-    const int row = (kDivided ? item % work.lists : item) / work.head_groups;
+    const int row = item / work.head_groups;
     const int first_head = item % work.head_groups * kWideHeads;
     const KeyList<64> list(args, WarpSequenceOf(args, row), row);
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
     LoadQueries<1, 4, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
                             threadIdx.x / 32, 8);
-    if (threadIdx.x < 64) {
-      space.turns[threadIdx.x / 32][lane] =
-          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + lane];
-    }
     FenceForProducts();
     GroupBarrier<1>(256);
 
     const int blocks = list.blocks();
-    const int first_chunk = kDivided ? item / work.lists : 0;
-    if (kDivided && first_chunk >= list.chunks()) continue;
-    float sinks[2];
-    float now_max[2], now_sum[2] = {}, all_max[2] = {}, all_sum[2] = {};  // of rows h and h + 8
+    const auto sink_of = [&](int half) {
+      const int head = first_head + h + 8 * half;
+      return head < args.heads ? SinkLogit(args, head) : 0;
+    };
+    float now_max[2], now_sum[2] = {};  // of rows h and h + 8
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int head = first_head + h + 8 * half;
-      sinks[half] = head < args.heads ? SinkLogit(args, head) : 0;
-      now_max[half] = first_chunk > 0 ? kLowest : fmaxf(sinks[half], kLowest);
+      now_max[half] = fmaxf(sink_of(half), kLowest);
     }
     float factor[2] = {1, 1};  // of what was before the last block
     float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
@@ -273,8 +272,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       }
     };
     const auto add_values = [&](int buffer) {
-      const uint64_t probabilities = Unknown(Further(p_at, buffer * static_cast<int>(sizeof(space.p[0]))));
-      const uint64_t at = Unknown(Further(values_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+      const uint64_t probabilities = Shared(Further(p_at, buffer * static_cast<int>(sizeof(space.p[0]))));
+      const uint64_t at = Shared(Further(values_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
       WarpgroupFence();
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -288,9 +287,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       EndProducts();
     };
 
-    int block = kDivided ? list.ChunkBegin(first_chunk) : 0;
-    const int end_chunk = kDivided ? first_chunk + 1 : list.chunks();
-    int chunk = first_chunk;
+    int block = 0;
+    int chunk = 0;
 #pragma unroll 1
     do {
       const int end = list.ChunkBegin(chunk + 1);
@@ -298,7 +296,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       for (int i = 0; i < 128; ++i) o[i / 64][i % 64] = 0;
       space.full[count % 2].Wait(count / 2 % 2);
       multiply_keys(count % 2);
-      AwaitProducts<0>(s);
+      await_keys();
       weigh_keys(count % 2);
 #pragma unroll 1
       for (++block; block < end; ++block) {
@@ -310,7 +308,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
         AwaitProducts<1>(o[0]);
         AwaitProducts<1>(o[1]);
         if (lane == 0) space.empty[buffer].Arrive();
-        AwaitProducts<0>(s);
+        await_keys();
         weigh_keys(buffer ^ 1);
       }
       add_values(count % 2);
@@ -321,151 +319,77 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       ++count;
 
       // The chunk joins those before it, which wait in memory.
-      const bool first = kDivided || chunk == 0;
-      const bool last = kDivided || end == blocks;
+      const bool first = kOneChunk || chunk == 0;
+      const bool last = kOneChunk || end == blocks;
       float factors[2], now_factors[2];
+      float2& max_before = space.all_max[threadIdx.x];  // registers are short
+      float2& sum_before = space.all_sum[threadIdx.x];
+      float all_max[2] = {max_before.x, max_before.y};
+      float all_sum[2] = {sum_before.x, sum_before.y};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float most = first ? now_max[half] : fmaxf(all_max[half], now_max[half]);
         factors[half] = first ? 0 : Exp2(all_max[half] - most);
         now_factors[half] = Exp2(now_max[half] - most);
-        all_sum[half] = __fmaf_rn(all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
+        all_sum[half] =
+            __fmaf_rn(first ? 0 : all_sum[half], factors[half], __fmul_rn(now_sum[half], now_factors[half]));
         all_max[half] = most;
         now_max[half] = kLowest;
         now_sum[half] = 0;
       }
+      max_before = {all_max[0], all_max[1]};
+      sum_before = {all_sum[0], all_sum[1]};
       if (!first || !last) {
         float* all = work.merged + static_cast<int64_t>(blockIdx.x) * kChunkFloats + threadIdx.x;
+        if (!first) {
 #pragma unroll
-        for (int i = 0; i < 128; ++i) {
-          float& x = o[i / 64][i % 64];
-          if (!first) {
+          for (int i = 0; i < 128; ++i) {
+            float& x = o[i / 64][i % 64];
             x = __fmaf_rn(all[256 * i], factors[i / 2 % 2], __fmul_rn(x, now_factors[i / 2 % 2]));
           }
-          if (!last) all[256 * i] = x;
+        }
+        if (!last) {
+#pragma unroll
+          for (int i = 0; i < 128; ++i) all[256 * i] = o[i / 64][i % 64];
         }
       }
-    } while (++chunk < end_chunk);
+      ++chunk;
+    } while (!kOneChunk && block < blocks);
+    const float all_max[2] = {space.all_max[threadIdx.x].x, space.all_max[threadIdx.x].y};
+    const float all_sum[2] = {space.all_sum[threadIdx.x].x, space.all_sum[threadIdx.x].y};
 
-    if (kDivided && list.chunks() > 1) {
-      float* to = work.chunk_outputs + static_cast<int64_t>(item) * kChunkFloats + threadIdx.x;
-#pragma unroll
-      for (int i = 0; i < 128; ++i) to[256 * i] = o[i / 64][i % 64];
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (t != 0) continue;
-        work.chunk_sums[(int64_t{2} * item + warpgroup) * kWideHeads + h + 8 * half] = all_sum[half];
-        work.chunk_maxima[int64_t{item} * kWideHeads + h + 8 * half] = all_max[half];
-      }
-      continue;
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (t == 0) space.sums[warpgroup][h + 8 * half] = all_sum[half];
     }
     GroupBarrier<1>(256);
+    float shares[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int head = first_head + h + 8 * half;
-      if (head >= args.heads) continue;
-      const float sum =
-          space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] + Exp2(sinks[half] - all_max[half]);
-      const float share = 1 / sum;
-#pragma unroll
-      for (int n = 0; n < 32; ++n) {
-        const float2 v = {o[n / 16][n % 16 * 4 + 2 * half], o[n / 16][n % 16 * 4 + 2 * half + 1]};
-        if (n < 24) {  // the last slice alone is rotary
-          StoreOutput<true, false>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share);
-        } else {
-          StoreOutput<true>(args, row, head, 256 * warpgroup + 8 * n + 2 * t, v, share, space.turns[0],
-                            space.turns[1]);
-        }
-      }
+      shares[half] = 1 / (space.sums[0][h + 8 * half] + space.sums[1][h + 8 * half] +
+                          Exp2(sink_of(half) - all_max[half]));
+    }
+    const int64_t turns = int64_t{row} * 32;
+    StoreOutputs<false>(args, row, first_head + h, 256 * warpgroup, o[0], shares, nullptr, nullptr);
+    if (warpgroup == 0) {
+      StoreOutputs<false>(args, row, first_head + h, 128, o[1], shares, nullptr, nullptr);
+    } else {
+      StoreOutputs<true>(args, row, first_head + h, 384, o[1], shares, args.cos + turns, args.sin + turns);
     }
   }
-}
-
-// Merges the chunks of lists that have several. A block has a sixteenth of a list's output, in the places
-// where WideAttention's threads have it.
-__global__ void __launch_bounds__(256) MergeChunks(Attending args, WideWork work) {
-  AwaitInputs();
-  const int item = blockIdx.y;  // of the first chunk
-  const int row = item / work.head_groups;
-  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-  const int chunks = list.chunks();
-  if (chunks == 1) return;
-  const int t = threadIdx.x % 4;
-  const int h = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  float o[8] = {};
-  float max[2] = {kLowest, kLowest};
-  float sums[2][2] = {};  // of each half of the keys and of each row
-#pragma unroll 4
-  for (int c = 0; c < chunks; ++c) {
-    const int64_t at = int64_t{c} * work.lists + item;
-    const float* from = work.chunk_outputs + at * kChunkFloats + blockIdx.x * 8 * 256 + threadIdx.x;
-    float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = from[256 * i];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float now_max = work.chunk_maxima[at * kWideHeads + h + 8 * half];
-      const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
-      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
-      const float now_factor = Exp2(now_max - most);
-      max[half] = most;
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const float sum = work.chunk_sums[(2 * at + part) * kWideHeads + h + 8 * half];
-        sums[part][half] = __fmaf_rn(sums[part][half], factor, __fmul_rn(sum, now_factor));
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i / 2 % 2 == half) o[i] = __fmaf_rn(o[i], factor, __fmul_rn(x[i], now_factor));
-      }
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int head = item % work.head_groups * kWideHeads + h + 8 * half;
-    if (head >= args.heads) continue;
-    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int d = 256 * (threadIdx.x / 128) + 8 * (2 * blockIdx.x + n) + 2 * t;
-      StoreOutput<true>(args, row, head, d, {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
-    }
-  }
-}
-
-// No list has more chunks; zero where that isn't known.
-int MaxChunks(const Attending& args) {
-  const bool picked = args.compressed == CompressedKeys::kPicked;
-  if (args.compressed == CompressedKeys::kNone) return 1;
-  const int64_t compressed = picked ? args.topk : args.entries_max;
-  return static_cast<int>(std::min<int64_t>(CeilDiv(compressed, ChunkEntries(args.compressed)), kMaxChunks));
 }
 
 }  // namespace
 
 void LaunchWideAttention(const KernelContext& ctx, const Attending& attending) {
-  const int sms = DeviceOf(ctx).num_sms();
   const int head_groups = static_cast<int>(CeilDiv(attending.heads, kWideHeads));
-  WideWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
-  const int chunks = MaxChunks(attending);
-  const bool divided = chunks > 1 && 2 * work.lists <= sms;  // chunks of more would need much memory
-  work.items = work.lists * (divided ? chunks : 1);
-  const int blocks = std::min(work.items, sms);
+  WideWork work = {.items = attending.rows * head_groups, .head_groups = head_groups};
+  const int blocks = std::min(work.items, DeviceOf(ctx).num_sms());
   ArenaScope scope(*ctx.scratch);
-  if (divided) {
-    work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
-    work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kWideHeads);
-    work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kWideHeads);
-  } else if (chunks != 1) {
-    work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * kChunkFloats);
-  }
-  Launch(ctx, divided ? WideAttention<true> : WideAttention<false>, dim3(blocks), kWideThreads,
+  const bool one_chunk = MaxChunks(attending) == 1;
+  if (!one_chunk) work.merged = ctx.scratch->Allocate<float>(int64_t{blocks} * kChunkFloats);
+  Launch(ctx, one_chunk ? WideAttention<true> : WideAttention<false>, dim3(blocks), kWideThreads,
          sizeof(WideSpace), attending, work);
-  if (divided) Launch(ctx, MergeChunks, dim3(16, work.lists), 256, 0, attending, work);
 }
 
 }  // namespace foresight::cuda

@@ -1,6 +1,8 @@
 // What the attention kernels need of their arguments, and the keys of a row in their one order.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/attention/attention.h"
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/formats.cuh"
@@ -37,52 +39,57 @@ __device__ inline float SinkLogit(const Attending& args, int head) {
   return __fmul_rn(VectorValue(args.sink, head), 1.44269504f);
 }
 
-// Sums a thread's four logits from their parts of 128 dims, which come in turn: (0 + 1) + (2 + 3).
-class LogitParts {
+// A thread's four logits from their halves, which come one after the other: each is a chain of products with
+// 256 dims, or what there is of them.
+class LogitHalves {
  public:
-  // Takes a part, and leaves zeros for the next.
-  __device__ void Take(float (&s)[4], int part) {
+  // Takes the first half, and leaves zeros for the other.
+  __device__ void TakeFirst(float (&s)[4]) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      if (part == 2) first_half_[i] = half_[i];
-      half_[i] = part % 2 == 0 ? s[i] : __fadd_rn(half_[i], s[i]);
+      first_[i] = s[i];
       s[i] = 0;
     }
   }
   __device__ void Finish(float (&s)[4]) const {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(first_half_[i], half_[i]);
+    for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(first_[i], s[i]);
   }
 
  private:
-  float first_half_[4] = {};
-  float half_[4] = {};
+  float first_[4] = {};
 };
+constexpr int kHalfSlices = 4;  // of 64 dims
 
 constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the sink
 
-// Dims d and d + 1 of a row and head: sums of weighted values times 1 / the sum of weights; rotary dims are
-// turned back by the row's cos and sin [rope_dim / 2].
-// kMayTurn is false where the caller knows that these aren't.
-template <bool kFaithful, bool kMayTurn = true>
-__device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor,
-                                   const float* cos, const float* sin) {
-  const int dim = args.layout.dim;
-  const int nope = dim - args.layout.rope_dim;
+enum class Dims { kRotary, kOthers };
+
+// Two neighbours of the output: sums of weighted values times 1 / the sum of weights; rotary dims are turned
+// back by their angle.
+template <bool kFaithful, Dims kDims>
+__device__ inline float2 OutputOf(float2 v, float factor, float cos, float sin) {
   v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
   if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
-  if (kMayTurn && d >= nope) {
-    const float c = cos[(d - nope) / 2];
-    const float s = sin[(d - nope) / 2];
-    v = {__fmaf_rn(v.x, c, __fmul_rn(v.y, s)), __fmaf_rn(v.y, c, -__fmul_rn(v.x, s))};
+  if constexpr (kDims == Dims::kRotary) {
+    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
     if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
   }
-  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
+  return v;
 }
-template <bool kFaithful, bool kMayTurn = true>
+
+// Dims d and d + 1 of a row and head.
+template <bool kFaithful>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
-  const int64_t turns = static_cast<int64_t>(row) * (args.layout.rope_dim / 2);
-  StoreOutput<kFaithful, kMayTurn>(args, row, head, d, v, factor, args.cos + turns, args.sin + turns);
+  const int dim = args.layout.dim;
+  const int nope = dim - args.layout.rope_dim;
+  if (d >= nope) {
+    const int64_t turn = static_cast<int64_t>(row) * (args.layout.rope_dim / 2) + (d - nope) / 2;
+    v = OutputOf<kFaithful, Dims::kRotary>(v, factor, args.cos[turn], args.sin[turn]);
+  } else {
+    v = OutputOf<kFaithful, Dims::kOthers>(v, factor, 0, 0);
+  }
+  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
 }
 
 // One dim that isn't rotary.
@@ -139,6 +146,14 @@ __host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
   return compressed == CompressedKeys::kAll ? 512 : 1024;
 }
 constexpr int kMaxChunks = 16;
+
+// No list has more chunks; zero where that isn't known.
+inline int MaxChunks(const Attending& args) {
+  if (args.compressed == CompressedKeys::kNone) return 1;
+  const int64_t most = args.compressed == CompressedKeys::kPicked ? args.topk : args.entries_max;
+  const int64_t each = ChunkEntries(args.compressed);
+  return static_cast<int>(std::min<int64_t>((most + each - 1) / each, kMaxChunks));
+}
 
 // The blocks of a row's key list.
 struct ListBlocks {

@@ -36,8 +36,8 @@ __device__ inline uint2 MoveE4M3(uint32_t codes) {
   return {__byte_perm(lower, upper, 0x5140), __byte_perm(lower, upper, 0x7362)};
 }
 
-// The same of two codes, bytes `first` and `second` of four, in fewer operations, though the wide kernel has
-// too few registers for it: signs are moved by copies of them in the bytes above.
+// The same of two codes, bytes `first` and `second` of four, in fewer operations: signs are moved by copies
+// of them in the bytes above.
 __device__ inline uint32_t MoveTwoE4M3(uint32_t codes, uint32_t first, uint32_t second) {
   uint32_t pair;
   asm("prmt.b32 %0, %1, 0, %2;" : "=r"(pair) : "r"(codes), "r"(first * 0x11 + second * 0x1100 + 0x8080));
@@ -62,6 +62,17 @@ __device__ inline uint4 DecodeE4M3(uint2 codes, uint32_t scale) {
   const uint2 high = MoveE4M3(codes.y);
   return {ScaleMoved(low.x, factors), ScaleMoved(low.y, factors), ScaleMoved(high.x, factors),
           ScaleMoved(high.y, factors)};
+}
+
+// Scales below 2: the factor and 2^120 in one, which gives the same values.
+__device__ inline bool AreSmallScales(uint32_t four_scales) {
+  return (four_scales & 0x80808080) == 0;
+}
+__device__ inline uint4 DecodeSmallE4M3(uint2 codes, uint32_t scale) {
+  const uint32_t factors = scale * 0x00800080 + (120 << 23 | 120 << 7);
+  return {
+      MultiplyBf16(MoveTwoE4M3(codes.x, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.x, 2, 3), factors),
+      MultiplyBf16(MoveTwoE4M3(codes.y, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.y, 2, 3), factors)};
 }
 
 // The two numerics' ways with eight values of a key, `chunk` of its dims [64 slice, 64 slice + 64): what a

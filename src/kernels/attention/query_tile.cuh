@@ -35,7 +35,9 @@ __device__ inline void StoreInterleaved(const float* v, std::byte* tile, int row
 template <int kParts, int kAtOnce, bool kReleasedShape = false, bool kInterleaved = false>
 __device__ inline void LoadQueries(const Attending& args, int row, int first_head, int count,
                                    const QueryTiles& tiles, int warp, int warps) {
-  constexpr int kGroups = kMaxSlices / 4;
+  constexpr int kGroups =
+      2;  // halves of the dims, whose squares are added up apart: two blocks may share them
+  static_assert(kMaxSlices == 4 * kGroups);
   const int lane = threadIdx.x % 32;
   const int dim = kReleasedShape ? 512 : args.layout.dim;
   const int turns = kReleasedShape ? 32 : args.layout.rope_dim / 2;
@@ -62,19 +64,32 @@ __device__ inline void LoadQueries(const Attending& args, int row, int first_hea
         *reinterpret_cast<float4*>(x[i][group] + 4) = chunk[1];
       }
     }
-    float squares[kAtOnce] = {};
+    float halves[kAtOnce][kGroups] = {};
 #pragma unroll
-    for (int k = 0; k < 8 * kGroups; ++k) {
+    for (int k = 0; k < 8; ++k) {
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        squares[i] = __fmaf_rn(x[i][k / 8][k % 8], x[i][k / 8][k % 8], squares[i]);
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          halves[i][group] = __fmaf_rn(x[i][group][k], x[i][group][k], halves[i][group]);
+        }
       }
     }
+    // The sum of each half of the dims by half of the lanes.
+    float squares[kAtOnce];
+    const bool upper = lane >= 16;
 #pragma unroll
-    for (int other = 16; other > 0; other /= 2) {
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float other = upper ? halves[i][0] : halves[i][1];
+      squares[i] = (upper ? halves[i][1] : halves[i][0]) + __shfl_xor_sync(0xffffffff, other, 16);
+    }
+#pragma unroll
+    for (int other = 8; other > 0; other /= 2) {
 #pragma unroll
       for (float& sum : squares) sum += __shfl_xor_sync(0xffffffff, sum, other);
     }
+#pragma unroll
+    for (float& sum : squares) sum += __shfl_xor_sync(0xffffffff, sum, 16);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const float rinv = rsqrtf(__fmaf_rn(squares[i], share, args.query_eps));

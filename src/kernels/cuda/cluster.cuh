@@ -59,14 +59,24 @@ __device__ inline void FenceForTransfers() {
 struct alignas(8) TransferBarrier {
   uint64_t word;
 
-  // By one thread, before it arrives at the cluster's first barrier.
-  __device__ void Init() {
+  // By one thread, before it arrives at the cluster's first barrier. A phase also waits for the arrival of
+  // `count` of this block's threads, one of which says how many bytes it expects.
+  __device__ void Init(int count = 1) {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("mbarrier.init.shared.b64 [%0], 1; fence.mbarrier_init.release.cluster;" ::"r"(Address(this))
+    asm volatile(
+        "mbarrier.init.shared.b64 [%0], %1; fence.mbarrier_init.release.cluster;" ::"r"(Address(this)),
+        "r"(count)
+        : "memory");
+#endif
+  }
+  // By the others. What the thread wrote before is seen by who waits for the phase.
+  __device__ void Arrive() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .b64 state; mbarrier.arrive.shared.b64 state, [%0]; }" ::"r"(Address(this))
                  : "memory");
 #endif
   }
-  // By one thread in each phase; some of the bytes may be there before.
+  // By one thread in each phase, as its arrival; some of the bytes may be there before.
   __device__ void Expect(int bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
@@ -123,6 +133,18 @@ struct alignas(8) TransferBarrier {
         "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to], {%3, %4, %5, %6}, [barrier]; "
         "}" ::"r"(Address(own)),
         "r"(rank), "r"(Address(this)), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w)
+        : "memory");
+#endif
+  }
+  // The same of 4 bytes.
+  __device__ void Store(int rank, const void* own, float value) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %1; "
+        "mapa.shared::cluster.u32 barrier, %2, %1; "
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [to], %3, [barrier]; }" ::"r"(
+            Address(own)),
+        "r"(rank), "r"(Address(this)), "f"(value)
         : "memory");
 #endif
   }

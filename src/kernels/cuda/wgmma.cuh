@@ -30,15 +30,21 @@ __device__ inline uint64_t MatricesAt(const void* from, int k_stride) {
   return address >> 4 | static_cast<uint64_t>(k_stride >> 4) << 16 | uint64_t{128 >> 4} << 32;
 }
 
-// The same a number of bytes further.
+// The same a number of bytes further: the steps differ in the lower half alone.
 __device__ inline uint64_t Further(uint64_t operand, int bytes) {
-  return operand + static_cast<uint64_t>(bytes >> 4);
+  return (operand >> 32 << 32) | (static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4));
 }
 
 // The same operand, of which the compiler knows nothing: it would keep every step's in registers of its own.
 __device__ inline uint64_t Unknown(uint64_t operand) {
   asm volatile("" : "+l"(operand));
   return operand;
+}
+
+// The same operand, which all lanes of the warp have, in registers that they share: products take it from
+// there.
+__device__ inline uint64_t Shared(uint64_t operand) {
+  return (operand >> 32 << 32) | __shfl_sync(0xffffffff, static_cast<uint32_t>(operand), 0);
 }
 
 // Before the first product of a group, when registers or shared memory were written by the threads
@@ -144,6 +150,40 @@ __device__ inline void WarpgroupMmaN48(float (&c)[24], uint64_t a, uint64_t b) {
           "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
           "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]),
           "=f"(c[22]), "=f"(c[23])
+        : "l"(a), "l"(b));
+  }
+#endif
+}
+
+// The same of 64 columns.
+template <bool kAdd>
+__device__ inline void WarpgroupMmaN64(float (&c)[32], uint64_t a, uint64_t b) {
+#ifdef FORESIGHT_WGMMA
+  if constexpr (kAdd) {
+    asm volatile(
+        "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, add, 1, 1, 0, 0; }"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
+          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
+          "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
+        : "l"(a), "l"(b));
+  } else {
+    asm volatile(
+        "{ .reg .pred add; setp.ne.b32 add, 0, 0; "
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, add, 1, 1, 0, 0; }"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
+          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
+          "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]),
+          "=f"(c[22]), "=f"(c[23]), "=f"(c[24]), "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]),
+          "=f"(c[29]), "=f"(c[30]), "=f"(c[31])
         : "l"(a), "l"(b));
   }
 #endif
