@@ -16,7 +16,6 @@ MAY_SPILL = [
     (r"SkinnyProductKernel<[\w:]+, true,", 496, "clean numerics"),
     (r"ExpertStreamKernel<[\w:]+, true>", 112, "clean numerics"),
     (r"SkinnyProductKernel<[\w:]+, false, .*ExpertTasks", 392, "experts whose sizes no kernel of their own takes"),
-    (r"WideAttention<false>", 112, "lists of several chunks; not in the loop over blocks of keys"),
     (r"PanelAttention<", 20, "not in a loop over keys"),
     (r"PreKernel<true>", 24, "64 registers, so that it starts beside the kernels before; not in a loop"),
 ]

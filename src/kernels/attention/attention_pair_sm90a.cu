@@ -405,15 +405,14 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   const uint64_t keys_at = OperandAt(space.keys[0][0]);
   const uint64_t values_at = OperandAt(space.keys[0][2 * warpgroup], sizeof(space.keys[0][0]));
   float o[64];
-  // Blocks of keys that each warpgroup has taken up to the last item. In an item warpgroup k % 2 takes block
-  // k.
+  // Blocks of keys that each warpgroup took in the items before. In an item warpgroup k % 2 takes block k.
   int even_taken = 0, odd_taken = 0;
   const auto tile_of = [&](int k) { return (even_taken + odd_taken + k) % kTiles; };
   const auto turn_of = [&](int k) { return ((k % 2 == 0 ? even_taken : odd_taken) + k / 2) % 2; };
   const auto release = [&](int k) {
     if (lane == 0) space.empty[tile_of(k)].Arrive();
   };
-  float s[32];  // logits' halves
+  float s[32];  // this block's halves of logits
   const auto multiply_keys = [&](int k) {
     const uint64_t queries = Shared(q_at);
     const uint64_t at = Shared(Further(keys_at, tile_of(k) * static_cast<int>(sizeof(space.keys[0]))));

@@ -35,12 +35,6 @@ __device__ inline uint64_t Further(uint64_t operand, int bytes) {
   return (operand >> 32 << 32) | (static_cast<uint32_t>(operand) + static_cast<uint32_t>(bytes >> 4));
 }
 
-// The same operand, of which the compiler knows nothing: it would keep every step's in registers of its own.
-__device__ inline uint64_t Unknown(uint64_t operand) {
-  asm volatile("" : "+l"(operand));
-  return operand;
-}
-
 // The same operand, which all lanes of the warp have, in registers that they share: products take it from
 // there.
 __device__ inline uint64_t Shared(uint64_t operand) {
