@@ -121,15 +121,13 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   planner_.Start(load, history, *costs, depths);
   const Length best = BestLength(load, *costs, depths);
   const bool pays = best.gain_ms > (gain_min_ - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
-  if (load.other_rows > 0 && (!pays || !AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
-    std::fill(depths.begin(), depths.end(), 0);
-  } else if (pays) {
+  if (pays && (load.other_rows == 0 || AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
     step_back_off_.Succeeded();
     reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
     if (best.tokens == Longest(depths)) return;
     for (int& depth : depths) depth = std::min(depth, best.tokens);
     planner_.Start(load, history, *costs, depths);
-  } else if (step_back_off_.Due()) {
+  } else if (load.other_rows == 0 && step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
     tries_now_ = true;
     Try(load, history, *costs, best, depths);
