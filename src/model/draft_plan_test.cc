@@ -5,48 +5,28 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "device/device_apart.h"
-#include "kernels/backend.h"
-#include "kv_cache/sequence_state.h"
-#include "model/placement.h"
-#include "weights/synthetic.h"
+#include "model/step_fixture.h"
 
 namespace foresight {
 namespace {
 
 constexpr int kSequences = 5;
 constexpr int kDrafts = 4;
-constexpr int kRowsMax = 96;
 
-class PlannedStep : public testing::TestWithParam<std::string> {
+class PlannedStep : public StepTest<std::string> {
  protected:
   void SetUp() override {
     const bool apart = GetParam() != "cuda";
-    Result<Backend> backend = OpenBackend(apart ? "cpu" : "cuda", apart ? GetParam() : "auto");
-    if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
-    backend_ = std::move(*backend);
-    if (apart) backend_.device = std::make_unique<DeviceApart>();
+    Open(apart ? "apart" : "cuda", apart ? GetParam() : "auto");
+    if (IsSkipped()) return;
     ModelConfig config = TinyAConfig();
     AddDSparkHead(&config, /*num_stages=*/1);  // steps leave taps
     config.sliding_window = 32;
-    made_ = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
-    ModelOptions options{.max_step_rows = kRowsMax};
-    Result<Placement> placement = PlaceModel(made_->weights, *backend_.device, options);
-    ASSERT_TRUE(placement.ok()) << placement.status().ToString();
-    placement_ = std::move(*placement);
-    model_ = std::make_unique<Model>(placement_.weights->weights, *backend_.kernels, pool_, options);
-    Result<std::unique_ptr<KvCache>> cache =
-        KvCache::Create(model_->cache_layout(), {.device = backend_.device.get(),
-                                                 .budget_bytes = int64_t{1} << 28,
-                                                 .max_sequences = 2 * kSequences,
-                                                 .max_sequence_tokens = 4096});
-    ASSERT_TRUE(cache.ok()) << cache.status().ToString();
-    cache_ = std::move(*cache);
+    ASSERT_NO_FATAL_FAILURE(MakeModel(config, Numerics::kFaithful, /*max_sequences=*/2 * kSequences));
     Result<DeviceMemory> memory = backend_.device->Allocate(3 * kSequences * kDrafts * 4, "drafts");
     ASSERT_TRUE(memory.ok());
     drafts_ = std::move(*memory);
@@ -65,12 +45,6 @@ class PlannedStep : public testing::TestWithParam<std::string> {
     return values;
   }
 
-  Backend backend_;
-  std::unique_ptr<LoadedModel> made_;
-  Placement placement_;
-  ThreadPool pool_{2};
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<KvCache> cache_;
   DeviceMemory drafts_;
 };
 

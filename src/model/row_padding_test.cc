@@ -5,23 +5,17 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-#include "device/device_apart.h"
-#include "kernels/backend.h"
-#include "kv_cache/sequence_state.h"
-#include "model/placement.h"
 #include "model/row_tiers.h"
-#include "weights/synthetic.h"
+#include "model/step_fixture.h"
 
 namespace foresight {
 namespace {
 
 constexpr int kSequences = 4;
-constexpr int kRowsMax = 96;
 
 class Bystander final : public StepObserver {
  public:
@@ -40,30 +34,11 @@ std::ostream& operator<<(std::ostream& out, const Case& c) {
   return out << c.device << ' ' << c.table << (c.numerics == Numerics::kClean ? " clean" : " faithful");
 }
 
-class RowPadding : public testing::TestWithParam<Case> {
+class RowPadding : public StepTest<Case> {
  protected:
-  void SetUp() override {
-    const bool apart = GetParam().device == "apart";
-    Result<Backend> backend = OpenBackend(apart ? "cpu" : GetParam().device, GetParam().table);
-    if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
-    backend_ = std::move(*backend);
-    if (apart) backend_.device = std::make_unique<DeviceApart>();
-  }
-
+  void SetUp() override { Open(GetParam().device, GetParam().table); }
   void MakeModel(const ModelConfig& config) {
-    made_ = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
-    ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = kRowsMax};
-    Result<Placement> placement = PlaceModel(made_->weights, *backend_.device, options);
-    ASSERT_TRUE(placement.ok()) << placement.status().ToString();
-    placement_ = std::move(*placement);
-    model_ = std::make_unique<Model>(placement_.weights->weights, *backend_.kernels, pool_, options);
-    Result<std::unique_ptr<KvCache>> cache =
-        KvCache::Create(model_->cache_layout(), {.device = backend_.device.get(),
-                                                 .budget_bytes = int64_t{1} << 28,
-                                                 .max_sequences = 2 * kSequences,
-                                                 .max_sequence_tokens = 4096});
-    ASSERT_TRUE(cache.ok()) << cache.status().ToString();
-    cache_ = std::move(*cache);
+    StepTest::MakeModel(config, GetParam().numerics, /*max_sequences=*/2 * kSequences);
   }
 
   // The logits of a step; with an observer it is not padded.
@@ -79,13 +54,6 @@ class RowPadding : public testing::TestWithParam<Case> {
     CHECK(out.ok(), "{}", out.status().ToString());
     return {out->logits.begin(), out->logits.end()};
   }
-
-  Backend backend_;
-  std::unique_ptr<LoadedModel> made_;
-  Placement placement_;
-  ThreadPool pool_{2};
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<KvCache> cache_;
 };
 
 TEST_P(RowPadding, LeavesNoTrace) {
