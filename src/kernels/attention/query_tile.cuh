@@ -35,8 +35,8 @@ __device__ inline void StoreInterleaved(const float* v, std::byte* tile, int row
 template <int kParts, int kAtOnce, bool kReleasedShape = false, bool kInterleaved = false>
 __device__ inline void LoadQueries(const Attending& args, int row, int first_head, int count,
                                    const QueryTiles& tiles, int warp, int warps) {
-  constexpr int kGroups =
-      2;  // halves of the dims, whose squares are added up apart: two blocks may share them
+  // Halves of the dims, whose squares are added up apart: two blocks may share them.
+  constexpr int kGroups = 2;
   static_assert(kMaxSlices == 4 * kGroups);
   const int lane = threadIdx.x % 32;
   const int dim = kReleasedShape ? 512 : args.layout.dim;
