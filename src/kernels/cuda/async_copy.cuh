@@ -16,11 +16,10 @@ __device__ inline void CopyAsync(void* to, const void* from, bool present) {
                : "memory");
 }
 
-// Copies 16 bytes of what is read once and on from there: past the first-level cache, and the 256 bytes
-// around them into the second-level one.
+// Copies 16 bytes of what is read once, past the first-level cache.
 __device__ inline void StreamAsync(void* to, const void* from) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }
 
 // Brings what lies there to the second-level cache.

@@ -74,7 +74,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     }
   };
   if (warp_first < end) load_scales(warp_first);
-  if (args.split > 1) ClusterArrive();
+  if (args.split > 1) ClusterArriveRelaxed();  // nothing is sent yet, only where to
 
   const int count = idle ? 0 : blocks * of.rows;
   const auto fill = [&] {
