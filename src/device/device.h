@@ -14,6 +14,7 @@
 #include <string_view>
 
 #include "base/status.h"
+#include "tensor/dtype.h"
 
 namespace foresight {
 
@@ -55,7 +56,10 @@ class Device {
   // All in the order of the calls, and in order with the kernels that run on this device. `to` of Upload and
   // Copy, and `from` of Copy and Download, are its memory. Upload is done with `from` when it returns.
   virtual void Upload(void* to, const void* from, int64_t bytes) = 0;
-  // The same of what kernels take for their inputs, which they read behind everything that was before them.
+  // The same of a weight's stored values, without its scales. Kernels alone read them there: a device may
+  // keep the bits of FP4 codes in another order, which they decode with less work.
+  virtual void UploadWeight(void* to, const void* from, int64_t bytes, DType) { Upload(to, from, bytes); }
+  // As Upload, of what kernels take for their inputs, which they read behind everything that was before them.
   // (Weights are read earlier.)
   virtual void UploadInputs(void* to, const void* from, int64_t bytes) { Upload(to, from, bytes); }
   virtual void Copy(void* to, const void* from, int64_t bytes) = 0;

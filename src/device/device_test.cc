@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <random>
+#include <set>
 #include <vector>
 
 namespace foresight {
@@ -47,6 +48,35 @@ TEST(CudaCopies, BringAnyNumberOfBytesThereAndBack) {
       std::vector<std::byte> want(kRoom);
       std::copy(sent.begin(), sent.end(), want.begin() + at);
       EXPECT_EQ(all, want) << bytes << " at " << at;
+    }
+  }
+}
+
+// Kernels' tests hold the order of bits to what kernels make of it.
+TEST(CudaWeights, AreKeptAsStoredButForTheBitsOfFp4Codes) {
+  Result<std::unique_ptr<Device>> opened = OpenCudaDevice(0);
+  if (!opened.ok()) GTEST_SKIP() << opened.error().message();
+  Device& device = **opened;
+  std::vector<uint8_t> stored(3 * 256 + 5);
+  for (size_t i = 0; i < stored.size(); ++i) stored[i] = static_cast<uint8_t>(i);
+  const auto there_and_back = [&](int64_t at, int64_t bytes, DType dtype) {
+    const Result<DeviceMemory> memory = device.Allocate(1024, "a test");
+    EXPECT_TRUE(memory.ok());
+    device.UploadWeight(memory->data() + at, stored.data(), bytes, dtype);
+    std::vector<uint8_t> kept(stored.size());
+    EXPECT_TRUE(device.Download(kept.data(), memory->data() + at, bytes).ok());
+    return kept;
+  };
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    EXPECT_EQ(there_and_back(0, std::ssize(stored), dtype), stored);
+  }
+  const std::vector<uint8_t> arranged = there_and_back(0, std::ssize(stored), DType::kI8);
+  EXPECT_EQ(std::set<uint8_t>(arranged.begin(), arranged.begin() + 256).size(), 256u);
+  for (size_t i = 256; i < stored.size(); ++i) EXPECT_EQ(arranged[i], arranged[i % 256]);
+  for (const int64_t bytes : {0, 1, 3, 16, 255}) {
+    for (const int64_t at : {1, 4}) {
+      const std::vector<uint8_t> some = there_and_back(at, bytes, DType::kI8);
+      EXPECT_TRUE(std::equal(some.begin(), some.begin() + bytes, arranged.begin())) << bytes << " at " << at;
     }
   }
 }

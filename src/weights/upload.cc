@@ -23,15 +23,20 @@ Result<DeviceWeights> UploadWeights(const ModelWeights& weights, Device& device)
   }
   ASSIGN_OR_RETURN(result.memory, device.Allocate(bytes, "weights"));
   std::byte* next = result.memory.data();
-  const auto upload = [&](const std::byte* data, uint64_t size) {
-    std::byte* to = next;
-    device.Upload(to, data, static_cast<int64_t>(size));
+  const auto take = [&](uint64_t size) {
+    std::byte* const to = next;
     next += Aligned(size);
     return to;
   };
   for (const WeightSlot& slot : slots) {
-    const std::byte* data = upload(slot.data(), slot.tensor.bytes());
-    const std::byte* scales = slot.scale ? upload(slot.scales(), slot.scale->bytes()) : nullptr;
+    const uint64_t size = slot.tensor.bytes();
+    std::byte* const data = take(size);
+    device.UploadWeight(data, slot.data(), static_cast<int64_t>(size), slot.tensor.dtype);
+    std::byte* scales = nullptr;
+    if (slot.scale) {
+      scales = take(slot.scale->bytes());
+      device.Upload(scales, slot.scales(), static_cast<int64_t>(slot.scale->bytes()));
+    }
     slot.Bind(data, scales);
   }
   RETURN_IF_ERROR(device.Synchronize());

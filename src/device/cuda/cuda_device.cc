@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "device/cuda/fp4_codes.h"
 #include "device/cuda/small_copies.h"
 
 namespace foresight {
@@ -120,6 +121,13 @@ void CudaDevice::Upload(void* to, const void* from, int64_t bytes) {
     next += part;
     target += part;
     bytes -= part;
+  }
+}
+
+void CudaDevice::UploadWeight(void* to, const void* from, int64_t bytes, DType dtype) {
+  Upload(to, from, bytes);
+  if (dtype == DType::kI8 && bytes > 0) {
+    Note(LaunchArrangeFp4(stream_, static_cast<uint8_t*>(to), bytes), "upload of FP4 weights");
   }
 }
 

@@ -22,6 +22,7 @@ class CudaDevice final : public Device {
   int64_t AvailableBytes() const override;
   Result<DeviceMemory> Allocate(int64_t bytes, std::string_view what) override;
   void Upload(void* to, const void* from, int64_t bytes) override;
+  void UploadWeight(void* to, const void* from, int64_t bytes, DType dtype) override;
   void UploadInputs(void* to, const void* from, int64_t bytes) override;
   void Copy(void* to, const void* from, int64_t bytes) override;
   void Zero(void* to, int64_t bytes) override;

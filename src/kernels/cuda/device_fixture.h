@@ -51,7 +51,9 @@ class KernelDevice {
     if (m.scales != nullptr) {
       m.scales = Upload(std::span(m.scales, static_cast<size_t>(m.bytes() - data_bytes)));
     }
-    m.data = Upload(std::span(m.data, static_cast<size_t>(data_bytes)));
+    std::byte* data = uploads_.Allocate<std::byte>(data_bytes);
+    device_->UploadWeight(data, m.data, data_bytes, m.dtype);
+    m.data = data;
     return m;
   }
   // For outputs: bytes 0xFF, NaN in every format.

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "device/cuda/fp4_codes.h"
 #include "kernels/cuda/formats.cuh"
 
 namespace foresight::cuda {
@@ -148,13 +149,14 @@ struct Mxfp4Weights {
 
   __host__ __device__ static constexpr int64_t Bytes(int64_t values) { return values / 2; }
   __host__ __device__ static int Source(Slot s) {
-    return s.lane * 32 + s.step / 2 * 8 + 2 * s.index + s.step % 2;  // even nibbles, then odd ones
+    return s.lane * 32 + s.step / 2 * 8 + 2 * s.index +
+           s.step % 2;  // the bytes' first codes, then the second
   }
   template <typename Int>
   __host__ __device__ static constexpr Int ScaleIndex(Int row, Int k, Int scale_cols) {
     return row * scale_cols + k / 32;
   }
-  // E2M1 moved to E4M3's place is the value times 2^-6. Decoding multiplies by 2^14 and the scale over the
+  // E2M1 in E4M3's place is the value times 2^-6. Decoding multiplies by 2^14 and the scale over the
   // largest of the row's four: an exact f16 for scales down to 2^-28 of the largest, and zero below.
   __device__ static RowScale Scale(uint8_t scale) {
     int largest = scale;
@@ -172,10 +174,9 @@ struct Mxfp4Weights {
   }
   __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t factor, uint32_t& left,
                                 uint32_t& right) {
-    const uint32_t w = words[step / 2];
-    HalvesOfE4M3(step % 2 == 0 ? ((w << 4) & 0x80808080) | ((w << 2) & 0x1c1c1c1c)
-                               : (w & 0x80808080) | ((w >> 2) & 0x1c1c1c1c),
-                 left, right);
+    constexpr uint32_t kOnes = 0x01010101;
+    const uint32_t arranged = words[step / 2];
+    HalvesOfE4M3(step % 2 == 0 ? FirstInE4M3(arranged, kOnes) : SecondInE4M3(arranged, kOnes), left, right);
     left = MulHalves(left, factor);
     right = MulHalves(right, factor);
   }

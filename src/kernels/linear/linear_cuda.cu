@@ -144,7 +144,9 @@ __device__ float WeightValue(const MatrixView& w, int64_t row, int64_t col) {
     case DType::kF8E4M3:
       return E4M3(bytes[i]) * E8M0(w.scales[row / 128 * ((w.cols + 127) / 128) + col / 128]);
     default:
-      return E2M1(bytes[i / 2] >> (i % 2 * 4) & 15) * E8M0(w.scales[row * (w.cols / 32) + col / 32]);
+      return 0x1p6f *
+             E4M3(static_cast<uint8_t>(i % 2 == 0 ? FirstInE4M3(bytes[i / 2]) : SecondInE4M3(bytes[i / 2]))) *
+             E8M0(w.scales[row * (w.cols / 32) + col / 32]);
   }
 }
 
