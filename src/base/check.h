@@ -1,7 +1,7 @@
 // Programmer errors stop the process, loudly: CHECK in all builds, DCHECK in hot loops of debug builds.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <string_view>
 

@@ -5,7 +5,7 @@
 // ones are caught where they arise.
 #pragma once
 
-#include <fmt/format.h>
+#include <fmt/core.h>
 
 #include <utility>
 

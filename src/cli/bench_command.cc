@@ -345,40 +345,30 @@ Status RunBench(const BenchFlags& flags) {
 
 }  // namespace
 
-void AddBenchCommand(CLI::App& app, Status* result) {
+void AddBenchCommand(Command& app, Status* result) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* command =
-      app.add_subcommand("bench", "Measure prefill and decode against what this machine can do");
-  flags->model.AddTo(*command);
-  command->remove_option(command->get_option("--context"));
-  command->add_option(
+  Command command = app.AddCommand("bench", "Measure prefill and decode against what this machine can do");
+  flags->model.AddTo(command);
+  command.Remove("--context");
+  command.Add(
       "--synthetic", flags->synthetic,
       "Random weights of a released shape, made in memory: flash:LAYERS or pro:LAYERS, with a draft head "
       "+dspark, +dspark:STAGES or +mtp");
-  command->add_option("--experts", flags->experts, "Keep only so many routed experts of a synthetic model");
-  command->add_option("--batches", flags->batches, "Sequences decoded at once")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  command->add_option("--contexts", flags->contexts, "Tokens before the decoded ones")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  command->add_option("--prefill", flags->prefill_rows, "Rows of the prefill step")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
-  command->add_option("--repeat", flags->repeat, "Measurements; the median counts")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command->add_option("--steps", flags->steps, "Decode steps of one measurement")
-      ->check(CLI::Range(1, 10000))
-      ->capture_default_str();
-  command->add_option("--json", flags->json, "Write the figures to this file");
-  AddBenchSpecCommand(*command, result);
-  // CLI11 calls a parent's callback after its subcommand's.
-  command->callback([flags, command, result] {
-    if (command->get_subcommands().empty()) *result = RunBench(*flags);
-  });
+  command.Add("--experts", flags->experts, "Keep only so many routed experts of a synthetic model");
+  command.Add("--batches", flags->batches, "Sequences decoded at once")
+      .SplitAtCommas()
+      .Within(1, 256)
+      .ShowDefault();
+  command.Add("--contexts", flags->contexts, "Tokens before the decoded ones")
+      .SplitAtCommas()
+      .Within(1, 1 << 20)
+      .ShowDefault();
+  command.Add("--prefill", flags->prefill_rows, "Rows of the prefill step").Within(1, 4096).ShowDefault();
+  command.Add("--repeat", flags->repeat, "Measurements; the median counts").Within(1, 1000).ShowDefault();
+  command.Add("--steps", flags->steps, "Decode steps of one measurement").Within(1, 10000).ShowDefault();
+  command.Add("--json", flags->json, "Write the figures to this file");
+  AddBenchSpecCommand(command, result);
+  command.OnRun([flags, result] { *result = RunBench(*flags); });
 }
 
 }  // namespace foresight

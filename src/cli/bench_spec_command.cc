@@ -137,69 +137,65 @@ Status Run(const Flags& flags) {
 
 }  // namespace
 
-void AddBenchSpecCommand(CLI::App& bench, Status* result) {
+void AddBenchSpecCommand(Command& bench, Status* result) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* command = bench.add_subcommand(
+  Command command = bench.AddCommand(
       "spec",
       "Drafters and planners compared: accepted lengths, acceptance by position, speed by load and domain");
-  flags->model.AddTo(*command);
-  command->remove_option(command->get_option("--context"));
-  command->add_option("--prompts", flags->prompts,
-                      "A file of prompts by domain (default: the model's prompts.json)");
+  flags->model.AddTo(command);
+  command.Remove("--context");
+  command.Add("--prompts", flags->prompts, "A file of prompts by domain (default: the model's prompts.json)");
+  command.Add("--per-domain", flags->prompts_per_domain, "Requests of each domain for the accepted lengths")
+      .Within(1, 1000)
+      .ShowDefault();
   command
-      ->add_option("--per-domain", flags->prompts_per_domain,
-                   "Requests of each domain for the accepted lengths")
-      ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
-  command
-      ->add_option("-n,--max-tokens", flags->max_tokens,
-                   "Tokens of an answer; where speed is measured, of the longest")
-      ->check(CLI::Range(8, 512))
-      ->capture_default_str();
-  command->add_option("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
-      ->check(CLI::Range(1, 100))
-      ->capture_default_str();
-  command->add_option("--concurrency", flags->concurrency, "Requests at a time")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  CLI::Option* record = command->add_option(
-      "--record", flags->record,
-      "Write what drafts of dspark and mtp are like, at every position, to this file; no more");
-  command->add_option("--temperature,--temp", flags->temperature, "Of the recorded answers; 0: greedy")
-      ->needs(record)
-      ->check(CLI::Range(0.0, 100.0))
-      ->capture_default_str();
-  CLI::Option* synthetic = command->add_option(
+      .Add("-n,--max-tokens", flags->max_tokens,
+           "Tokens of an answer; where speed is measured, of the longest")
+      .Within(8, 512)
+      .ShowDefault();
+  command.Add("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
+      .Within(1, 100)
+      .ShowDefault();
+  command.Add("--concurrency", flags->concurrency, "Requests at a time")
+      .SplitAtCommas()
+      .Within(1, 256)
+      .ShowDefault();
+  const Flag record =
+      command.Add("--record", flags->record,
+                  "Write what drafts of dspark and mtp are like, at every position, to this file; no more");
+  command.Add("--temperature,--temp", flags->temperature, "Of the recorded answers; 0: greedy")
+      .Needs(record)
+      .Within(0.0, 100.0)
+      .ShowDefault();
+  Flag synthetic = command.Add(
       "--synthetic", flags->synthetic,
       "Speed on random weights of a released shape, flash:LAYERS or pro:LAYERS, with the outcomes "
       "of a recording");
-  CLI::Option* replay = command->add_option("--replay", flags->replay, "The recording");
-  synthetic->needs(replay)->excludes(record);
-  replay->needs(synthetic);
-  command->add_option("--experts", flags->experts, "Keep only so many routed experts of a synthetic model")
-      ->needs(synthetic);
-  command->add_option("--draft-heads", flags->heads,
-                      "Directories of further DSpark heads, to compare depths and kinds");
+  Flag replay = command.Add("--replay", flags->replay, "The recording");
+  synthetic.Needs(replay).Excludes(record);
+  replay.Needs(synthetic);
+  command.Add("--experts", flags->experts, "Keep only so many routed experts of a synthetic model")
+      .Needs(synthetic);
+  command.Add("--draft-heads", flags->heads,
+              "Directories of further DSpark heads, to compare depths and kinds");
   command
-      ->add_option("--calibration-rounds", flags->calibration_rounds,
-                   "Rounds for the reliability of confidences, for each way of sampling")
-      ->check(CLI::Range(100, 1'000'000))
-      ->capture_default_str();
+      .Add("--calibration-rounds", flags->calibration_rounds,
+           "Rounds for the reliability of confidences, for each way of sampling")
+      .Within(100, 1'000'000)
+      .ShowDefault();
   command
-      ->add_option(
-          "--fixed", flags->fixed,
-          "Drafts of a fixed length, DRAFTER:LENGTH, or of another planner, dspark:PLANNER, whose speed "
-          "is compared with none and auto")
-      ->delimiter(',')
-      ->capture_default_str();
-  command->add_flag("--speeds-only", flags->speeds_only,
+      .Add("--fixed", flags->fixed,
+           "Drafts of a fixed length, DRAFTER:LENGTH, or of another planner, dspark:PLANNER, whose speed "
+           "is compared with none and auto")
+      .SplitAtCommas()
+      .ShowDefault();
+  command.AddSwitch("--speeds-only", flags->speeds_only,
                     "Leave out accepted lengths and the reliability of confidences");
-  command->add_flag("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
-  command->add_option("--json", flags->json,
-                      "Write the figures to this file, as they come: it is whole after each load");
-  command->add_option("--html", flags->html, "Write a page with tables and plots to this file");
-  command->callback([flags, result] { *result = Run(*flags); });
+  command.AddSwitch("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
+  command.Add("--json", flags->json,
+              "Write the figures to this file, as they come: it is whole after each load");
+  command.Add("--html", flags->html, "Write a page with tables and plots to this file");
+  command.OnRun([flags, result] { *result = Run(*flags); });
 }
 
 }  // namespace foresight

@@ -141,36 +141,34 @@ Status RunCalibrate(const CalibrateFlags& flags) {
 
 }  // namespace
 
-void AddCalibrateCommand(CLI::App& app, Status* result) {
+void AddCalibrateCommand(Command& app, Status* result) {
   auto flags = std::make_shared<CalibrateFlags>();
-  CLI::App* command = app.add_subcommand(
+  Command command = app.AddCommand(
       "calibrate", "Fit a draft head's confidences and measure what steps cost on this machine");
-  flags->model.AddTo(*command);
-  flags->draft.AddHeadTo(*command);
-  CLI::Option* text = command->add_option("--text", flags->text, "A text file whose pieces are continued");
+  flags->model.AddTo(command);
+  flags->draft.AddHeadTo(command);
+  const Flag text = command.Add("--text", flags->text, "A text file whose pieces are continued");
   command
-      ->add_option("--prompts", flags->prompts,
-                   "A file of prompts by domain that are continued (default: the model's prompts.json)")
-      ->excludes(text);
-  command->add_option("--prompt-tokens", flags->prompt_tokens, "Length of a piece")
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
+      .Add("--prompts", flags->prompts,
+           "A file of prompts by domain that are continued (default: the model's prompts.json)")
+      .Excludes(text);
+  command.Add("--prompt-tokens", flags->prompt_tokens, "Length of a piece").Within(1, 4096).ShowDefault();
   command
-      ->add_option("--rounds", flags->rounds,
-                   "Rounds of drafts for each way of sampling, about: half of the prompts fit, half judge")
-      ->check(CLI::Range(int64_t{2}, int64_t{1} << 24))
-      ->capture_default_str();
+      .Add("--rounds", flags->rounds,
+           "Rounds of drafts for each way of sampling, about: half of the prompts fit, half judge")
+      .Within(int64_t{2}, int64_t{1} << 24)
+      .ShowDefault();
   command
-      ->add_option("--rounds-per-answer", flags->rounds_per_answer,
-                   "At most so many of them from one answer: those are alike")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
-      ->capture_default_str();
-  command->add_option("--sequences", flags->sequences, "Requests at a time that steps are measured for")
-      ->check(CLI::Range(1, 256))
-      ->capture_default_str();
-  command->add_option("--calibration", flags->calibration, "File for the calibration")->capture_default_str();
-  command->add_option("--costs", flags->costs, "File for the costs of steps")->capture_default_str();
-  command->callback([flags, result] { *result = RunCalibrate(*flags); });
+      .Add("--rounds-per-answer", flags->rounds_per_answer,
+           "At most so many of them from one answer: those are alike")
+      .Within(int64_t{1}, int64_t{1} << 20)
+      .ShowDefault();
+  command.Add("--sequences", flags->sequences, "Requests at a time that steps are measured for")
+      .Within(1, 256)
+      .ShowDefault();
+  command.Add("--calibration", flags->calibration, "File for the calibration").ShowDefault();
+  command.Add("--costs", flags->costs, "File for the costs of steps").ShowDefault();
+  command.OnRun([flags, result] { *result = RunCalibrate(*flags); });
 }
 
 }  // namespace foresight

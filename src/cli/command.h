@@ -2,19 +2,18 @@
 // stores the Status it ended with, which main turns into the exit status.
 #pragma once
 
-#include <CLI/CLI.hpp>
-
 #include "base/status.h"
+#include "cli/command_line.h"
 
 namespace foresight {
 
-void AddRunCommand(CLI::App& app, Status* result);
-void AddBenchCommand(CLI::App& app, Status* result);
+void AddRunCommand(Command& app, Status* result);
+void AddBenchCommand(Command& app, Status* result);
 // Under `bench`.
-void AddBenchSpecCommand(CLI::App& bench, Status* result);
-void AddCalibrateCommand(CLI::App& app, Status* result);
-void AddInspectCommand(CLI::App& app, Status* result);
-void AddTokenizeCommand(CLI::App& app, Status* result);
-void AddVerifyCommand(CLI::App& app, Status* result);
+void AddBenchSpecCommand(Command& bench, Status* result);
+void AddCalibrateCommand(Command& app, Status* result);
+void AddInspectCommand(Command& app, Status* result);
+void AddTokenizeCommand(Command& app, Status* result);
+void AddVerifyCommand(Command& app, Status* result);
 
 }  // namespace foresight

@@ -15,35 +15,41 @@ const std::map<std::string, DraftChoice> kChoices = {{"auto", DraftChoice::kAuto
 const std::map<std::string, Acceptance> kRules = {
     {"auto", Acceptance::kAuto}, {"coupled", Acceptance::kCoupled}, {"rejection", Acceptance::kRejection}};
 
+template <typename Choice>
+std::vector<std::string> Names(const std::map<std::string, Choice>& choices) {
+  std::vector<std::string> names;
+  for (const auto& [name, choice] : choices) names.push_back(name);
+  return names;
+}
+
 }  // namespace
 
-void DraftFlags::AddFilesTo(CLI::App& command) {
-  command.add_option("--calibration", calibration,
-                     "Calibration of the head's confidences (default: its own)");
-  command.add_option("--step-costs", step_costs, "Costs of steps (default: measured at the start)");
+void DraftFlags::AddFilesTo(Command& command) {
+  command.Add("--calibration", calibration, "Calibration of the head's confidences (default: its own)");
+  command.Add("--step-costs", step_costs, "Costs of steps (default: measured at the start)");
 }
 
-void DraftFlags::AddHeadTo(CLI::App& command) {
-  command.add_option("--draft", draft, "What drafts: auto, none, ngram (prompt look-up), mtp, dspark")
-      ->check(CLI::IsMember(kChoices))
-      ->capture_default_str();
-  command.add_option("--draft-head", head, "A head of the model's drafts/, or a directory");
-  command.add_option("--gamma", drafts_max, "Tokens of a draft (default: as the head was made for)")
-      ->check(CLI::Range(1, kDraftPositionsMax));
+void DraftFlags::AddHeadTo(Command& command) {
+  command.Add("--draft", draft, "What drafts: auto, none, ngram (prompt look-up), mtp, dspark")
+      .OneOf(Names(kChoices))
+      .ShowDefault();
+  command.Add("--draft-head", head, "A head of the model's drafts/, or a directory");
+  command.Add("--gamma", drafts_max, "Tokens of a draft (default: as the head was made for)")
+      .Within(1, kDraftPositionsMax);
 }
 
-void DraftFlags::AddTo(CLI::App& command) {
+void DraftFlags::AddTo(Command& command) {
   AddHeadTo(command);
   command
-      .add_option("--planner", planner,
-                  "How many drafts are verified: auto, static:K, threshold:P, sync, lookahead, async")
-      ->capture_default_str();
+      .Add("--planner", planner,
+           "How many drafts are verified: auto, static:K, threshold:P, sync, lookahead, async")
+      .ShowDefault();
   command
-      .add_option("--accept", accept,
-                  "How drafts are judged: coupled (the text of a seed is the text without drafts), rejection "
-                  "(accepts more), auto (coupled for greedy and seeded requests)")
-      ->check(CLI::IsMember(kRules))
-      ->capture_default_str();
+      .Add("--accept", accept,
+           "How drafts are judged: coupled (the text of a seed is the text without drafts), rejection "
+           "(accepts more), auto (coupled for greedy and seeded requests)")
+      .OneOf(Names(kRules))
+      .ShowDefault();
 }
 
 SpeculationOptions DraftFlags::ToOptions() const {

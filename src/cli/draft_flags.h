@@ -1,9 +1,9 @@
 // The options of drafting that commands share.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <string>
 
+#include "cli/command_line.h"
 #include "foresight/config.h"
 #include "foresight/request.h"
 
@@ -18,11 +18,11 @@ struct DraftFlags {
   int drafts_max = 0;
 
   // What drafts and how long.
-  void AddHeadTo(CLI::App& command);
+  void AddHeadTo(Command& command);
   // The same, and what becomes of drafts.
-  void AddTo(CLI::App& command);
+  void AddTo(Command& command);
   // What `calibrate` writes, for commands that read it.
-  void AddFilesTo(CLI::App& command);
+  void AddFilesTo(Command& command);
   SpeculationOptions ToOptions() const;
 };
 

@@ -283,14 +283,14 @@ Status Inspect(const InspectFlags& flags) {
 
 }  // namespace
 
-void AddInspectCommand(CLI::App& app, Status* result) {
+void AddInspectCommand(Command& app, Status* result) {
   auto flags = std::make_shared<InspectFlags>();
-  CLI::App* command = app.add_subcommand(
+  Command command = app.AddCommand(
       "inspect",
       "Check a checkpoint and print its configuration, tensors, cache costs and what this machine needs");
-  command->add_option("directory", flags->directory, "Checkpoint directory (default: the embedded model)");
-  command->add_flag("--json", flags->json, "Print JSON");
-  command->callback([flags, result] { *result = Inspect(*flags); });
+  command.Add("directory", flags->directory, "Checkpoint directory (default: the embedded model)");
+  command.AddSwitch("--json", flags->json, "Print JSON");
+  command.OnRun([flags, result] { *result = Inspect(*flags); });
 }
 
 }  // namespace foresight

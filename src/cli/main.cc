@@ -2,6 +2,7 @@
 
 #include <cstdio>
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "cli/command.h"
@@ -20,21 +21,18 @@ std::string WithoutControlCharacters(std::string text) {
 
 int main(int argc, char** argv) {
   using namespace foresight;
-  CLI::App app{"Foresight: an inference engine for the DeepSeek-V4 family", "foresight"};
-  app.set_version_flag("--version", FORESIGHT_VERSION);
-  app.require_subcommand(1);
+  CommandLine line("Foresight: an inference engine for the DeepSeek-V4 family", "foresight",
+                   FORESIGHT_VERSION);
+  Command program = line.program();
   Status result;
-  AddRunCommand(app, &result);
-  AddBenchCommand(app, &result);
-  AddCalibrateCommand(app, &result);
-  AddInspectCommand(app, &result);
-  AddTokenizeCommand(app, &result);
-  AddVerifyCommand(app, &result);
+  AddRunCommand(program, &result);
+  AddBenchCommand(program, &result);
+  AddCalibrateCommand(program, &result);
+  AddInspectCommand(program, &result);
+  AddTokenizeCommand(program, &result);
+  AddVerifyCommand(program, &result);
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& e) {
-    const int code = app.exit(e);
-    return code == 0 ? 0 : kUsageExitCode;
+    if (const std::optional<int> exit_code = line.Run(argc, argv)) return *exit_code;
   } catch (const std::exception& e) {
     fmt::print(stderr, "foresight: internal: {}\n", e.what());
     return ExitCode(StatusCode::kInternal);

@@ -1,11 +1,11 @@
 // The options that commands share: which model, on what, with which numerics.
 #pragma once
 
-#include <CLI/CLI.hpp>
 #include <memory>
 #include <string>
 
 #include "base/thread_pool.h"
+#include "cli/command_line.h"
 #include "foresight/config.h"
 
 namespace foresight {
@@ -18,7 +18,7 @@ struct ModelFlags {
   int threads = NumProcessors();
   int64_t context_tokens = 0;
 
-  void AddTo(CLI::App& command);
+  void AddTo(Command& command);
   EngineOptions ToOptions() const;
 };
 

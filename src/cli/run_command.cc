@@ -261,48 +261,45 @@ Status Run(const RunFlags& flags) {
 
 }  // namespace
 
-void AddRunCommand(CLI::App& app, Status* result) {
+void AddRunCommand(Command& app, Status* result) {
   auto flags = std::make_shared<RunFlags>();
-  CLI::App* command = app.add_subcommand(
+  Command command = app.AddCommand(
       "run",
       "Generate text: one answer for -p, --file or piped standard input; a conversation on a terminal");
-  flags->model.AddTo(*command);
-  flags->draft.AddTo(*command);
-  flags->draft.AddFilesTo(*command);
-  CLI::Option* prompt = command->add_option("-p,--prompt", flags->prompt, "The text to continue");
-  command->add_option("-f,--file", flags->file, "A file with the text to continue")->excludes(prompt);
-  command->add_flag("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");
-  command->add_option("--system", flags->system, "System text of a conversation (implies --chat)");
-  command->add_flag("--thinking", flags->thinking,
+  flags->model.AddTo(command);
+  flags->draft.AddTo(command);
+  flags->draft.AddFilesTo(command);
+  const Flag prompt = command.Add("-p,--prompt", flags->prompt, "The text to continue");
+  command.Add("-f,--file", flags->file, "A file with the text to continue").Excludes(prompt);
+  command.AddSwitch("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");
+  command.Add("--system", flags->system, "System text of a conversation (implies --chat)");
+  command.AddSwitch("--thinking", flags->thinking,
                     "Let the answer begin with reasoning, shown on the error stream (implies --chat)");
-  command->add_option("--effort", flags->effort, "How hard to think: low, high or max (implies --thinking)")
-      ->check(CLI::IsMember({"low", "high", "max"}));
+  command.Add("--effort", flags->effort, "How hard to think: low, high or max (implies --thinking)")
+      .OneOf({"low", "high", "max"});
   command
-      ->add_option("--chat-format", flags->chat_format,
-                   "Which release's effort texts: preview (max only) or refresh (0731 and later: high, max)")
-      ->check(CLI::IsMember({"preview", "refresh"}))
-      ->capture_default_str();
-  command->add_flag("-q,--quiet", flags->quiet, "The text only");
-  command->add_option("-n,--max-tokens", flags->max_tokens,
-                      "Longest answer (default: the rest of the context)");
-  command->add_option("--temperature,--temp", flags->temperature,
-                      "0 is greedy (defaults: the model's generation_config.json)");
-  command->add_flag("--greedy", flags->greedy, "The same as --temperature 0");
-  command->add_option("--top-k", flags->top_k, "Keep the k most likely tokens; 0: all");
-  command->add_option("--top-p", flags->top_p, "Keep the smallest set of this probability");
-  command->add_option("--min-p", flags->min_p, "Keep tokens at least this likely relative to the best");
-  command->add_option("--repetition-penalty", flags->repetition_penalty,
-                      "Divides logits of tokens seen; 1: off");
-  command->add_option("--presence-penalty", flags->presence_penalty, "Subtracted once from tokens generated");
-  command->add_option("--frequency-penalty", flags->frequency_penalty, "Subtracted for each time generated");
-  command->add_option("-s,--seed", flags->seed, "The same seed gives the same text");
-  command->add_option("--stop", flags->stop, "End before this text (may be given several times)")
-      ->allow_extra_args(false);
-  command->add_option("--logprobs", flags->logprobs, "Print log-probabilities of this many alternatives");
-  command->add_option("--logit-bias", flags->logit_bias, "ID:BIAS, added to a token's logit (several times)")
-      ->allow_extra_args(false);
-  command->add_flag("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
-  command->callback([flags, result] { *result = Run(*flags); });
+      .Add("--chat-format", flags->chat_format,
+           "Which release's effort texts: preview (max only) or refresh (0731 and later: high, max)")
+      .OneOf({"preview", "refresh"})
+      .ShowDefault();
+  command.AddSwitch("-q,--quiet", flags->quiet, "The text only");
+  command.Add("-n,--max-tokens", flags->max_tokens, "Longest answer (default: the rest of the context)");
+  command.Add("--temperature,--temp", flags->temperature,
+              "0 is greedy (defaults: the model's generation_config.json)");
+  command.AddSwitch("--greedy", flags->greedy, "The same as --temperature 0");
+  command.Add("--top-k", flags->top_k, "Keep the k most likely tokens; 0: all");
+  command.Add("--top-p", flags->top_p, "Keep the smallest set of this probability");
+  command.Add("--min-p", flags->min_p, "Keep tokens at least this likely relative to the best");
+  command.Add("--repetition-penalty", flags->repetition_penalty, "Divides logits of tokens seen; 1: off");
+  command.Add("--presence-penalty", flags->presence_penalty, "Subtracted once from tokens generated");
+  command.Add("--frequency-penalty", flags->frequency_penalty, "Subtracted for each time generated");
+  command.Add("-s,--seed", flags->seed, "The same seed gives the same text");
+  command.Add("--stop", flags->stop, "End before this text (may be given several times)").OneEachTime();
+  command.Add("--logprobs", flags->logprobs, "Print log-probabilities of this many alternatives");
+  command.Add("--logit-bias", flags->logit_bias, "ID:BIAS, added to a token's logit (several times)")
+      .OneEachTime();
+  command.AddSwitch("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
+  command.OnRun([flags, result] { *result = Run(*flags); });
 }
 
 }  // namespace foresight

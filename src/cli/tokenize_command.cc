@@ -55,15 +55,14 @@ Status Tokenize(const TokenizeFlags& flags) {
 
 }  // namespace
 
-void AddTokenizeCommand(CLI::App& app, Status* result) {
+void AddTokenizeCommand(Command& app, Status* result) {
   auto flags = std::make_shared<TokenizeFlags>();
-  CLI::App* command = app.add_subcommand(
-      "tokenize", "Standard input as a JSON array of token ids; with --decode, back to text");
-  command->add_option("-m,--model", flags->directory,
-                      "Directory with tokenizer.json (default: the embedded model)");
-  command->add_flag("--decode", flags->decode, "Read a JSON array of ids and write the text");
-  command->add_flag("--bos", flags->bos, "Begin with the begin-of-sentence token");
-  command->callback([flags, result] { *result = Tokenize(*flags); });
+  Command command =
+      app.AddCommand("tokenize", "Standard input as a JSON array of token ids; with --decode, back to text");
+  command.Add("-m,--model", flags->directory, "Directory with tokenizer.json (default: the embedded model)");
+  command.AddSwitch("--decode", flags->decode, "Read a JSON array of ids and write the text");
+  command.AddSwitch("--bos", flags->bos, "Begin with the begin-of-sentence token");
+  command.OnRun([flags, result] { *result = Tokenize(*flags); });
 }
 
 }  // namespace foresight

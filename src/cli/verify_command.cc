@@ -30,21 +30,19 @@ Status Verify(const VerifyFlags& flags) {
 
 }  // namespace
 
-void AddVerifyCommand(CLI::App& app, Status* result) {
+void AddVerifyCommand(Command& app, Status* result) {
   auto flags = std::make_shared<VerifyFlags>();
-  CLI::App* command =
-      app.add_subcommand("verify", "Hold a kernel table to a golden directory (an oracle's results)");
-  command->add_option("directory", flags->directory, "A checkpoint with golden.safetensors")->required();
-  command->add_option("--device", flags->device, "cpu, cuda (the first GPU), cuda:N")->capture_default_str();
+  Command command =
+      app.AddCommand("verify", "Hold a kernel table to a golden directory (an oracle's results)");
+  command.Add("directory", flags->directory, "A checkpoint with golden.safetensors").Required();
+  command.Add("--device", flags->device, "cpu, cuda (the first GPU), cuda:N").ShowDefault();
   command
-      ->add_option("--table", flags->table,
-                   "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda, cuda-sm80")
-      ->capture_default_str();
-  command->add_option("-t,--threads", flags->threads, "Threads")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
-  command->add_flag("--json", flags->json, "Print the report as JSON");
-  command->callback([flags, result] { *result = Verify(*flags); });
+      .Add("--table", flags->table,
+           "ref, cpu (the best of this machine), cpu-avx2, cpu-avx512, cuda, cuda-sm80")
+      .ShowDefault();
+  command.Add("-t,--threads", flags->threads, "Threads").Within(1, 1024).ShowDefault();
+  command.AddSwitch("--json", flags->json, "Print the report as JSON");
+  command.OnRun([flags, result] { *result = Verify(*flags); });
 }
 
 }  // namespace foresight

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "kernels/kernel_context.h"
 #include "kernels/kernel_table.h"
 

@@ -2,12 +2,13 @@
 #pragma once
 
 #include "base/arena.h"
-#include "base/thread_pool.h"
-#include "device/device.h"
 #include "foresight/numerics.h"
 #include "tensor/cache_view.h"
 
 namespace foresight {
+
+class Device;
+class ThreadPool;
 
 struct KernelContext {
   Device* device = nullptr;  // that all memory in the arguments belongs to

@@ -99,6 +99,10 @@ void CudaDevice::Free(std::byte* data, int64_t) {
   cudaFree(data);
 }
 
+CudaQueue& QueueOf(Device& device) {
+  return static_cast<CudaDevice&>(device);
+}
+
 void CudaDevice::Note(cudaError_t error, const char* what) {
   if (error != cudaSuccess && fault_.ok()) fault_ = Fault(error, what);
 }

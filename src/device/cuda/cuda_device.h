@@ -1,18 +1,17 @@
 // A CUDA device: one stream, in whose order everything happens, but for branches.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
+#include "device/cuda/cuda_queue.h"
 #include "device/device.h"
 
 namespace foresight {
 
-class CudaDevice final : public Device {
+class CudaDevice final : public Device, public CudaQueue {
  public:
   static Result<std::unique_ptr<CudaDevice>> Open(int ordinal);
   ~CudaDevice() override;
@@ -35,14 +34,7 @@ class CudaDevice final : public Device {
   int64_t recordings() const override { return recordings_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
 
-  cudaStream_t stream() const { return stream_; }
-  int num_sms() const { return num_sms_; }
-  // [kZeros] counters for blocks of a kernel; it leaves them zero.
-  static constexpr int kZeros = 4096;
-  int* zeros() const { return zeros_; }
-  int capability() const { return capability_; }  // 90 for sm_90, as far as it is to be made use of
-  // The first error of a launch or an asynchronous operation stays and ends everything after it.
-  void Note(cudaError_t error, const char* what);
+  void Note(cudaError_t error, const char* what) override;
 
  private:
   CudaDevice() = default;
@@ -51,13 +43,9 @@ class CudaDevice final : public Device {
   void ForgetGraphs();
 
   std::string name_;
-  int num_sms_ = 0;
-  int capability_ = 0;
-  cudaStream_t stream_ = nullptr;
   cudaStream_t branch_stream_ = nullptr;
   cudaEvent_t forked_ = nullptr;
   cudaEvent_t joined_ = nullptr;
-  int* zeros_ = nullptr;
   // Uploads go by way of this ring of pinned memory, half by half: a half is written again once what was
   // copied out of it has arrived.
   std::byte* staging_ = nullptr;

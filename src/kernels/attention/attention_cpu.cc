@@ -8,6 +8,7 @@
 // only.
 #include <cstring>
 
+#include "base/thread_pool.h"
 #include "kernels/attention/attention.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/padding.h"

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "base/thread_pool.h"
 #include "kernels/compressor/compressor.h"
 #include "tensor/formats.h"
 

@@ -4,6 +4,15 @@
 #include "kernels/cpu/weight_formats.h"
 
 namespace foresight::FORESIGHT_ISA {
+
+// Packed rows: row r at data + r * stride (bytes). Its terms follow each other, PaddedBytes() each: K padded
+// with zeros to a multiple of kBlock.
+struct PackedRows {
+  const std::byte* data = nullptr;
+  int64_t stride = 0;
+  int terms = 1;
+};
+
 namespace {
 
 // How a row becomes operands.
@@ -20,14 +29,6 @@ struct Form {
 inline int TermsOf(Order order, bool bf16_values) {
   return order == Order::kFloats || bf16_values ? 1 : 2;
 }
-
-// Packed rows: row r at data + r * stride (bytes). Its terms follow each other, PaddedBytes() each: K padded
-// with zeros to a multiple of kBlock.
-struct PackedRows {
-  const std::byte* data = nullptr;
-  int64_t stride = 0;
-  int terms = 1;
-};
 
 inline int64_t PaddedBytes(Order order, int64_t k) {
   return (k + kBlock - 1) / kBlock * kBlock * (order == Order::kFloats ? 4 : 2);

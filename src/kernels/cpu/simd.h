@@ -315,5 +315,27 @@ inline Vec Exp(Vec x) {
   return Mul(Mul(p, low), high);
 }
 
+// The sums of four vectors, each by the tree of Sum().
+inline __m128 SumFour(Vec a, Vec b, Vec c, Vec d) {
+#ifdef FORESIGHT_AVX512
+  const Vec ab = Add(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+  const Vec cd = Add(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+  // ab = a in the lower half, b in the upper; now one 128-bit lane each.
+  const Vec abcd = Add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+  const Vec pairs = Add(abcd, _mm512_permute_ps(abcd, 0x4e));
+  const Vec sums = Add(pairs, _mm512_permute_ps(pairs, 0xb1));
+  const __m512i first_of_each = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, 8, 4, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(first_of_each, sums));
+#else
+  const __m128 ha = Halves(a);
+  const __m128 hb = Halves(b);
+  const __m128 hc = Halves(c);
+  const __m128 hd = Halves(d);
+  const __m128 ab = _mm_add_ps(_mm_movelh_ps(ha, hb), _mm_movehl_ps(hb, ha));
+  const __m128 cd = _mm_add_ps(_mm_movelh_ps(hc, hd), _mm_movehl_ps(hd, hc));
+  return _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd));
+#endif
+}
+
 }  // namespace
 }  // namespace foresight::FORESIGHT_ISA

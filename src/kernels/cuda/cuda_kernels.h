@@ -5,7 +5,19 @@
 // device memory. Calls return at once: everything happens in the order of the device's stream.
 #pragma once
 
-#include "kernels/kernel_table.h"
+#include "kernels/attention/attention.h"
+#include "kernels/attention/attention_inputs.h"
+#include "kernels/draft_plan/draft_plan.h"
+#include "kernels/hyper_connection/hyper_connection.h"
+#include "kernels/indexer/indexer.h"
+#include "kernels/linear/linear.h"
+#include "kernels/moe/moe.h"
+#include "kernels/norm_rope/norm_rope.h"
+#include "kernels/sampling/logit_margins.h"
+#include "kernels/sampling/place_tokens.h"
+#include "kernels/sampling/sampling.h"
+#include "kernels/sequential_head/sequential_head.h"
+#include "kernels/taps/taps.h"
 
 namespace foresight::cuda {
 

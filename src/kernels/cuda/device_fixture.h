@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "device/device.h"
 #include "kernels/kernel_context.h"
 #include "kernels/kernel_table.h"
 #include "tensor/tensor.h"

@@ -1,13 +1,13 @@
 // How a table entry reaches its device.
 #pragma once
 
-#include "device/cuda/cuda_device.h"
+#include "device/cuda/cuda_queue.h"
 #include "kernels/kernel_context.h"
 
 namespace foresight::cuda {
 
-inline CudaDevice& DeviceOf(const KernelContext& ctx) {
-  return static_cast<CudaDevice&>(*ctx.device);
+inline CudaQueue& DeviceOf(const KernelContext& ctx) {
+  return QueueOf(*ctx.device);
 }
 
 // The first statement of every kernel (or RehearseAndRun below): from here on, everything that earlier
@@ -49,7 +49,7 @@ template <typename... Parameters, typename... Args>
 void LaunchClusters(const KernelContext& ctx, void (*kernel)(Parameters...), unsigned cluster, dim3 grid,
                     dim3 block, size_t shared_bytes, Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  CudaDevice& device = DeviceOf(ctx);
+  CudaQueue& device = DeviceOf(ctx);
   if (shared_bytes > (size_t{48} << 10)) {
     device.Note(
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),

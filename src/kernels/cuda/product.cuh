@@ -25,7 +25,7 @@ struct ProductShape {
 inline ProductShape SkinnyShape(const KernelContext& ctx, bool tall, int columns) {
   int ordinal = 0;
   int bytes = 0;
-  CudaDevice& device = DeviceOf(ctx);
+  CudaQueue& device = DeviceOf(ctx);
   device.Note(cudaGetDevice(&ordinal), "device of a kernel");
   device.Note(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal),
               "shared memory of a device");

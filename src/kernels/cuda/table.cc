@@ -1,4 +1,5 @@
 #include "kernels/cuda/cuda_kernels.h"
+#include "kernels/kernel_table.h"
 
 namespace foresight {
 namespace {

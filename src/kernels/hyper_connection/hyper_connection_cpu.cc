@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "base/thread_pool.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/hyper_connection/hyper_connection.h"
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "base/thread_pool.h"
 #include "kernels/hyper_connection/hyper_connection.h"
 #include "kernels/taps/taps.h"
 

@@ -4,6 +4,7 @@
 // depends on the row and the key alone. A panel is decoded once for a block of rows.
 #include <cstring>
 
+#include "base/thread_pool.h"
 #include "kernels/indexer/indexer.h"
 #include "tensor/formats.h"
 

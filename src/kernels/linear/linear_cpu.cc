@@ -1,3 +1,4 @@
+#include "base/thread_pool.h"
 #include "kernels/linear/linear.h"
 
 // clang-format off

@@ -31,7 +31,7 @@ struct PlainTasks {
     const Product& p = products[i];
     tile.weights = reinterpret_cast<const uint8_t*>(p.w.data);
     tile.scales = p.w.scales;
-    tile.scale_cols = p.w.dtype == DType::kI8 ? p.w.cols / 32 : (p.w.cols + 127) / 128;
+    tile.scale_cols = (p.w.cols + 127) / 128;
     tile.row = p.row_begin + int64_t{row_tile - first_tile[i]} * tile_rows;
     tile.row_end = p.row_end;
     tile.x = x.data + p.prepared_row * x.stride();
@@ -121,16 +121,16 @@ void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x
       return RunAs<Bf16Weights>(ctx, tasks, x, x_rows, numerics);
     case DType::kF8E4M3:
       return RunAs<Fp8Weights>(ctx, tasks, x, x_rows, numerics);
-    case DType::kI8:
-      return RunAs<Mxfp4Weights>(ctx, tasks, x, x_rows, numerics);
     default:
       CHECK(false, "no product with {} weights", DTypeName(tasks.products[0].w.dtype));
   }
 }
 
-// What the tensor cores have no use for: float32 weights, and rows that 16-byte loads can't read.
+// What the tensor cores have no use for: float32 weights, and rows that 16-byte loads can't read. And MXFP4,
+// in which models store routed experts alone.
 bool NeedsPlainProduct(const MatrixView& w) {
-  return w.dtype == DType::kF32 || w.cols % 32 != 0 || reinterpret_cast<uintptr_t>(w.data) % 16 != 0;
+  return w.dtype == DType::kF32 || w.dtype == DType::kI8 || w.cols % 32 != 0 ||
+         reinterpret_cast<uintptr_t>(w.data) % 16 != 0;
 }
 
 __device__ float WeightValue(const MatrixView& w, int64_t row, int64_t col) {
@@ -226,7 +226,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
     InputNumerics numerics;
     LinearTasks tasks;
   };
-  Group groups[6];  // of three dtypes, with quantised and plain inputs
+  Group groups[4];  // of two dtypes, with quantised and plain inputs
   Group* end = groups;
   for (const LinearTarget& target : args.targets) {
     const InputNumerics numerics = NumericsOf(ctx, target.w.dtype, target.numerics);

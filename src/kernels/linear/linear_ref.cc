@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "base/thread_pool.h"
 #include "kernels/linear/linear.h"
 
 namespace foresight {

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "base/thread_pool.h"
 #include "kernels/moe/moe.h"
 
 // clang-format off

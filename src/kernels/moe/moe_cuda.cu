@@ -227,7 +227,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   const int counters = tiles * (blocks + 1) + args.dim / kGroupRows;
   size_t shared_bytes = StreamSharedBytes(args);
   const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
-  if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaDevice::kZeros) {
+  if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaQueue::kZeros) {
     shared_bytes = with_plan;
     stream.plans = true;
     stream.watchers = DeviceOf(ctx).zeros();

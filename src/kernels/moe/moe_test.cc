@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "kernels/kernel_table.h"
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"

@@ -1,5 +1,6 @@
 #include <cstring>
 
+#include "base/thread_pool.h"
 #include "kernels/norm_rope/norm_rope.h"
 #include "tensor/formats.h"
 

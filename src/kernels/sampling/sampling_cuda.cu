@@ -375,7 +375,7 @@ __global__ void __launch_bounds__(kThreads)
       if (threadIdx.x == 0) chunks.best[fallback + place] = best;
     }
     const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
-    if (real && !IsLastBlock(chunks.arrivals + CudaDevice::kZeros / 2 + row.sequence, blocks)) return;
+    if (real && !IsLastBlock(chunks.arrivals + CudaQueue::kZeros / 2 + row.sequence, blocks)) return;
 
     const int warp = threadIdx.x / 32;
     const int lane = threadIdx.x % 32;
@@ -419,7 +419,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kCount>
 void RunSample(const KernelContext& ctx, const SampleArgs& args) {
-  static_assert(kCount * kThreads <= CudaDevice::kZeros);
+  static_assert(kCount * kThreads <= CudaQueue::kZeros);
   ArenaScope scope(*ctx.scratch);
   const unsigned num_chunks = CeilDiv(args.vocab_size, kCount * kThreads);
   const int64_t places = int64_t{args.num_rows} * num_chunks;
@@ -448,7 +448,7 @@ void RunSample(const KernelContext& ctx, const SampleArgs& args) {
 
 void Sample(const KernelContext& ctx, const SampleArgs& args) {
   CHECK(args.statistics == nullptr || args.normalize);
-  CHECK(args.num_sequences <= CudaDevice::kZeros / 2);
+  CHECK(args.num_sequences <= CudaQueue::kZeros / 2);
   (args.vocab_size <= kSmallVocabulary ? RunSample<kFewTokens> : RunSample<kTokens>)(ctx, args);
 }
 

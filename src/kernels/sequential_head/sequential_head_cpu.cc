@@ -3,6 +3,7 @@
 // An element of that product is kLanes partial sums in ascending order of the rank, the first terms of x
 // before the second ones, added by one tree, whatever the number of rows beside it (row purity). It has a
 // loop of its own, because ranks are far below the blocks of K that the weights' product is made for.
+#include "base/thread_pool.h"
 #include "kernels/sequential_head/sequential_head.h"
 
 // clang-format off

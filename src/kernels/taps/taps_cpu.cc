@@ -1,3 +1,4 @@
+#include "base/thread_pool.h"
 #include "kernels/taps/taps.h"
 
 // clang-format off
