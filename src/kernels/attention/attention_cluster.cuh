@@ -139,7 +139,6 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     LoadQueries<kParts, kHeads / kQueryWarps, true, true>(
         args, row, first_head, kHeads, {space.q[0][0], sizeof(space.q[0][0]), sizeof(space.q[0])},
         warp - kTiles, kQueryWarps);
-    GroupArrive<3>(kTileThreads + 32 * kQueryWarps);
   }
   const SequenceRows sequence = SequenceAtOnce(args, row);
   const KeyList<kBlock> list(args, sequence, row);
@@ -159,6 +158,14 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   int chunk = 0;
   uint32_t parity = 0;
   int blocks = min(list.ChunkBegin(1), Space::kBlocks);
+  // Own tiles are there, in the first panel also queries. Who has made them waits too, which costs nothing.
+  const auto await_tiles = [&] {
+    if (block == 0) {
+      __syncthreads();
+    } else if (multiplies || warp == kSendWarp) {
+      GroupBarrier<2>(kTileThreads + 32);
+    }
+  };
 #pragma unroll 1
   while (true) {
     const int next = block + blocks;
@@ -182,24 +189,24 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       const bool has_tile = warp < own_tiles;
       uint32_t here = 0;
       if (has_tile) {
-        const int keys[1] = {block * kBlock + 8 * tile + lane % 8};
-        int compressed[1] = {pick};
-        const std::byte* entry[1];
+        const int key = block * kBlock + 8 * tile + lane % 8;
+        int compressed = pick;
+        const std::byte* entry;  // a tile's are raw or compressed together: no branch diverges
         const auto find = [&](const KeyList<kBlock>& list) {
           if (block > 0 || !picked || list.raw_blocks != raw_guess || share != share_guess) {
-            compressed[0] = list.CompressedEntry(keys[0]);
-          } else if (keys[0] - raw_guess * kBlock >= list.num_compressed) {
-            compressed[0] = -1;
+            compressed = list.CompressedEntry(key);
+          } else if (key - raw_guess * kBlock >= list.num_compressed) {
+            compressed = -1;
           }
-          list.Find(keys, compressed, entry);
+          entry = list.Entry(key, compressed);
         };
         if (block == 0) {
           find(list);
         } else {  // which spares registers
           find(KeyList<kBlock>(args, WarpSequenceOf(args, row), row));
         }
-        here = __ballot_sync(0xffffffff, entry[0] != nullptr);
-        Keys::FetchTile(entry[0], space.keys, warp);
+        here = __ballot_sync(0xffffffff, entry != nullptr);
+        Keys::FetchTile(entry, space.keys, warp);
         EndCopies();
         AwaitCopies<0>();
         __syncwarp();
@@ -207,15 +214,14 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         FenceForTransfers();
         __syncwarp();
       }
-      GroupArrive<2>(kTileThreads + 32);
-      if (block == 0) GroupBarrier<3>(kTileThreads + 32 * kQueryWarps);  // the queries are there
+      await_tiles();
 
       // Logits.
       float s[4] = {};
       if (has_tile) {
         using Fragments = typename Keys::Fragments;
-        const auto multiply = [&](int slice, const Fragments& of_key) {
-          uint32_t q[4][kParts][4];
+        using QueryFragments = uint32_t[4][kParts][4];
+        const auto load_queries = [&](int slice, QueryFragments& q) {
 #pragma unroll
           for (int part = 0; part < kParts; ++part) {
             if constexpr (kHeads == 16) {
@@ -237,37 +243,37 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
               }
             }
           }
+        };
+        // Both halves of the dims side by side: each is a chain of products that wait for one another.
+        float upper[4] = {};
+#pragma unroll 1
+        for (int slice = 0; slice < kHalfSlices; ++slice) {
+          Fragments keys[2];
+          QueryFragments q[2];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int at = slice + kHalfSlices * half;
+            load_queries(at, q[half]);
+            if (at < Keys::kCodedSlices) {
+              Keys::LoadFragments(space.keys, warp, at, keys[half]);
+            } else if constexpr (kHasLast) {
+              Keys::LoadLastFragments(space.keys, warp, keys[half]);
+            }
+          }
 #pragma unroll
           for (int k = 0; k < 4; ++k) {
             if constexpr (kParts == 2) {
-              MmaBf16(s, q[k][1], of_key[k][0][0], of_key[k][0][1]);
-              MmaBf16(s, q[k][0], of_key[k][1][0], of_key[k][1][1]);
+              MmaBf16(s, q[0][k][1], keys[0][k][0][0], keys[0][k][0][1]);
+              MmaBf16(upper, q[1][k][1], keys[1][k][0][0], keys[1][k][0][1]);
+              MmaBf16(s, q[0][k][0], keys[0][k][1][0], keys[0][k][1][1]);
+              MmaBf16(upper, q[1][k][0], keys[1][k][1][0], keys[1][k][1][1]);
             }
-            MmaBf16(s, q[k][0], of_key[k][0][0], of_key[k][0][1]);
+            MmaBf16(s, q[0][k][0], keys[0][k][0][0], keys[0][k][0][1]);
+            MmaBf16(upper, q[1][k][0], keys[1][k][0][0], keys[1][k][0][1]);
           }
-        };
-        // The next slice is decoded while one is multiplied.
-        Fragments now, then;
-        LogitHalves halves;
-        const auto step = [&] {
+        }
 #pragma unroll
-          for (int i = 0; i < 8 * kParts; ++i) (&now[0][0][0])[i] = (&then[0][0][0])[i];
-        };
-        Keys::LoadFragments(space.keys, warp, 0, now);
-#pragma unroll 1
-        for (int slice = 1; slice < Keys::kCodedSlices; ++slice) {
-          Keys::LoadFragments(space.keys, warp, slice, then);
-          multiply(slice - 1, now);
-          if (slice == kHalfSlices) halves.TakeFirst(s);
-          step();
-        }
-        if constexpr (Keys::kCodedSlices < 8) {
-          Keys::LoadLastFragments(space.keys, warp, then);
-          multiply(6, now);
-          step();
-        }
-        multiply(7, now);
-        halves.Finish(s);
+        for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(s[i], upper[i]);
       }
 
       if (block == 0) ClusterWait();
@@ -356,8 +362,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       }
     } else {
       if (block == 0) ClusterWait();
+      await_tiles();
       if (warp == kSendWarp) {  // the tiles' slices go to their blocks
-        GroupBarrier<2>(kTileThreads + 32);
         const int bytes = own_tiles * static_cast<int>(sizeof(space.values[0]));
         const int last_bytes = own_tiles * 8 * kTileRowBytes;
         std::byte* const last = &space.last_values[kHasLast ? own_begin * 8 * kTileRowBytes : 0];
@@ -374,7 +380,6 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         } else if constexpr (kHasLast) {
           CopyShared(last, space.keys.last, last_bytes);
         }
-        if (kFactorWarps == 1) GroupArrive<4>(kFactorThreads);
       }
 
       // What becomes of sums at each block, when their maximum changes: a lane has four heads and a block.
@@ -405,10 +410,11 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
               Exp2(before.x - now.x), Exp2(before.y - now.y), Exp2(before.z - now.z), Exp2(before.w - now.w)};
           if (b == blocks - 1) *reinterpret_cast<float4*>(&space.maxima[parity ^ 1][heads]) = now;
         }
-        if (warp != kSumWarp) GroupArrive<4>(kFactorThreads);
       }
     }
-    if (adds || warp == kSumWarp) GroupBarrier<4>(kFactorThreads);  // factors and own values are there
+    if (adds || warp == kSendWarp || warp == kSumWarp) {
+      GroupBarrier<3>(kFactorThreads);  // factors and own values are there
+    }
 
     if (adds) {
       struct Step {

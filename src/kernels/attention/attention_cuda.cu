@@ -55,8 +55,13 @@ void AttendOnHopper(const KernelContext& ctx, const Attending& attending) {
     if (AttendInClusters<PackedKeys>(ctx, attending)) return;
     for (int heads_each : {32, 64}) {
       if (FitInClusters(ctx, rows, heads, heads_each, 8)) {
-        return LaunchPanelAttention(ctx, attending, heads_each);
+        return LaunchPanelAttention(ctx, attending, 8, heads_each);
       }
+    }
+    // Clusters of four take five blocks of keys at a time: two such panels are faster than pairs, four
+    // aren't.
+    if (MaxChunks(attending) == 1 && MaxKeys(attending) <= 640 && FitInClusters(ctx, rows, heads, 64, 4)) {
+      return LaunchPanelAttention(ctx, attending, 4, 64);
     }
   }
   const bool pairs_fit = 2 * int64_t{rows} * CeilDiv(heads, 64) <= DeviceOf(ctx).num_sms();

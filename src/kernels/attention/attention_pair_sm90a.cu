@@ -216,20 +216,6 @@ class PairGatherer {
       }
     }
   }
-  // Zero if it isn't there. The address came through a shuffle: the compiler can't know that it is global.
-  __device__ static void LoadIf(bool there, const std::byte* from, uint32_t& value) {
-    asm volatile(
-        "{ .reg .pred there; setp.ne.b32 there, %1, 0; mov.b32 %0, 0; @there ld.global.b32 %0, [%2]; }"
-        : "=r"(value)
-        : "r"(static_cast<int>(there)), "l"(from));
-  }
-  __device__ static void LoadIf(bool there, const std::byte* from, uint2& value) {
-    asm volatile(
-        "{ .reg .pred there; setp.ne.b32 there, %2, 0; mov.b32 %0, 0; mov.b32 %1, 0; "
-        "@there ld.global.v2.b32 {%0, %1}, [%3]; }"
-        : "=r"(value.x), "=r"(value.y)
-        : "r"(static_cast<int>(there)), "l"(from));
-  }
   template <bool kSmallScales>
   __device__ void StoreKeys(int tile) {
 #pragma unroll

@@ -18,13 +18,13 @@
 namespace foresight::cuda {
 namespace {
 
-constexpr int kCluster = 8;
 constexpr int kPanelThreads = 512;
 constexpr int kMultiplyTiles = 6;  // of a warpgroup
 constexpr int kPieces = 4;         // of key blocks, in a share: two of each warpgroup
 
-// For kHeads heads. Products are of 64 rows: rows beyond the heads' are what lies behind, and go nowhere.
-template <int kHeads>
+// For clusters of kCluster blocks and kHeads heads. Products are of 64 rows: rows beyond the heads' are what
+// lies behind, and go nowhere.
+template <int kCluster, int kHeads>
 struct PanelSpace {
   static constexpr int kShareTiles = 10;  // of 8 keys, of a thread block
   static constexpr int kTiles = kCluster * kShareTiles;
@@ -43,15 +43,16 @@ struct PanelSpace {
     std::byte keys[8][8 * kShareTiles * kTileRowBytes];
     std::byte values[kSlices][kKeys * kTileRowBytes];
   };
-  float tops[2][kCluster][kPieces][kHeads];  // of panels in turn
-  float sums[kTiles / 2][kHeads];            // of 16 keys
+  float4 tops[2][kCluster][2][kHeads / 2];  // of panels in turn, pieces' largest logits: TopsOf
+  float sums[kTiles / 2][kHeads];           // of 16 keys
   float factors[kBlocks][kHeads];
   float chunk_factors[2][kHeads];  // of the chunks before, and of this one
   float sinks[kHeads];
-  float start_max[kHeads];  // of the panel
-  float turns[2][32];       // cosines and sines
+  float maxima[2][kBlocks + 1][kHeads];  // where the panel starts and up to each block, of each warpgroup
   float all_max[kHeads];
   float all_sum[2][kHeads];
+  float shares[kHeads];  // 1 / the sum of all weights
+  float turns[2][32];    // cosines and sines
   ListBlocks list;
   const std::byte* entries[kKeys];
   uint32_t present[kKeys / 32];
@@ -59,12 +60,27 @@ struct PanelSpace {
   TransferBarrier tops_here;
   TransferBarrier weights_here;
 
+  // Where in a warpgroup's those of heads h and h + 8 lie: of its first piece, then of its second one.
+  __device__ static int TopsOf(int h) { return h / 16 * 8 + h % 8; }
+
   __device__ std::byte* q() { return q_and_p; }
   __device__ std::byte* p() { return q_and_p + (kKeepsQueries ? kQueryBytes : 0); }
 };
 
-// How a panel is shared.
+// What the blocks of a cluster give one another by way of memory, from where each piece goes to all of them
+// at once: copies from one shared memory to each of the others take five times as long. A piece is written
+// anew when the block has got its own copy, after which nothing reads it here.
+template <int kCluster, int kHeads>
+struct alignas(16) PanelExchange {
+  using Space = PanelSpace<kCluster, kHeads>;
+  std::byte q[Space::kQueryBytes];
+  std::byte p[Space::kProbabilityBytes];
+  float sums[Space::kTiles / 2][kHeads];
+};
+
+// A panel of a list, and how it is shared.
 struct Panel {
+  int chunk;
   int first_block;
   int blocks;
   int share;  // tiles of a thread block, an even number
@@ -80,16 +96,27 @@ struct Panel {
   }
 };
 
+template <int kCluster>
 __device__ inline Panel PanelAt(const ListBlocks& list, int block, int chunk) {
-  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<64>::kBlocks);
-  return {block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
+  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<kCluster, 64>::kBlocks);
+  return {chunk, block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
+}
+
+// To the panel behind `panel`. False: there is none.
+template <int kCluster>
+__device__ inline bool Advance(const ListBlocks& list, Panel& panel) {
+  const int block = panel.first_block + panel.blocks;
+  const int chunk = panel.chunk + (block == list.ChunkBegin(panel.chunk + 1));
+  if (block == list.blocks()) return false;
+  panel = PanelAt<kCluster>(list, block, chunk);
+  return true;
 }
 
 // The third and fourth warpgroup's part.
-template <int kHeads>
+template <int kCluster, int kHeads>
 class PanelGatherer {
  public:
-  using Space = PanelSpace<kHeads>;
+  using Space = PanelSpace<kCluster, kHeads>;
   static constexpr int kThreads = 256;
   static constexpr int kGroups = kThreads / 8;  // eight threads take a key
   static constexpr int kFinds = (Space::kKeys + kThreads - 1) / kThreads;
@@ -146,30 +173,24 @@ class PanelGatherer {
       // What isn't loaded is set, or else the panel before would seem to be needed.
       const bool has_key = key < keys;
       const std::byte* entry = space_.entries[has_key ? 8 * panel.Begin(rank_) + key : 0];
-      scales_[i] = LoadIf(has_key, entry + 448 + 128);
+      LoadIf(has_key, entry + 448 + 128, scales_[i]);
 #pragma unroll
       for (int slice = 0; slice < 7; ++slice) {
-        codes_[i][slice] = LoadIf(has_key, entry + 64 * slice + 8 * part_);
+        LoadIf(has_key, entry + 64 * slice + 8 * part_, codes_[i][slice]);
       }
-      rotary_[i][0] = LoadIf(has_key, entry + 448 + 16 * part_);
-      rotary_[i][1] = LoadIf(has_key, entry + 448 + 16 * part_ + 8);
+      LoadIf(has_key, entry + 448 + 16 * part_, rotary_[i][0]);
+      LoadIf(has_key, entry + 448 + 16 * part_ + 8, rotary_[i][1]);
     }
   }
 
   __device__ void StoreKeys(const Panel& panel) {
-    const int keys = 8 * panel.Count(rank_);
+    uint32_t scales = 0;
 #pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      const int key = group_ + kGroups * i;
-      if (key >= keys) continue;
-#pragma unroll
-      for (int slice = 0; slice < 7; ++slice) {
-        const uint32_t scale = (slice < 4 ? scales_[i].x : scales_[i].y) >> (8 * (slice % 4)) & 0xff;
-        *reinterpret_cast<uint4*>(ChunkOf(space_.keys[slice], key, part_)) =
-            DecodeE4M3(codes_[i][slice], scale);
-      }
-      *reinterpret_cast<uint4*>(ChunkOf(space_.keys[7], key, part_)) = {rotary_[i][0].x, rotary_[i][0].y,
-                                                                        rotary_[i][1].x, rotary_[i][1].y};
+    for (int i = 0; i < kOwn; ++i) scales |= scales_[i].x | scales_[i].y;
+    if (AreSmallScales(scales)) {
+      StoreKeys<true>(panel);
+    } else {
+      StoreKeys<false>(panel);
     }
   }
 
@@ -183,7 +204,8 @@ class PanelGatherer {
       value_scales_[i] = 0;
       if (key >= keys) continue;
       const std::byte* from = space_.entries[key] + 576 + Space::kSlices * rank_;
-      value_scales_[i] = *reinterpret_cast<const uint8_t*>(from);
+      value_scales_[i] = Space::kSlices == 1 ? *reinterpret_cast<const uint8_t*>(from)
+                                             : *reinterpret_cast<const uint16_t*>(from);
     }
 #pragma unroll
     for (int s = 0; s < Space::kSlices; ++s) {
@@ -192,7 +214,7 @@ class PanelGatherer {
 #pragma unroll
         for (int i = 0; i < kValueKeys; ++i) {
           const int key = group_ + kGroups * i;
-          values_[i][s] = LoadIf(key < keys, space_.entries[min(key, keys - 1)] + 64 * slice + 8 * part_);
+          LoadIf(key < keys, space_.entries[key] + 64 * slice + 8 * part_, values_[i][s]);
         }
       } else {
         FetchRotary<0>(keys, s);
@@ -205,13 +227,12 @@ class PanelGatherer {
     for (int s = 0; s < Space::kSlices; ++s) {
       const int slice = Space::kSlices * rank_ + s;
       if (slice < 7) {
-#pragma unroll
-        for (int i = 0; i < kValueKeys; ++i) {
-          const int key = group_ + kGroups * i;
-          if (key >= keys) continue;  // whole warps
-          const uint32_t word = __shfl_sync(0xffffffff, value_scales_[i / 8], i % 8, 8);
-          *reinterpret_cast<uint4*>(ChunkOf(space_.values[s], key, part_)) =
-              DecodeE4M3(values_[i][s], word >> (8 * s) & 0xff);
+        uint32_t scales = 0;
+        for (const uint32_t scale : value_scales_) scales |= scale;
+        if (!__any_sync(0xffffffff, !AreSmallScales(scales))) {
+          StoreCoded<true>(keys, s);
+        } else {
+          StoreCoded<false>(keys, s);
         }
       } else {
         StoreRotary<0>(keys, s);
@@ -222,10 +243,39 @@ class PanelGatherer {
   }
 
  private:
-  __device__ static uint2 LoadIf(bool there, const std::byte* from) {
-    uint2 value = {};
-    if (there) value = *reinterpret_cast<const uint2*>(from);
-    return value;
+  template <bool kSmallScales>
+  __device__ static uint4 Decode(uint2 codes, uint32_t scale) {
+    return kSmallScales ? DecodeSmallE4M3(codes, scale) : DecodeE4M3(codes, scale);
+  }
+
+  template <bool kSmallScales>
+  __device__ void StoreKeys(const Panel& panel) {
+    const int keys = 8 * panel.Count(rank_);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int key = group_ + kGroups * i;
+      if (key >= keys) continue;
+#pragma unroll
+      for (int slice = 0; slice < 7; ++slice) {
+        const uint32_t scale = (slice < 4 ? scales_[i].x : scales_[i].y) >> (8 * (slice % 4)) & 0xff;
+        *reinterpret_cast<uint4*>(ChunkOf(space_.keys[slice], key, part_)) =
+            Decode<kSmallScales>(codes_[i][slice], scale);
+      }
+      *reinterpret_cast<uint4*>(ChunkOf(space_.keys[7], key, part_)) = {rotary_[i][0].x, rotary_[i][0].y,
+                                                                        rotary_[i][1].x, rotary_[i][1].y};
+    }
+  }
+
+  template <bool kSmallScales>
+  __device__ void StoreCoded(int keys, int s) {
+#pragma unroll
+    for (int i = 0; i < kValueKeys; ++i) {
+      const int key = group_ + kGroups * i;
+      if (key >= keys) continue;  // whole warps
+      const uint32_t word = __shfl_sync(0xffffffff, value_scales_[i / 8], i % 8, 8);
+      *reinterpret_cast<uint4*>(ChunkOf(space_.values[s], key, part_)) =
+          Decode<kSmallScales>(values_[i][s], word >> (8 * s) & 0xff);
+    }
   }
 
   // Rotary values of half of the keys, from the thread's key kFirst on.
@@ -234,9 +284,9 @@ class PanelGatherer {
 #pragma unroll
     for (int i = 0; i < kValueKeys / 2; ++i) {
       const int key = group_ + kGroups * (kFirst + i);
-      const std::byte* from = space_.entries[min(key, keys - 1)] + 448 + 16 * part_;
-      values_[2 * i][s] = LoadIf(key < keys, from);
-      values_[2 * i + 1][s] = LoadIf(key < keys, from + 8);
+      const std::byte* from = space_.entries[key] + 448 + 16 * part_;
+      LoadIf(key < keys, from, values_[2 * i][s]);
+      LoadIf(key < keys, from + 8, values_[2 * i + 1][s]);
     }
   }
   template <int kFirst>
@@ -265,34 +315,36 @@ class PanelGatherer {
 // The queries of a row and its heads from `first_head` on, by two warpgroups.
 template <int kHeads>
 __device__ inline void StoreQueries(const Attending& args, int row, int first_head, std::byte* q) {
-  LoadQueries<1, 2, true>(args, row, first_head, kHeads, {q, kHeads * kTileRowBytes, 0}, threadIdx.x / 32, 8);
+  LoadQueries<1, 1, true>(args, row, first_head, kHeads, {q, kHeads * kTileRowBytes, 0}, threadIdx.x / 32, 8);
   FenceForProducts();
 }
 
-// The same by all blocks of a cluster, each of which has some heads and sends them to the others.
-template <int kHeads>
+// The same by all blocks of a cluster, each of which has some heads.
+template <int kCluster, int kHeads>
 __device__ inline void ShareQueries(const Attending& args, int row, int first_head, int rank,
-                                    PanelSpace<kHeads>& space) {
+                                    PanelExchange<kCluster, kHeads>& exchange,
+                                    PanelSpace<kCluster, kHeads>& space) {
+  using Space = PanelSpace<kCluster, kHeads>;
   constexpr int kOwn = kHeads / kCluster;
   constexpr int kAtOnce = kOwn < 8 ? 1 : kOwn / 8;
   const int warp = threadIdx.x / 32;
-  const int lane = threadIdx.x % 32;
-  if (threadIdx.x == 0) space.queries_here.Expect(8 * (kHeads - kOwn) * kTileRowBytes);
-  LoadQueries<1, kAtOnce, true>(args, row, first_head, kOwn * (rank + 1), {space.q(), space.kQuerySlice, 0},
+  if (threadIdx.x == 0) space.queries_here.Expect(Space::kQueryBytes);
+  LoadQueries<1, kAtOnce, true>(args, row, first_head, kOwn * (rank + 1), {exchange.q, Space::kQuerySlice, 0},
                                 kOwn * rank + warp, 8);
-  FenceForTransfers();
+  FenceForFetches();
   GroupBarrier<1>(256);
   ClusterWait();
-  if (lane < kCluster && lane != rank) {
-    space.queries_here.Transfer(lane, space.q() + warp * space.kQuerySlice + kOwn * rank * kTileRowBytes,
-                                kOwn * kTileRowBytes);
+  if (threadIdx.x % 32 == 0) {
+    const int at = warp * Space::kQuerySlice + kOwn * rank * kTileRowBytes;
+    space.queries_here.FetchForAll(space.q() + at, exchange.q + at, kOwn * kTileRowBytes, kCluster);
   }
   __syncwarp();
 }
 
-template <int kHeads>
-__global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending args) {
-  using Space = PanelSpace<kHeads>;
+template <int kCluster, int kHeads>
+__global__ void __launch_bounds__(kPanelThreads, 1)
+    PanelAttention(Attending args, PanelExchange<kCluster, kHeads>* exchanges) {
+  using Space = PanelSpace<kCluster, kHeads>;
   extern __shared__ __align__(1024) std::byte shared[];
   Space& space = *reinterpret_cast<Space*>(shared);
   if (threadIdx.x == 0) {
@@ -306,42 +358,28 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   AwaitInputs();
   constexpr int kAll = kPanelThreads;
   constexpr int kMultiplying = 256;
+  constexpr int kGatherRegisters = kCluster == 4 ? 136 : 144;  // that neither side spills
   const int rank = ClusterRank();
   const int row = blockIdx.y;
   const int first_head = blockIdx.x / kCluster * kHeads;
   const int warpgroup = threadIdx.x / 128;
-  PanelGatherer<kHeads> gatherer(rank, space);
-  if (warpgroup < 2) {
-    ShareQueries<kHeads>(args, row, first_head, rank, space);
-    if (threadIdx.x < 64) {
-      space.turns[threadIdx.x / 32][threadIdx.x % 32] =
-          (threadIdx.x < 32 ? args.cos : args.sin)[int64_t{row} * 32 + threadIdx.x % 32];
-    }
-  } else {
-    gatherer.FetchPicks(args, row);
-  }
-  const SequenceRows sequence = SequenceAtOnce(args, row);
-  const KeyList<64> list(args, sequence, row);
-  if (threadIdx.x == 256) space.list = list;
-  int chunk = 0;
-  Panel panel = PanelAt(list, 0, 0);
-  // To the next panel. False: there is none. What is rarely needed of the list isn't kept in registers.
-  const auto next = [&] {
-    const int block = panel.first_block + panel.blocks;
-    chunk += block == space.list.ChunkBegin(chunk + 1);
-    if (block == space.list.blocks()) return false;
-    panel = PanelAt(space.list, block, chunk);
-    return true;
-  };
-
   if (warpgroup >= 2) {
-    TakeRegisters<144>();
+    TakeRegisters<kGatherRegisters>();  // which waits for those that the others give up
+    PanelGatherer<kCluster, kHeads> gatherer(rank, space);
+    gatherer.FetchPicks(args, row);
+    const SequenceRows sequence = SequenceAtOnce(args, row);
+    const KeyList<64> list(args, sequence, row);
+    if (threadIdx.x == 256) space.list = list;
+    Panel panel = PanelAt<kCluster>(list, 0, 0);
     const int thread = threadIdx.x % 256;
     // Threads of the third warpgroup add up a head's weights, of one half of each block of keys.
     const int half = thread / kHeads;
     const int head = thread % kHeads;
     float now_sum = 0;
     gatherer.FetchKeys(list, panel);
+    if (thread < 64) {
+      space.turns[thread / 32][thread % 32] = (thread < 32 ? args.cos : args.sin)[row * 32 + thread % 32];
+    }
 #pragma unroll 1
     while (true) {
       gatherer.StoreKeys(panel);
@@ -353,8 +391,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       FenceForProducts();
       GroupBarrier<5>(kAll);  // values and weights are there
       const Panel now = panel;
-      const int now_chunk = chunk;
-      const bool more = next();
+      const bool more = Advance<kCluster>(space.list, panel);
       if (more) gatherer.FetchKeys(KeyList<64>(args, WarpSequenceOf(args, row), row), panel);
       if (half < 2) {
 #pragma unroll 2
@@ -363,9 +400,9 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
               __fadd_rn(space.sums[4 * b + 2 * half][head], space.sums[4 * b + 2 * half + 1][head]);
           now_sum = __fmaf_rn(now_sum, space.factors[b][head], own);
         }
-        if (chunk != now_chunk) {
+        if (!more || panel.chunk != now.chunk) {
           space.all_sum[half][head] =
-              __fmaf_rn(now_chunk == 0 ? 0 : space.all_sum[half][head], space.chunk_factors[0][head],
+              __fmaf_rn(now.chunk == 0 ? 0 : space.all_sum[half][head], space.chunk_factors[0][head],
                         __fmul_rn(now_sum, space.chunk_factors[1][head]));
           now_sum = 0;
         }
@@ -373,6 +410,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       if (!more) {
         ClusterWait();
         ClusterArriveRelaxed();
+        GroupBarrier<2>(256);
+        if (thread < kHeads) {
+          const float of_sink = Exp2(space.sinks[head] - space.all_max[head]);
+          space.shares[head] = 1 / (space.all_sum[0][head] + space.all_sum[1][head] + of_sink);
+        }
       }
       GroupBarrier<6>(kAll);  // the panel is done
       if (!more) break;
@@ -381,11 +423,18 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     return;
   }
 
-  GiveUpRegisters<112>();
+  GiveUpRegisters<256 - kGatherRegisters>();
+  PanelExchange<kCluster, kHeads>& exchange = exchanges[(row * gridDim.x + blockIdx.x) / kCluster];
+  ShareQueries<kCluster, kHeads>(args, row, first_head, rank, exchange, space);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int t = lane % 4;
   const int h = 16 * (warp % 4) + lane / 4;
+  Panel panel;
+  {
+    const SequenceRows sequence = SequenceAtOnce(args, row);
+    panel = PanelAt<kCluster>(KeyList<64>(args, sequence, row), 0, 0);
+  }
   constexpr int kColumns = 256 / kCluster;  // of a warpgroup's output
   const uint64_t q_at = OperandAt(space.q());
   const uint64_t keys_at = OperandAt(&space.keys[0][8 * kMultiplyTiles * kTileRowBytes * warpgroup]);
@@ -394,27 +443,23 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
   const int h_or_other = h % kHeads;
   const uint64_t values_at =
       OperandAt(&space.values[Space::kSlices == 1 ? 0 : warpgroup][Space::kSlices == 1 ? warpgroup * 64 : 0]);
-  // Of a head, by the first two warps.
-  float now_max = kLowest, all_max = kLowest;
-  if (threadIdx.x < max(32, kHeads)) {
-    const int head = first_head + threadIdx.x % kHeads;
-    const float sink = head < args.heads ? SinkLogit(args, head) : 0;
-    now_max = fmaxf(sink, kLowest);
-    if (threadIdx.x < kHeads) {
-      space.sinks[threadIdx.x] = sink;
-      space.start_max[threadIdx.x] = now_max;
-    }
+  if (has_heads && lane < 16) {  // 16 heads a warp, in both warpgroups
+    const int r = 16 * (warp % 4) + lane;
+    const float sink = first_head + r < args.heads ? SinkLogit(args, first_head + r) : 0;
+    if (warpgroup == 0) space.sinks[r] = sink;
+    space.maxima[warpgroup][0][r] = fmaxf(sink, kLowest);
   }
-  float o[kColumns / 2] = {};    // of the chunk
-  float all[kColumns / 2] = {};  // of the chunks before
+  constexpr bool kOneChunk = kCluster == 4;      // which spares the registers
+  float o[kColumns / 2] = {};                    // of the chunk
+  float all[kOneChunk ? 1 : kColumns / 2] = {};  // of the chunks before
   uint32_t parity = 0;
 #pragma unroll 1
   while (true) {
     const int own_begin = panel.Begin(rank);
     const int own_tiles = panel.Count(rank);
     if (threadIdx.x == 0) {
-      space.tops_here.Expect((kCluster - 1) * sizeof(space.tops[0][0]));
-      space.weights_here.Expect((panel.tiles() - own_tiles) * (Space::kProbabilityTile + kHeads * 2));
+      space.tops_here.Expect(sizeof(space.tops[0]));
+      space.weights_here.Expect(panel.tiles() * (Space::kProbabilityTile + kHeads * 2));
     }
     if (!Space::kKeepsQueries && panel.first_block > 0) {
       StoreQueries<kHeads>(args, row, first_head, space.q());
@@ -445,34 +490,39 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       EndProducts();
       AwaitProducts<0>(halves[0]);
       AwaitProducts<0>(halves[1]);
+      GroupArrive<4>(kAll);  // the keys are multiplied
 #pragma unroll
       for (int i = 0; i < 4 * kMultiplyTiles; ++i) s[i] = __fadd_rn(halves[0][i], halves[1][i]);
     }
     const int tile = own_begin + kMultiplyTiles * warpgroup;  // the first of this warpgroup's
     const int own = min(max(own_tiles - kMultiplyTiles * warpgroup, 0), kMultiplyTiles);
-    const int in_first = 8 - tile % 8;  // tiles that are in the block of keys that the first one is in
+    // Shares and pieces are pairs of tiles. Those in the block of keys that the first one is in:
+    const int in_first = 8 - tile % 8;
     // Which keys are there, those of tile j in byte j.
     uint64_t present = 0;
+    const uint64_t all_present = own > 0 ? ~uint64_t{0} >> (64 - 8 * own) : 0;
     if (own > 0) {
       const uint32_t* words = &space.present[tile / 4];
       const int last = (tile + own - 1) / 4 - tile / 4;
       present = (uint64_t{words[min(1, last)]} << 32 | words[0]) >> (8 * (tile % 4));
       if (tile % 4 != 0 && last == 2) present |= uint64_t{words[2]} << (64 - 8 * (tile % 4));
-      present &= (uint64_t{1} << (8 * own)) - 1;
+      present &= all_present;
     }
-    present >>= 2 * t;
+    if (present != all_present) {
+      present >>= 2 * t;
+#pragma unroll
+      for (int i = 0; i < 4 * kMultiplyTiles; ++i) {
+        if (!(present >> (i / 4 * 8 + i % 2) & 1)) s[i] = -INFINITY;
+      }
+    }
     float top[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};  // [pieces, rows]
 #pragma unroll
-    for (int j = 0; j < kMultiplyTiles; ++j) {
-      const uint32_t mask = static_cast<uint32_t>(present >> (8 * j));
+    for (int j = 0; j < kMultiplyTiles; j += 2) {
+      if (j >= own) continue;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float* x = &s[4 * j + 2 * half];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (!(mask >> i & 1)) x[i] = -INFINITY;
-        }
-        const float most = fmaxf(x[0], x[1]);
+        const float* x = &s[4 * j + 2 * half];
+        const float most = fmaxf(fmaxf(x[0], x[1]), fmaxf(x[4], x[5]));
         top[0][half] = fmaxf(top[0][half], j < in_first ? most : -INFINITY);
         top[1][half] = fmaxf(top[1][half], j < in_first ? -INFINITY : most);
       }
@@ -485,116 +535,123 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
         x = __fmul_rn(x, args.scale);
         x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
         x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
-        if (t == 0 && has_heads) space.tops[parity][rank][2 * warpgroup + piece][h + 8 * half] = x;
       }
     }
-    FenceForTransfers();
-    GroupArrive<4>(kAll);  // the keys are multiplied
-    GroupBarrier<1>(kMultiplying);
-    if (lane == 0 && warp < kCluster && warp != rank) {
-      space.tops_here.Transfer(warp, space.tops[parity][rank], sizeof(space.tops[0][0]));
+    if (has_heads) {
+      const float4 four = {top[0][0], top[0][1], top[1][0], top[1][1]};
+#pragma unroll
+      for (int to = 0; to < kCluster; to += 4) {
+        space.tops_here.Store(to + t, &space.tops[parity][rank][warpgroup][Space::TopsOf(h)],
+                              reinterpret_cast<const uint4&>(four));
+      }
     }
     space.tops_here.Wait(parity);
 
-    // Probabilities and 16 keys' sums of them.
+    // The maxima up to all blocks of keys, then probabilities and 16 keys' sums of them.
+    float(&maxima)[Space::kBlocks + 1][kHeads] = space.maxima[warpgroup];
     if (has_heads) {
-      // Maxima up to the pieces' blocks: of all pieces of these and of those before. A lane looks at some.
-      float maxima[2][2];
+      // A lane has a quarter of the pieces, of the heads h and h + 8.
+      constexpr int kOfLane = kCluster * kPieces / 4;
+      int block_of[kOfLane];
+      float most[kOfLane][2];
+#pragma unroll
+      for (int i = 0; i < kOfLane; i += 2) {
+        const int of = kCluster / 4 * t + i / kPieces;
+        block_of[i] = panel.BlockOf(of, i % kPieces);
+        block_of[i + 1] = panel.BlockOf(of, i % kPieces + 1);
+        const float4 four = space.tops[parity][of][i % kPieces / 2][Space::TopsOf(h)];
+        most[i][0] = four.x;
+        most[i][1] = four.y;
+        most[i + 1][0] = four.z;
+        most[i + 1][1] = four.w;
+      }
+#pragma unroll
+      for (int i = 1; i < kOfLane; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) most[i][half] = fmaxf(most[i][half], most[i - 1][half]);
+      }
+      float before[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        maxima[0][half] = maxima[1][half] = space.start_max[h + 8 * half];
+        float up_to = most[kOfLane - 1][half];
+        const float one = __shfl_up_sync(0xffffffff, up_to, 1, 4);
+        if (t >= 1) up_to = fmaxf(up_to, one);
+        const float two = __shfl_up_sync(0xffffffff, up_to, 2, 4);
+        if (t >= 2) up_to = fmaxf(up_to, two);
+        const float start = maxima[0][h + 8 * half];
+        before[half] = __shfl_up_sync(0xffffffff, up_to, 1, 4);
+        before[half] = t == 0 ? start : fmaxf(before[half], start);
       }
-      const int blocks[2] = {panel.BlockOf(rank, 2 * warpgroup), panel.BlockOf(rank, 2 * warpgroup + 1)};
+      const int next_block = __shfl_down_sync(0xffffffff, block_of[0], 1, 4);
 #pragma unroll
-      for (int i = 0; i < kCluster; ++i) {
-        const int of = kCluster / 4 * t + i / kPieces;
-        const int block = panel.BlockOf(of, i % kPieces);
+      for (int i = 0; i < kOfLane; ++i) {
+        const bool ends =
+            i + 1 < kOfLane ? block_of[i + 1] != block_of[i] : t == 3 || next_block != block_of[i];
+        if (!ends) continue;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float x = space.tops[parity][of][i % kPieces][h + 8 * half];
-#pragma unroll
-          for (int piece = 0; piece < 2; ++piece) {
-            if (block <= blocks[piece]) maxima[piece][half] = fmaxf(maxima[piece][half], x);
-          }
+          maxima[block_of[i] + 1][h + 8 * half] = fmaxf(most[i][half], before[half]);
         }
       }
+      __syncwarp();
+      float tops[2][2];
 #pragma unroll
       for (int piece = 0; piece < 2; ++piece) {
+        const int block = panel.BlockOf(rank, 2 * warpgroup + piece);
 #pragma unroll
-        for (float& x : maxima[piece]) {
-          x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 1));
-          x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
-        }
+        for (int half = 0; half < 2; ++half) tops[piece][half] = maxima[block + 1][h + 8 * half];
       }
 #pragma unroll
       for (int j = 0; j < kMultiplyTiles; j += 2) {
         const bool inside = j < own;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
+          const float top = j < in_first ? tops[0][half] : tops[1][half];
           float sums[2];
 #pragma unroll
           for (int odd = 0; odd < 2; ++odd) {
             const int at = tile + j + odd;
-            const float most = j + odd < in_first ? maxima[0][half] : maxima[1][half];
             const float* x = &s[4 * (j + odd) + 2 * half];
-            const float p[2] = {Exp2(__fmaf_rn(x[0], args.scale, -most)),
-                                Exp2(__fmaf_rn(x[1], args.scale, -most))};
-            std::byte* to = space.p() + at * Space::kProbabilityTile + (h + 8 * half) * 16;
+            const float p[2] = {Exp2(__fmaf_rn(x[0], args.scale, -top)),
+                                Exp2(__fmaf_rn(x[1], args.scale, -top))};
+            std::byte* to = exchange.p + at * Space::kProbabilityTile + (h + 8 * half) * 16;
             if (inside) reinterpret_cast<uint32_t*>(to)[t] = PackBf16(p[0], p[1]);
             sums[odd] = __fadd_rn(p[0], p[1]);
             sums[odd] += __shfl_xor_sync(0xffffffff, sums[odd], 1);
             sums[odd] += __shfl_xor_sync(0xffffffff, sums[odd], 2);
           }
-          if (t == 0 && inside) space.sums[(tile + j) / 2][h + 8 * half] = __fadd_rn(sums[0], sums[1]);
+          if (t == 0 && inside) exchange.sums[(tile + j) / 2][h + 8 * half] = __fadd_rn(sums[0], sums[1]);
         }
       }
     }
-    FenceForTransfers();
-    GroupBarrier<1>(kMultiplying);
-    if (lane == 0 && warp < kCluster && warp != rank && own_tiles > 0) {
-      space.weights_here.Transfer(warp, space.p() + own_begin * Space::kProbabilityTile,
-                                  own_tiles * Space::kProbabilityTile);
-      space.weights_here.Transfer(warp, space.sums[own_begin / 2],
-                                  own_tiles / 2 * static_cast<int>(sizeof(space.sums[0])));
+    FenceForFetches();
+    GroupBarrier(1 + 6 * warpgroup, kMultiplying / 2);
+    if (threadIdx.x % 128 == 0 && own > 0) {
+      const int at = tile * Space::kProbabilityTile;
+      space.weights_here.FetchForAll(space.p() + at, exchange.p + at, own * Space::kProbabilityTile,
+                                     kCluster);
+      space.weights_here.FetchForAll(space.sums[tile / 2], exchange.sums[tile / 2],
+                                     own / 2 * static_cast<int>(sizeof(space.sums[0])), kCluster);
     }
-    if (threadIdx.x < max(32, kHeads)) {
-      // Pieces that begin a block of keys.
-      const int block_of = panel.BlockOf(min(lane / kPieces, kCluster - 1), lane % kPieces);
-      const int block_before = __shfl_up_sync(0xffffffff, block_of, 1);
-      const uint32_t begins = __ballot_sync(0xffffffff, lane > 0 && block_of != block_before);
-      const int r = threadIdx.x % kHeads;
-      float before = now_max;
-      int block = 0;
-      const auto end_block = [&] {
-        if (threadIdx.x < kHeads) {
-          space.factors[block][r] = Exp2(before - now_max);
-        }
-        before = now_max;
-        ++block;
-      };
-#pragma unroll 1
-      for (int begin = 0; begin < kCluster * kPieces; begin += 8) {
-        float tops[8];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) tops[i] = space.tops[parity][(begin + i) / kPieces][i % kPieces][r];
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          if (begins >> (begin + i) & 1) end_block();
-          now_max = fmaxf(now_max, tops[i]);
-        }
+    __syncwarp();
+    if (has_heads) {  // 16 heads a warp, half of the blocks a warpgroup
+      const int r = 16 * (warp % 4) + lane % 16;
+      for (int b = 2 * warpgroup + lane / 16; b < panel.blocks; b += 4) {
+        space.factors[b][r] = Exp2(maxima[b][r] - maxima[b + 1][r]);
       }
-      end_block();
-      if (panel.first_block + panel.blocks == space.list.ChunkBegin(chunk + 1)) {
-        const float most = chunk == 0 ? now_max : fmaxf(all_max, now_max);
-        if (threadIdx.x < kHeads) {
-          space.chunk_factors[0][r] = chunk == 0 ? 0 : Exp2(all_max - most);
+      float now_max = maxima[panel.blocks][r];
+      __syncwarp();
+      if (panel.first_block + panel.blocks == space.list.ChunkBegin(panel.chunk + 1)) {
+        if (threadIdx.x < 128 && lane < 16) {
+          const float before = panel.chunk == 0 ? now_max : space.all_max[r];
+          const float most = fmaxf(before, now_max);
+          space.chunk_factors[0][r] = panel.chunk == 0 ? 0 : Exp2(before - most);
           space.chunk_factors[1][r] = Exp2(now_max - most);
           space.all_max[r] = most;
         }
-        all_max = most;
         now_max = kLowest;
       }
-      if (threadIdx.x < kHeads) space.start_max[r] = now_max;
+      if (lane < 16) maxima[0][r] = now_max;
     }
     space.weights_here.Wait(parity);
     parity ^= 1;
@@ -615,16 +672,16 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
       EndProducts();
     }
     AwaitProducts<0>(o);
-    const int now_chunk = chunk;
-    const bool more = next();
+    const int now_chunk = panel.chunk;
+    const bool more = Advance<kCluster>(space.list, panel);
     if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
-    if (chunk != now_chunk) {
+    if (!kOneChunk && (!more || panel.chunk != now_chunk)) {
       const float factors[2] = {space.chunk_factors[0][h_or_other], space.chunk_factors[0][h_or_other + 8]};
       const float now_factors[2] = {space.chunk_factors[1][h_or_other],
                                     space.chunk_factors[1][h_or_other + 8]};
 #pragma unroll
       for (int i = 0; i < kColumns / 2; ++i) {
-        float& x = all[i];
+        float& x = all[kOneChunk ? 0 : i];
         x = __fmaf_rn(x, factors[i / 2 % 2], __fmul_rn(o[i], now_factors[i / 2 % 2]));
         o[i] = 0;
       }
@@ -633,36 +690,48 @@ __global__ void __launch_bounds__(kPanelThreads, 1) PanelAttention(Attending arg
     if (!more) break;
   }
 
+  const float* const outputs = kOneChunk ? o : all;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = h + 8 * half;
     if (!has_heads || first_head + r >= args.heads) continue;
-    const float sum = space.all_sum[0][r] + space.all_sum[1][r] + Exp2(space.sinks[r] - space.all_max[r]);
-    const float factor = 1 / sum;
+    const float share = space.shares[r];
+    const int first = 512 / kCluster * rank + kColumns * warpgroup + 2 * t;
+    float* const out = args.out + (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first;
 #pragma unroll
     for (int n = 0; n < kColumns / 8; ++n) {
-      StoreOutput<true>(args, row, first_head + r,
-                        512 / kCluster * rank + kColumns * warpgroup + 8 * n + 2 * t,
-                        {all[4 * n + 2 * half], all[4 * n + 2 * half + 1]}, factor);
+      float2 v = {outputs[4 * n + 2 * half], outputs[4 * n + 2 * half + 1]};
+      const int turn = (first + 8 * n - 448) / 2;
+      if (turn >= 0) {
+        v = OutputOf<true, Dims::kRotary>(v, share, space.turns[0][turn], space.turns[1][turn]);
+      } else {
+        v = OutputOf<true, Dims::kOthers>(v, share, 0, 0);
+      }
+      *reinterpret_cast<float2*>(out + 8 * n) = v;
     }
   }
   ClusterWait();
 }
 
-template <int kHeads>
+template <int kCluster, int kHeads>
 void LaunchPanels(const KernelContext& ctx, const Attending& attending) {
-  LaunchClusters(ctx, PanelAttention<kHeads>, kCluster,
-                 dim3(CeilDiv(attending.heads, kHeads) * kCluster, attending.rows), kPanelThreads,
-                 sizeof(PanelSpace<kHeads>), attending);
+  const unsigned clusters = CeilDiv(attending.heads, kHeads);
+  ArenaScope scope(*ctx.scratch);
+  auto* exchanges =
+      ctx.scratch->Allocate<PanelExchange<kCluster, kHeads>>(int64_t{clusters} * attending.rows);
+  LaunchClusters(ctx, PanelAttention<kCluster, kHeads>, kCluster, dim3(clusters * kCluster, attending.rows),
+                 kPanelThreads, sizeof(PanelSpace<kCluster, kHeads>), attending, exchanges);
 }
 
 }  // namespace
 
-void LaunchPanelAttention(const KernelContext& ctx, const Attending& attending, int heads) {
-  if (heads == 64) {
-    LaunchPanels<64>(ctx, attending);
+void LaunchPanelAttention(const KernelContext& ctx, const Attending& attending, int cluster, int heads) {
+  if (cluster == 4) {
+    LaunchPanels<4, 64>(ctx, attending);
+  } else if (heads == 64) {
+    LaunchPanels<8, 64>(ctx, attending);
   } else {
-    LaunchPanels<32>(ctx, attending);
+    LaunchPanels<8, 32>(ctx, attending);
   }
 }
 

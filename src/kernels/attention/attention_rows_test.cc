@@ -136,78 +136,106 @@ std::vector<std::unique_ptr<Decoding>> Prepare(const Shape& shape, const std::ve
   return all;
 }
 
-using AttentionRowsCuda = OnDevice<>;
+double ToleranceOf(Numerics numerics) {
+  return numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16;
+}
 
-TEST_F(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
+std::vector<Shape> Shapes() {
   const Numerics faithful = Numerics::kFaithful;
   const Numerics clean = Numerics::kClean;
-  for (const Shape& shape :
-       {Shape{.numerics = faithful, .heads = 64}, Shape{.numerics = faithful, .heads = 16, .sink = 50},
-        Shape{.numerics = faithful, .heads = 128, .topk = 1024, .sink = -50},
-        Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kAll},
-        Shape{.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kNone},
-        Shape{.numerics = faithful, .heads = 64, .dim = 128},
-        // Scale bytes at both ends of what bf16 can hold in one step.
-        Shape{.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 3e4f},
-        Shape{.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 1e-34f},
-        Shape{.numerics = clean, .heads = 16, .topk = 64},
-        Shape{.numerics = clean, .heads = 64, .compressed = CompressedKeys::kAll},
-        Shape{.numerics = clean, .heads = 20, .dim = 128, .topk = 64, .sink = 50}}) {
-    KernelHost host(8);
-    const KernelContext ctx = device_->context(shape.numerics);
-    const auto decodings = Prepare(shape, PositionsOf(shape, {0, 1, 2, 31, 63, 64, 65, 511, 600, 1024}));
-    std::vector<std::vector<float>> alone;
-    for (const auto& d : decodings) {
-      alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
-      const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {d.get()})[0];
-      // Where a sink takes most of the weight, a single key's rounding is all there is.
-      EXPECT_LE(RelativeL2(alone.back(), want),
-                2 * (shape.numerics == faithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
-          << "heads " << shape.heads << " magnitude " << shape.magnitude << " position " << d->position;
-    }
-    for (int count : {2, 3, 4, 7, 8, 12, 15, 16, 20, 30, 32, 64, 128}) {
-      Rows rows;
-      for (int i = 0; i < count; ++i) rows.push_back(decodings[(3 * i + count) % decodings.size()].get());
-      const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
-      for (int i = 0; i < count; ++i) {
-        ASSERT_EQ(got[i], alone[(3 * i + count) % decodings.size()])
-            << "heads " << shape.heads << " dim " << shape.dim << " magnitude " << shape.magnitude << " row "
-            << i << " of " << count;
-      }
+  return {{.numerics = faithful, .heads = 64},
+          {.numerics = faithful, .heads = 16, .sink = 50},
+          {.numerics = faithful, .heads = 128, .topk = 1024, .sink = -50},
+          {.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kAll},
+          {.numerics = faithful, .heads = 64, .compressed = CompressedKeys::kNone},
+          {.numerics = faithful, .heads = 64, .dim = 128},
+          // Scale bytes at both ends of what bf16 can hold in one step.
+          {.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 3e4f},
+          {.numerics = faithful, .heads = 64, .topk = 64, .magnitude = 1e-34f},
+          {.numerics = clean, .heads = 16, .topk = 64},
+          {.numerics = clean, .heads = 64, .compressed = CompressedKeys::kAll},
+          {.numerics = clean, .heads = 20, .dim = 128, .topk = 64, .sink = 50}};
+}
+
+std::vector<std::unique_ptr<Decoding>> PrepareRows(const Shape& shape) {
+  return Prepare(shape, PositionsOf(shape, {0, 1, 2, 31, 63, 64, 65, 511, 600, 1024}));
+}
+
+// Rows in one step, as many as each of `counts`, are what each of them is alone.
+void ExpectTheSameInCompany(const KernelContext& ctx, const Shape& shape,
+                            const std::vector<std::unique_ptr<Decoding>>& decodings,
+                            const std::vector<std::vector<float>>& alone, std::initializer_list<int> counts) {
+  for (int count : counts) {
+    Rows rows;
+    for (int i = 0; i < count; ++i) rows.push_back(decodings[(3 * i + count) % decodings.size()].get());
+    const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
+    for (int i = 0; i < count; ++i) {
+      ASSERT_EQ(got[i], alone[(3 * i + count) % decodings.size()]) << "row " << i << " of " << count;
     }
   }
 }
 
+using AttentionRowsCuda = OnDevice<testing::TestWithParam<Shape>>;
+
+TEST_P(AttentionRowsCuda, FollowTheDefinitionAndAreTheSameAmongFew) {
+  const Shape& shape = GetParam();
+  KernelHost host(8);
+  const KernelContext ctx = device_->context(shape.numerics);
+  const auto decodings = PrepareRows(shape);
+  std::vector<std::vector<float>> alone;
+  for (const auto& d : decodings) {
+    alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
+    const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {d.get()})[0];
+    // Where a sink takes most of the weight, a single key's rounding is all there is.
+    EXPECT_LE(RelativeL2(alone.back(), want), 2 * ToleranceOf(shape.numerics)) << "position " << d->position;
+  }
+  ExpectTheSameInCompany(ctx, shape, decodings, alone, {2, 3, 4, 7, 8, 12, 15});
+}
+
+TEST_P(AttentionRowsCuda, AreTheSameAmongMany) {
+  const Shape& shape = GetParam();
+  const KernelContext ctx = device_->context(shape.numerics);
+  const auto decodings = PrepareRows(shape);
+  std::vector<std::vector<float>> alone;
+  for (const auto& d : decodings) {
+    alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
+  }
+  ExpectTheSameInCompany(ctx, shape, decodings, alone, {16, 20, 30, 32, 64, 128});
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, AttentionRowsCuda, testing::ValuesIn(Shapes()));
+
+using AttentionLongListsCuda = OnDevice<testing::TestWithParam<Numerics>>;
+
 // Lists of several chunks.
-TEST_F(AttentionRowsCuda, OfLongListsFollowTheDefinitionAndAreTheSameInAnyCompany) {
-  for (Numerics numerics : {Numerics::kFaithful, Numerics::kClean}) {
-    const Shape shape{.numerics = numerics, .heads = 16, .compressed = CompressedKeys::kAll};
-    KernelHost host(8);
-    const KernelContext ctx = device_->context(numerics);
-    const auto decodings = Prepare(shape, PositionsOf(shape, {1024, 1025, 1152, 1153, 3000, 8192}));
-    std::vector<std::vector<float>> alone;
-    for (const auto& d : decodings) {
-      alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
-      const auto want = Attend(RefKernels(), host.context(numerics), shape, {d.get()})[0];
-      EXPECT_LE(
-          RelativeL2(alone.back(), want),
-          2 * (numerics == Numerics::kFaithful ? tolerances::kBf16Probabilities : tolerances::kSplitBf16))
-          << "position " << d->position;
-    }
-    for (size_t i = 0; i < decodings.size(); ++i) {
-      const Rows row = {decodings[i].get()};
-      EXPECT_EQ(Attend(CudaKernelsForHostArguments(), ctx, shape, row, /*known=*/false)[0], alone[i]);
-    }
-    for (int count : {3, 8, 12, 20, 40, 70}) {
-      Rows rows;
-      for (int i = 0; i < count; ++i) rows.push_back(decodings[(i + count) % decodings.size()].get());
-      const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
-      for (int i = 0; i < count; ++i) {
-        ASSERT_EQ(got[i], alone[(i + count) % decodings.size()]) << "row " << i << " of " << count;
-      }
+TEST_P(AttentionLongListsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
+  const Numerics numerics = GetParam();
+  const Shape shape{.numerics = numerics, .heads = 16, .compressed = CompressedKeys::kAll};
+  KernelHost host(8);
+  const KernelContext ctx = device_->context(numerics);
+  const auto decodings = Prepare(shape, PositionsOf(shape, {1024, 1025, 1152, 1153, 3000, 8192}));
+  std::vector<std::vector<float>> alone;
+  for (const auto& d : decodings) {
+    alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
+    const auto want = Attend(RefKernels(), host.context(numerics), shape, {d.get()})[0];
+    EXPECT_LE(RelativeL2(alone.back(), want), 2 * ToleranceOf(numerics)) << "position " << d->position;
+  }
+  for (size_t i = 0; i < decodings.size(); ++i) {
+    const Rows row = {decodings[i].get()};
+    EXPECT_EQ(Attend(CudaKernelsForHostArguments(), ctx, shape, row, /*known=*/false)[0], alone[i]);
+  }
+  for (int count : {3, 8, 12, 20, 40, 70}) {
+    Rows rows;
+    for (int i = 0; i < count; ++i) rows.push_back(decodings[(i + count) % decodings.size()].get());
+    const auto got = Attend(CudaKernelsForHostArguments(), ctx, shape, rows);
+    for (int i = 0; i < count; ++i) {
+      ASSERT_EQ(got[i], alone[(i + count) % decodings.size()]) << "row " << i << " of " << count;
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(BothNumerics, AttentionLongListsCuda,
+                         testing::Values(Numerics::kFaithful, Numerics::kClean));
 
 }  // namespace
 }  // namespace foresight

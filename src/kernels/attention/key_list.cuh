@@ -147,12 +147,22 @@ __host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
 }
 constexpr int kMaxChunks = 16;
 
+// No list has more compressed keys; zero where that isn't known.
+inline int64_t MaxCompressed(const Attending& args) {
+  return args.compressed == CompressedKeys::kPicked ? args.topk : args.entries_max;
+}
+
 // No list has more chunks; zero where that isn't known.
 inline int MaxChunks(const Attending& args) {
   if (args.compressed == CompressedKeys::kNone) return 1;
-  const int64_t most = args.compressed == CompressedKeys::kPicked ? args.topk : args.entries_max;
   const int64_t each = ChunkEntries(args.compressed);
-  return static_cast<int>(std::min<int64_t>((most + each - 1) / each, kMaxChunks));
+  return static_cast<int>(std::min<int64_t>((MaxCompressed(args) + each - 1) / each, kMaxChunks));
+}
+
+// No list has more keys, where the number of its chunks is known.
+inline int64_t MaxKeys(const Attending& args) {
+  const int64_t raw = args.window + (args.raw == RawKeys::kBlock ? args.rows : 0);
+  return raw + (args.compressed == CompressedKeys::kNone ? 0 : MaxCompressed(args));
 }
 
 // The blocks of a row's key list.

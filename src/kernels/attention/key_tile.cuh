@@ -17,6 +17,21 @@ __device__ inline std::byte* ChunkOf(std::byte* tile, int row, int chunk) {
   return tile + row * kTileRowBytes + (chunk ^ (row & 7)) * 16;
 }
 
+// What lies at `from` in global memory, or zero without a look there: one instruction, no branch. The
+// compiler can't know of an address that came through shared memory or a shuffle that it is global.
+__device__ inline void LoadIf(bool there, const std::byte* from, uint32_t& value) {
+  asm volatile("{ .reg .pred there; setp.ne.b32 there, %1, 0; mov.b32 %0, 0; @there ld.global.b32 %0, [%2]; }"
+               : "=r"(value)
+               : "r"(static_cast<int>(there)), "l"(from));
+}
+__device__ inline void LoadIf(bool there, const std::byte* from, uint2& value) {
+  asm volatile(
+      "{ .reg .pred there; setp.ne.b32 there, %2, 0; mov.b32 %0, 0; mov.b32 %1, 0; "
+      "@there ld.global.v2.b32 {%0, %1}, [%3]; }"
+      : "=r"(value.x), "=r"(value.y)
+      : "r"(static_cast<int>(there)), "l"(from));
+}
+
 // The part of x that its bf16 value leaves.
 __device__ inline float Remainder(float x) {
   return x - RoundBf16(x);

@@ -54,6 +54,14 @@ __device__ inline void FenceForTransfers() {
 #endif
 }
 
+// What the thread wrote to global memory may be read by fetches; before the barrier behind which one is
+// begun.
+__device__ inline void FenceForFetches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#endif
+}
+
 // Counts bytes that other blocks of the cluster send, in shared memory at the same place in each of them. A
 // phase ends when all the bytes it expects are there.
 struct alignas(8) TransferBarrier {
@@ -107,11 +115,19 @@ struct alignas(8) TransferBarrier {
         : "memory");
 #endif
   }
-  // Sends what lies at `from`, `bytes` (a multiple of 16), to the same place in block `rank`, or to where
-  // `own` is in this block.
-  __device__ void Transfer(int rank, const void* from, int bytes) {
-    Transfer(rank, from, from, bytes);
+  // The same to `to` in each of the cluster's `blocks` blocks, whose barriers count the bytes: memory is read
+  // once.
+  __device__ void FetchForAll(void* to, const void* from, int bytes, int blocks) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1], %2, [%3], %4;" ::"r"(Address(to)),
+        "l"(from), "r"(bytes), "r"(Address(this)), "h"(static_cast<uint16_t>((1 << blocks) - 1))
+        : "memory");
+#endif
   }
+  // Sends what lies at `from`, `bytes` (a multiple of 16), to block `rank`'s shared memory where `own` is in
+  // this block's.
   __device__ void Transfer(int rank, const void* own, const void* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
     asm volatile(
