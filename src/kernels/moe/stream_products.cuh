@@ -1,0 +1,354 @@
+// What a warp of the experts' streaming kernel does with its units: their products with the tile's columns,
+// and what follows from these.
+#pragma once
+
+#include "kernels/cuda/barriers.cuh"
+#include "kernels/moe/stream_units.cuh"
+
+namespace foresight::cuda {
+
+// What a thread block finds by itself of a step of few pairs.
+struct FewPairs {
+  int32_t list[2 * kFewPairs];
+  int32_t rows[2 * kFewPairs];
+  ExpertTile tiles[kFewPairs];
+  int num_tiles;
+  int32_t ids[kFewPairs];
+  float weights[kFewPairs];
+};
+
+struct StreamShared {
+  int ready_tiles;  // so many first tiles' activations are there
+  int watched;      // 1 while a warp looks for further ones
+  int done_warps;
+  ExpertPlan plan;
+  const float* weights;  // [rows, slots]
+  uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
+  FewPairs few;
+};
+
+// `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of rows g and g + 8 with
+// columns 2 t and 2 t + 1.
+template <typename Format, bool kSplit, int kSlots>
+class UnitMultiplier {
+ public:
+  // The warp's ring has kSlots rounds of `rounds` already, or as many as there are.
+  __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
+                            int num_tiles, WeightRounds<Format>& rounds, uint8_t* ring)
+      : args_(args), shared_(shared), tiles_(tiles), num_tiles_(num_tiles), rounds_(rounds), ring_(ring) {}
+
+  __device__ void Run() {
+    UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
+    for (UnitCursor at; scales.Unit(at);) {
+      if (at.is_down) AwaitActivation(at.tile);
+      float total[4] = {};
+      if (IsFp8<Format>(args_, at.tile)) {
+        Multiply<Fp8Weights>(at, scales, total);
+      } else {
+        Multiply<Format>(at, scales, total);
+      }
+      if (args_.swiglu.faithful) {
+        for (float& y : total) y = RoundBf16(y);
+      }
+      if (at.is_down) {
+        Down(at, total);
+      } else {
+        Up(at, total);
+      }
+    }
+  }
+
+  // The last thread block that knows of all activations leaves the counters at zero.
+  __device__ void Leave() {
+    if (args_.watchers == nullptr) return;
+    int before = 0;
+    if (lane() == 0) before = atomicAdd_block(&shared_.done_warps, 1);
+    if (__shfl_sync(0xffffffff, before, 0) != 0) return;  // another warp does
+    AwaitActivation(num_tiles_ - 1);
+    if (lane() == 0) before = atomicAdd(args_.watchers, 1);
+    if (__shfl_sync(0xffffffff, before, 0) != static_cast<int>(gridDim.x) - 1) return;
+    const int tiles = args_.shared_tiles + args_.max_tiles;
+    for (int i = lane(); i < tiles * (args_.intermediate / kBlockK); i += 32) args_.units_of_block[i] = 0;
+    for (int i = lane(); i < tiles; i += 32) args_.ready_blocks[i] = 0;
+    if (lane() == 0) *args_.watchers = 0;
+  }
+
+ private:
+  static constexpr int kPairs = kBlockSteps / 2;  // of steps, whose values of a column lie together
+
+  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ static int g() { return lane() / 4; }
+  __device__ static int t() { return lane() % 4; }
+
+  // One of the warps that wait watches, and tells the others.
+  __device__ void AwaitActivation(int tile) {
+    while (ready_tiles_ <= tile) {
+      int watches = 0;
+      if (lane() == 0) {
+        ready_tiles_ = atomicOr_block(&shared_.ready_tiles, 0);
+        watches = ready_tiles_ <= tile && atomicExch_block(&shared_.watched, 1) == 0;
+      }
+      ready_tiles_ = __shfl_sync(0xffffffff, ready_tiles_, 0);
+      if (__shfl_sync(0xffffffff, watches, 0) == 0) continue;
+      Watch();
+      if (lane() == 0) atomicExch_block(&shared_.watched, 0);
+    }
+    __threadfence_block();
+    __syncwarp();
+  }
+  __device__ void Watch() {
+    // No acquiring load: it would empty the first-level cache again and again.
+    const int next = __shfl_sync(0xffffffff, atomicOr_block(&shared_.ready_tiles, 0), 0) + lane();
+    const bool is_ready = next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) ==
+                                                   args_.intermediate / kBlockK;
+    const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
+    if (more == 0) {
+      __nanosleep(100);
+      return;
+    }
+    Fence();
+    __syncwarp();
+    if (lane() == 0) atomicAdd_block(&shared_.ready_tiles, more);
+  }
+
+  __device__ PreparedRows Source(const UnitCursor& at) const {
+    if (at.is_down) return args_.activation;
+    return {shared_.x[at.tile < args_.shared_tiles], args_.dim, kSplit, true};
+  }
+
+  // The lane's values of a block's column g.
+  struct Column {
+    uint4 high[kPairs];
+    uint4 low[kPairs];
+
+    __device__ void Load(const PreparedRows& source, const uint16_t* from) {
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
+        if constexpr (kSplit) {
+          low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
+        }
+      }
+    }
+  };
+
+  template <typename F>
+  __device__ void Multiply(const UnitCursor& at, UnitScales<Format>& scales, float (&total)[4]) {
+    constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
+    const StreamTile& tile = tiles_[at.tile];
+    const PreparedRows source = Source(at);
+    const int blocks = args_.Cols(at.is_down) / kBlockK;
+    // Behind the last column the lane's is another, whose products nobody asks for.
+    const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
+    const int64_t row = rows[min(g(), tile.count - 1)];
+    const uint16_t* x = source.data + row * source.stride() + t() * 8;
+    const float* x_factors = source.Factors(row);
+
+    uint32_t decode[2][2];
+    float factors[2][2];
+    float column_factors[2];
+#pragma unroll 1
+    for (int block = 0; block < blocks; block += 2) {
+      const bool has_second = block + 1 < blocks;
+      if (block % UnitScales<Format>::kBlocks == 0) {
+        scales.template Take<F>(decode, factors);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) column_factors[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
+      }
+      Column columns[2];
+      if constexpr (!kSplit) {
+        columns[0].Load(source, x);
+        columns[1].Load(source, has_second ? x + kBlockK : x);
+      }
+      RowPair weights[2][kFp8 ? 2 : 1];
+      if constexpr (kFp8) {
+        TakeRound(weights[0]);
+        if (has_second) TakeRound(weights[1]);
+      } else {
+        RowPair both[2];
+        TakeRound(both);
+        weights[0][0] = both[0];
+        weights[1][0] = both[1];
+      }
+      float acc[2][4] = {};
+      const int from = lane() / 4 * 4 + block / 2 % 4;  // who has the blocks' scales
+      RowScale row_scales[2][2];
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          row_scales[b][half].block = __shfl_sync(0xffffffff, factors[half][b], from);
+          if constexpr (!kFp8) {
+            row_scales[b][half].decode =
+                F::FactorOf(__shfl_sync(0xffffffff, decode[half][b], from), t());
+          }
+        }
+      }
+      if constexpr (kSplit) {  // with fewer registers
+#pragma unroll
+        for (int b = 0; b < 2; ++b) {
+          columns[b].Load(source, b == 0 || !has_second ? x : x + kBlockK);
+#pragma unroll
+          for (int step = 0; step < kBlockSteps; ++step) {
+            Step<F>(weights[b], step, row_scales[b], columns[b], acc[b]);
+          }
+        }
+      } else {
+#pragma unroll
+        for (int step = 0; step < kBlockSteps; ++step) {
+#pragma unroll
+          for (int b = 0; b < 2; ++b) Step<F>(weights[b], step, row_scales[b], columns[b], acc[b]);
+        }
+      }
+#pragma unroll
+      for (int b = 0; b < 2; ++b) {
+        const int of_column = t() * 8 + block / 2 % 4;
+        const float2 f = {__shfl_sync(0xffffffff, column_factors[b], of_column),
+                          __shfl_sync(0xffffffff, column_factors[b], of_column + 4)};
+        ScaleSums<F>(acc[b], row_scales[b], f);
+        if (b == 0 || has_second) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) total[i] = __fadd_rn(total[i], acc[b][i]);
+        }
+      }
+      x += 2 * kBlockK;
+    }
+  }
+
+  template <typename F, int kChunks>
+  __device__ static void Step(const RowPair (&weights)[kChunks], int step, const RowScale (&scales)[2],
+                              const Column& column, float (&acc)[4]) {
+    constexpr int kChunkSteps = F::kValues / 4;
+    uint32_t a[4];
+    DecodePair<F>(weights[step / kChunkSteps], step % kChunkSteps, scales, a);
+    MultiplyStep<F, kSplit>(acc, a, step, column.high[step / 2], column.low[step / 2]);
+  }
+
+  // Sixteen bytes of each half of the next round, of the rows g and g + 8; then sends for another round.
+  __device__ void TakeRound(RowPair (&weights)[2]) {
+    AwaitCopies<kSlots - 1>();
+    __syncwarp();
+    uint8_t* slot = ring_ + slot_ * kRoundSize;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint8_t* from = slot + g() * kRoundBytes + ((i ^ g() % 2) * 4 + t()) * 16;
+      weights[i] = {*reinterpret_cast<const uint4*>(from),
+                    *reinterpret_cast<const uint4*>(from + 8 * kRoundBytes)};
+    }
+    __syncwarp();
+    if (rounds_.HasNext(num_tiles_, true)) {
+      rounds_.Copy(slot);
+    } else {
+      EndCopies();
+    }
+    slot_ = slot_ + 1 < kSlots ? slot_ + 1 : 0;
+  }
+
+  // Of w1 in rows g, of w3 in rows g + 8.
+  __device__ void Up(const UnitCursor& at, const float (&y)[4]) {
+    const StreamTile& tile = tiles_[at.tile];
+    const bool is_shared = at.tile < args_.shared_tiles;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = 2 * t() + i;
+      if (column >= tile.count) break;
+      const int64_t pair = shared_.plan.list[tile.begin + column];
+      const float weight = is_shared ? 1 : shared_.weights[pair];
+      args_.hidden[pair * args_.intermediate + at.Row() + g()] = args_.swiglu(y[i], y[2 + i], weight);
+    }
+    const int blocks = args_.intermediate / kBlockK;
+    const int block = at.Row() / kBlockK;
+    const int before = WarpCount(args_.units_of_block + at.tile * blocks + block);
+    if (before != 2 * kBlockK / kUnitRows - 1) return;
+    Fence();
+    if (is_shared) {
+      Prepare<Fp8Weights>(tile, block);
+    } else {
+      Prepare<Format>(tile, block);
+    }
+    WarpCount(args_.ready_blocks + at.tile);
+  }
+
+  template <typename F>
+  __device__ void Prepare(const StreamTile& tile, int block) {
+    constexpr int kBatch = 2;  // as many loads at once
+    const auto source = [&](int64_t pair, int64_t i) {
+      return __ldcg(args_.hidden + pair * args_.intermediate + i);
+    };
+    for (int begin = 0; begin < tile.count; begin += kBatch) {
+      LaneValues values[kBatch];
+      int pairs[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        pairs[i] = shared_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
+        values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i >= tile.count) break;
+        StoreBlock<F>(values[i], args_.swiglu.faithful, args_.activation, pairs[i], block);
+      }
+    }
+  }
+
+  __device__ void Down(const UnitCursor& at, const float (&y)[4]) {
+    const StreamTile& tile = tiles_[at.tile];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int column = 2 * t() + i;
+      if (column >= tile.count) break;
+      const int64_t pair = shared_.plan.list[tile.begin + column];
+      float* to = args_.y + pair * args_.dim + at.Row() + g();
+      to[0] = y[i];
+      to[8] = y[2 + i];
+    }
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.unit) != num_tiles_ - 1) return;
+    Fence();
+    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.unit] = 0;
+    Combine(at.Row());
+  }
+
+  __device__ float Rounded(float y) const { return args_.swiglu.faithful ? RoundBf16(y) : y; }
+
+  // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
+  // neighbours a lane, and four rows at once.
+  __device__ void Combine(int first) const {
+    constexpr int kTogether = 6;  // slots whose loads are sent for at once
+    constexpr int kLanes = kUnitRows / 2;
+    const int output = first + lane() % kLanes * 2;
+    const auto load = [&](int pair) {
+      return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
+    };
+    for (int row = lane() / kLanes; row < args_.rows; row += 32 / kLanes) {
+      float2 last = {};
+      if (args_.shared_tiles != 0) last = load(args_.rows * args_.slots + row);
+      float2 sum = {};
+      for (int slot = 0; slot < args_.slots; slot += kTogether) {
+        float2 y[kTogether];
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          if (slot + k < args_.slots) y[k] = load(row * args_.slots + slot + k);
+        }
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+          if (slot + k >= args_.slots) break;
+          sum.x += y[k].x;
+          sum.y += y[k].y;
+        }
+      }
+      *reinterpret_cast<float2*>(args_.out + int64_t{row} * args_.dim + output) = {Rounded(sum.x + last.x),
+                                                                                   Rounded(sum.y + last.y)};
+    }
+  }
+
+  const StreamArgs& args_;
+  StreamShared& shared_;
+  const StreamTile* tiles_;
+  const int num_tiles_;
+  WeightRounds<Format>& rounds_;
+  uint8_t* const ring_;
+  int slot_ = 0;
+  int ready_tiles_ = 0;  // known to be
+};
+
+}  // namespace foresight::cuda
