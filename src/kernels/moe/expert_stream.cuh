@@ -2,15 +2,16 @@
 //
 // Thread blocks stay, one per multiprocessor. Each of sixteen warps has units of its own (stream_units.cuh),
 // first of w1 and w3, the shared expert's before the routed ones', then of w2 in the same order, and reads
-// them through a ring of its own in shared memory, rounds ahead: nobody in the thread block waits for another.
-// Who finishes the last of the units that make up 128 values of an activation prepares these for w2. Of the
-// warps that wait for activations one watches for its thread block; by then their first weights of w2 are there.
+// them through a ring of its own in shared memory, rounds ahead: nobody in the thread block waits for
+// another. Who finishes the last of the units that make up 128 values of an activation prepares these for w2.
+// Of the warps that wait for activations one watches for its thread block; by then their first weights of w2
+// are there.
 //
 // A step of few pairs has no launch before this one: every thread block routes, plans and prepares the rows
 // in its shared memory, while the shared expert's first weights are on their way.
 //
-// Nobody waits for ever: units depend on earlier ones alone, every warp takes its own in order, and all thread
-// blocks run at the same time, since there is one for each multiprocessor, and it fits there.
+// Nobody waits for ever: units depend on earlier ones alone, every warp takes its own in order, and all
+// thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
 
 #include "kernels/moe/stream_products.cuh"

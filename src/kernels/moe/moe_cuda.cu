@@ -171,8 +171,8 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-// Rounds of a warp on their way. One row's warps have one or two units each: their rings take most of w2 while
-// activations are awaited.
+// Rounds of a warp on their way. One row's warps have one or two units each: their rings take most of w2
+// while activations are awaited.
 constexpr int kRingSlots = 4;
 constexpr int kRingSlotsOfOne = 6;
 

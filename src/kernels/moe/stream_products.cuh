@@ -89,7 +89,10 @@ class UnitMultiplier {
         watches = ready_tiles_ <= tile && atomicExch_block(&shared_.watched, 1) == 0;
       }
       ready_tiles_ = __shfl_sync(0xffffffff, ready_tiles_, 0);
-      if (__shfl_sync(0xffffffff, watches, 0) == 0) continue;
+      if (__shfl_sync(0xffffffff, watches, 0) == 0) {
+        __nanosleep(50);
+        continue;
+      }
       Watch();
       if (lane() == 0) atomicExch_block(&shared_.watched, 0);
     }
@@ -99,8 +102,8 @@ class UnitMultiplier {
   __device__ void Watch() {
     // No acquiring load: it would empty the first-level cache again and again.
     const int next = __shfl_sync(0xffffffff, atomicOr_block(&shared_.ready_tiles, 0), 0) + lane();
-    const bool is_ready = next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) ==
-                                                   args_.intermediate / kBlockK;
+    const bool is_ready =
+        next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
     const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
     if (more == 0) {
       __nanosleep(100);
@@ -179,8 +182,7 @@ class UnitMultiplier {
         for (int half = 0; half < 2; ++half) {
           row_scales[b][half].block = __shfl_sync(0xffffffff, factors[half][b], from);
           if constexpr (!kFp8) {
-            row_scales[b][half].decode =
-                F::FactorOf(__shfl_sync(0xffffffff, decode[half][b], from), t());
+            row_scales[b][half].decode = F::FactorOf(__shfl_sync(0xffffffff, decode[half][b], from), t());
           }
         }
       }
@@ -308,7 +310,9 @@ class UnitMultiplier {
     Combine(at.Row());
   }
 
-  __device__ float Rounded(float y) const { return args_.swiglu.faithful ? RoundBf16(y) : y; }
+  __device__ float Rounded(float y) const {
+    return args_.swiglu.faithful ? RoundBf16(y) : y;
+  }
 
   // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
   // neighbours a lane, and four rows at once.

@@ -1,7 +1,7 @@
 // What the experts' streaming kernel is asked for, and how its warps send for weights.
 //
-// A warp's piece of work is a unit: 16 weight rows of one expert, eight of w1 and the same eight of w3 (so that
-// both values of eight activations meet in it), or of w2, over all of K, for all of a tile's columns.
+// A warp's piece of work is a unit: 16 weight rows of one expert, eight of w1 and the same eight of w3 (so
+// that both values of eight activations meet in it), or of w2, over all of K, for all of a tile's columns.
 #pragma once
 
 #include "kernels/cuda/async_copy.cuh"
