@@ -151,12 +151,12 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   SetUp(args, shared, memory, tiles);
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  uint8_t* ring = memory + warp * kRingBytes;
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(memory + warp * kRingBytes));
   WeightRounds<Format> rounds(args, tiles, warp);
   int sent = 0;
   const auto fill = [&](int num_tiles, bool with_down) {
     for (; sent < kSlots && rounds.HasNext(num_tiles, with_down); ++sent) {
-      rounds.Copy(ring + sent * kRoundSize);
+      rounds.Copy(ring + WeightRounds<Format>::Place() + sent * kRoundSize);
     }
   };
   fill(args.shared_tiles, false);

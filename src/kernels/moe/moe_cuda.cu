@@ -174,7 +174,7 @@ int SharedTiles(const MoeArgs& args) {
 // Rounds of a warp on their way. One row's warps have one or two units each: their rings take most of w2
 // while activations are awaited.
 constexpr int kRingSlots = 4;
-constexpr int kRingSlotsOfOne = 6;
+constexpr int kRingSlotsOfOne = 5;
 
 size_t StreamSharedBytes(const MoeArgs& args, int slots) {
   return size_t{kStreamWarps} * slots * kRoundSize + sizeof(StreamShared) +

@@ -25,6 +25,7 @@ struct StreamShared {
   const float* weights;  // [rows, slots]
   uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
   FewPairs few;
+  BlockFactors factors[kStreamWarps];
 };
 
 // `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of rows g and g + 8 with
@@ -34,12 +35,19 @@ class UnitMultiplier {
  public:
   // The warp's ring has kSlots rounds of `rounds` already, or as many as there are.
   __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
-                            int num_tiles, WeightRounds<Format>& rounds, uint8_t* ring)
-      : args_(args), shared_(shared), tiles_(tiles), num_tiles_(num_tiles), rounds_(rounds), ring_(ring) {}
+                            int num_tiles, WeightRounds<Format>& rounds, uint32_t ring)
+      : args_(args),
+        shared_(shared),
+        factors_(shared.factors[threadIdx.x / 32]),
+        tiles_(tiles),
+        num_tiles_(num_tiles),
+        rounds_(rounds),
+        sent_place_(ring + WeightRounds<Format>::Place()),
+        weights_place_(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16) {}
 
   __device__ void Run() {
     UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
-    for (UnitCursor at; scales.Unit(at);) {
+    for (Unit at; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[4] = {};
       if (IsFp8<Format>(args_, at.tile)) {
@@ -114,7 +122,7 @@ class UnitMultiplier {
     if (lane() == 0) atomicAdd_block(&shared_.ready_tiles, more);
   }
 
-  __device__ PreparedRows Source(const UnitCursor& at) const {
+  __device__ PreparedRows Source(const Unit& at) const {
     if (at.is_down) return args_.activation;
     return {shared_.x[at.tile < args_.shared_tiles], args_.dim, kSplit, true};
   }
@@ -124,19 +132,14 @@ class UnitMultiplier {
     uint4 high[kPairs];
     uint4 low[kPairs];
 
-    __device__ void Load(const PreparedRows& source, const uint16_t* from) {
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-        if constexpr (kSplit) {
-          low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
-        }
-      }
+    __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
+      high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
+      if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
     }
   };
 
   template <typename F>
-  __device__ void Multiply(const UnitCursor& at, UnitScales<Format>& scales, float (&total)[4]) {
+  __device__ void Multiply(const Unit& at, UnitScales<Format>& scales, float (&total)[4]) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
     const StreamTile& tile = tiles_[at.tile];
     const PreparedRows source = Source(at);
@@ -147,73 +150,53 @@ class UnitMultiplier {
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
-    uint32_t decode[2][2];
-    float factors[2][2];
-    float column_factors[2];
+    Column column;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
-      if (block % UnitScales<Format>::kBlocks == 0) {
-        scales.template Take<F>(decode, factors);
+      if (block % kFactorBlocks == 0) {
+        float of_column[2];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) column_factors[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
+        for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
+        __syncwarp();  // all have read the blocks' before
+        scales.template Take<F>(factors_);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) factors_.of_columns[2 * t() + i][g()] = of_column[i];
+        __syncwarp();
       }
-      Column columns[2];
-      if constexpr (!kSplit) {
-        columns[0].Load(source, x);
-        columns[1].Load(source, has_second ? x + kBlockK : x);
-      }
-      RowPair weights[2][kFp8 ? 2 : 1];
-      if constexpr (kFp8) {
-        TakeRound(weights[0]);
-        if (has_second) TakeRound(weights[1]);
-      } else {
-        RowPair both[2];
-        TakeRound(both);
-        weights[0][0] = both[0];
-        weights[1][0] = both[1];
-      }
-      float acc[2][4] = {};
-      const int from = lane() / 4 * 4 + block / 2 % 4;  // who has the blocks' scales
-      RowScale row_scales[2][2];
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
+        if (kFp8 && b == 1 && !has_second) break;
+        if (kFp8 || b == 0) AwaitRound();
+        constexpr int kChunks = kFp8 ? 2 : 1;
+        RowPair weights[kChunks];
+#pragma unroll
+        for (int c = 0; c < kChunks; ++c) weights[c] = Chunk(kFp8 ? c : b);
+        if (kFp8 || b == 1) LeaveRound();
+        RowScale row_scales[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          row_scales[b][half].block = __shfl_sync(0xffffffff, factors[half][b], from);
-          if constexpr (!kFp8) {
-            row_scales[b][half].decode = F::FactorOf(__shfl_sync(0xffffffff, decode[half][b], from), t());
-          }
+          const uint2 of_row = factors_.of_rows[(block + b) % kFactorBlocks][g() + half * 8];
+          row_scales[half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()), __uint_as_float(of_row.y)};
         }
-      }
-      if constexpr (kSplit) {  // with fewer registers
+        const float2 f =
+            *reinterpret_cast<const float2*>(&factors_.of_columns[(block + b) % kFactorBlocks][2 * t()]);
+        if (block + b + 1 < blocks) x += kBlockK;
+        float acc[4] = {};
 #pragma unroll
-        for (int b = 0; b < 2; ++b) {
-          columns[b].Load(source, b == 0 || !has_second ? x : x + kBlockK);
-#pragma unroll
-          for (int step = 0; step < kBlockSteps; ++step) {
-            Step<F>(weights[b], step, row_scales[b], columns[b], acc[b]);
-          }
+        for (int pair = 0; pair < kPairs; ++pair) {
+          Step<F>(weights, 2 * pair, row_scales, column, acc);
+          Step<F>(weights, 2 * pair + 1, row_scales, column, acc);
+          column.Load(source, x, pair);  // the next block's, while this one is multiplied
         }
-      } else {
-#pragma unroll
-        for (int step = 0; step < kBlockSteps; ++step) {
-#pragma unroll
-          for (int b = 0; b < 2; ++b) Step<F>(weights[b], step, row_scales[b], columns[b], acc[b]);
-        }
-      }
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        const int of_column = t() * 8 + block / 2 % 4;
-        const float2 f = {__shfl_sync(0xffffffff, column_factors[b], of_column),
-                          __shfl_sync(0xffffffff, column_factors[b], of_column + 4)};
-        ScaleSums<F>(acc[b], row_scales[b], f);
+        ScaleSums<F>(acc, row_scales, f);
         if (b == 0 || has_second) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) total[i] = __fadd_rn(total[i], acc[b][i]);
+          for (int i = 0; i < 4; ++i) total[i] = __fadd_rn(total[i], acc[i]);
         }
       }
-      x += 2 * kBlockK;
     }
   }
 
@@ -226,28 +209,28 @@ class UnitMultiplier {
     MultiplyStep<F, kSplit>(acc, a, step, column.high[step / 2], column.low[step / 2]);
   }
 
-  // Sixteen bytes of each half of the next round, of the rows g and g + 8; then sends for another round.
-  __device__ void TakeRound(RowPair (&weights)[2]) {
+  __device__ void AwaitRound() const {
     AwaitCopies<kSlots - 1>();
     __syncwarp();
-    uint8_t* slot = ring_ + slot_ * kRoundSize;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const uint8_t* from = slot + g() * kRoundBytes + ((i ^ g() % 2) * 4 + t()) * 16;
-      weights[i] = {*reinterpret_cast<const uint4*>(from),
-                    *reinterpret_cast<const uint4*>(from + 8 * kRoundBytes)};
-    }
+  }
+  // Sixteen bytes of the rows g and g + 8 in half `half` of the round.
+  __device__ RowPair Chunk(int half) const {
+    const uint32_t from = weights_place_ + slot_ + half * (64 - g() % 2 * 128);
+    return {LoadShared(from), LoadShared(from + 8 * kRoundBytes)};
+  }
+  // Sends for another round in place of this one, which the warp has read.
+  __device__ void LeaveRound() {
     __syncwarp();
     if (rounds_.HasNext(num_tiles_, true)) {
-      rounds_.Copy(slot);
+      rounds_.Copy(sent_place_ + slot_);
     } else {
       EndCopies();
     }
-    slot_ = slot_ + 1 < kSlots ? slot_ + 1 : 0;
+    slot_ = slot_ + kRoundSize < kSlots * kRoundSize ? slot_ + kRoundSize : 0;
   }
 
   // Of w1 in rows g, of w3 in rows g + 8.
-  __device__ void Up(const UnitCursor& at, const float (&y)[4]) {
+  __device__ void Up(const Unit& at, const float (&y)[4]) {
     const StreamTile& tile = tiles_[at.tile];
     const bool is_shared = at.tile < args_.shared_tiles;
 #pragma unroll
@@ -256,10 +239,10 @@ class UnitMultiplier {
       if (column >= tile.count) break;
       const int64_t pair = shared_.plan.list[tile.begin + column];
       const float weight = is_shared ? 1 : shared_.weights[pair];
-      args_.hidden[pair * args_.intermediate + at.Row() + g()] = args_.swiglu(y[i], y[2 + i], weight);
+      args_.hidden[pair * args_.intermediate + at.row + g()] = args_.swiglu(y[i], y[2 + i], weight);
     }
     const int blocks = args_.intermediate / kBlockK;
-    const int block = at.Row() / kBlockK;
+    const int block = at.row / kBlockK;
     const int before = WarpCount(args_.units_of_block + at.tile * blocks + block);
     if (before != 2 * kBlockK / kUnitRows - 1) return;
     Fence();
@@ -293,21 +276,21 @@ class UnitMultiplier {
     }
   }
 
-  __device__ void Down(const UnitCursor& at, const float (&y)[4]) {
+  __device__ void Down(const Unit& at, const float (&y)[4]) {
     const StreamTile& tile = tiles_[at.tile];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column = 2 * t() + i;
       if (column >= tile.count) break;
       const int64_t pair = shared_.plan.list[tile.begin + column];
-      float* to = args_.y + pair * args_.dim + at.Row() + g();
+      float* to = args_.y + pair * args_.dim + at.row + g();
       to[0] = y[i];
       to[8] = y[2 + i];
     }
-    if (args_.out == nullptr || WarpCount(args_.outputs + at.unit) != num_tiles_ - 1) return;
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != num_tiles_ - 1) return;
     Fence();
-    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.unit] = 0;
-    Combine(at.Row());
+    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / kUnitRows] = 0;
+    Combine(at.row);
   }
 
   __device__ float Rounded(float y) const {
@@ -347,12 +330,14 @@ class UnitMultiplier {
 
   const StreamArgs& args_;
   StreamShared& shared_;
+  BlockFactors& factors_;
   const StreamTile* tiles_;
   const int num_tiles_;
   WeightRounds<Format>& rounds_;
-  uint8_t* const ring_;
-  int slot_ = 0;
-  int ready_tiles_ = 0;  // known to be
+  const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
+  const uint32_t weights_place_;  // and where it takes them
+  int slot_ = 0;                  // in bytes
+  int ready_tiles_ = 0;           // known to be
 };
 
 }  // namespace foresight::cuda

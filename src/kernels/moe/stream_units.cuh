@@ -12,7 +12,7 @@
 
 namespace foresight::cuda {
 
-constexpr int kStreamWarps = 16;   // that multiply
+constexpr int kStreamWarps = 16;   // of a thread block
 constexpr int kStreamColumns = 8;  // rows of the step that share a unit's weights, at most
 constexpr int kUnitRows = 16;
 constexpr int kRoundBytes = 128;                     // of every row of a unit
@@ -81,35 +81,28 @@ __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
 }
 
-// Where in the order of a warp's units somebody is: all of w1 and w3, tile after tile, then those of w2.
-struct UnitCursor {
-  int unit;  // in its tile, or behind that
-  int tile = 0;
-  bool is_down = false;
+// Sixteen weight rows of a tile. All units have numbers: those of w1 and w3, tile after tile, then those of
+// w2.
+struct Unit {
+  int tile;
+  int row;  // the first in each of its weights
+  bool is_down;
 
-  __device__ static UnitCursor First(const StreamArgs& args, int warp) {
+  // The warp's first number, and from each to its next.
+  __device__ static int First(const StreamArgs& args, int warp) {
     const int item = warp / args.span * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-    return {item * args.span + warp % args.span};
+    return item * args.span + warp % args.span;
   }
-  __device__ void Advance() { unit += kStreamWarps * static_cast<int>(gridDim.x); }
-  // Goes on to the tile that has the unit. False: there is none among the first `tiles`.
-  __device__ bool Settle(const StreamArgs& args, int tiles, bool with_down) {
-    for (;;) {
-      const int units = args.units[is_down];
-      if (tile == tiles) {
-        if (is_down || !with_down) return false;
-        tile = 0;
-        is_down = true;
-      } else if (unit < units) {
-        return true;
-      } else {
-        unit -= units;
-        ++tile;
-      }
-    }
+  __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
+  // False: it isn't one of the first `tiles`.
+  __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
+    is_down = number >= tiles * args.units[0];
+    if (is_down) number -= tiles * args.units[0];
+    const int units = args.units[is_down];
+    tile = static_cast<int>(static_cast<unsigned>(number) / static_cast<unsigned>(units));
+    row = (number - tile * units) * (is_down ? kUnitRows : kUnitRows / 2);
+    return is_down ? with_down && tile < tiles : true;
   }
-  // The first of the unit's rows in each of its weights.
-  __device__ int Row() const { return unit * (is_down ? kUnitRows : kUnitRows / 2); }
 };
 
 // What a warp sends for, round after round. In shared memory eight lanes that read 16 bytes each, four of a
@@ -118,31 +111,36 @@ template <typename Format>
 class WeightRounds {
  public:
   __device__ WeightRounds(const StreamArgs& args, const StreamTile* tiles, int warp)
-      : args_(args), tiles_(tiles), next_(UnitCursor::First(args, warp)) {}
+      : args_(args), tiles_(tiles), next_(Unit::First(args, warp)) {}
 
   // Whether there is a further round among the first `tiles`.
   __device__ bool HasNext(int tiles, bool with_down) {
     if (left_ > 0) return true;
-    if (!next_.Settle(args_, tiles, with_down)) return false;
-    const StreamTile& tile = tiles_[next_.tile];
-    const int cols = args_.Cols(next_.is_down);
-    left_ = IsFp8<Format>(args_, next_.tile) ? cols : cols / 2;
+    Unit unit;
+    if (!unit.Find(args_, tiles, with_down, next_)) return false;
+    const StreamTile& tile = tiles_[unit.tile];
+    const int cols = args_.Cols(unit.is_down);
+    left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
     four_rows_ = 4 * left_;
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int64_t at = int64_t{next_.Row() + lane / 8} * left_ + lane % 8 * 16;
-    from_[0] = tile.data[next_.is_down ? 2 : 0] + at;
-    from_[1] = next_.is_down ? from_[0] + 2 * four_rows_ : tile.data[1] + at;
-    next_.Advance();
+    const int64_t at = int64_t{unit.row + lane / 8} * left_ + lane % 8 * 16;
+    from_[0] = tile.data[unit.is_down ? 2 : 0] + at;
+    from_[1] = unit.is_down ? from_[0] + 2 * four_rows_ : tile.data[1] + at;
+    next_ += Unit::Step();
     return true;
   }
-  // The one that is there, as a group of copies.
-  __device__ void Copy(uint8_t* slot) {
+  // Where the lane's first bytes of a round go, from its slot's address on.
+  __device__ static int Place() {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    uint8_t* to = slot + lane / 8 * kRoundBytes + (lane % 8 ^ lane / 8 % 2 * 4) * 16;
-    if (lane % 8 * 16 < left_) {
+    return lane / 8 * kRoundBytes + (lane % 8 ^ lane / 8 % 2 * 4) * 16;
+  }
+  // The round that is there, to the slot whose address in shared memory is `place` less Place(), as a group
+  // of copies.
+  __device__ void Copy(uint32_t place) {
+    if (static_cast<int>(threadIdx.x) % 8 * 16 < left_) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        policy_.Copy(to + i * 4 * kRoundBytes, from_[i / 2] + i % 2 * four_rows_);
+        policy_.Copy(place + i * 4 * kRoundBytes, from_[i / 2] + i % 2 * four_rows_);
       }
     }
     EndCopies();
@@ -155,10 +153,18 @@ class WeightRounds {
   const StreamArgs& args_;
   const StreamTile* tiles_;
   const CopyOnce policy_;
-  UnitCursor next_;
+  int next_;                     // unit
   const uint8_t* from_[2] = {};  // the lane's first bytes in the upper and in the lower eight rows
   int four_rows_ = 0;            // bytes
   int left_ = 0;                 // of each row of the unit
+};
+
+// What sums of eight blocks are multiplied by, and what codes are decoded with.
+constexpr int kFactorBlocks = 8;
+struct BlockFactors {
+  uint2 of_rows[kFactorBlocks]
+               [kUnitRows];  // a byte for each lane of a row (see FactorOf()), and a float's bits
+  float of_columns[kFactorBlocks][kStreamColumns];
 };
 
 // A lane's scales of eight blocks of the rows g and g + 8 (g = lane / 4, t = lane % 4): of blocks 2 t and 2 t
@@ -166,62 +172,60 @@ class WeightRounds {
 template <typename Format>
 class UnitScales {
  public:
-  static constexpr int kBlocks = 8;
-
   __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
-      : args_(args), tiles_(tiles), num_tiles_(num_tiles), at_(UnitCursor::First(args, warp)) {
+      : args_(args), tiles_(tiles), num_tiles_(num_tiles), next_(Unit::First(args, warp)) {
     Open();
   }
 
-  // Whether there is a unit; then `at` is it.
-  __device__ bool Unit(UnitCursor& at) const {
-    at = at_;
-    return left_ > 0;
-  }
-  // The next eight blocks': what codes are decoded with, a byte per lane of g (the upper byte of a factor's
-  // halves), and the factors of the rows' sums.
+  // Whether there is a unit; then `unit` is it.
+  __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
+  // The next eight blocks', for the warp.
   template <typename F>
-  __device__ void Take(uint32_t (&decode)[2][2], float (&factors)[2][2]) {
+  __device__ void Take(BlockFactors& factors) {
+    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
+    const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
+        const uint32_t word = words_[half][i];
+        uint2 of_row;
         if constexpr (F::kDType == DType::kF8E4M3) {
-          decode[half][i] = 0;
-          factors[half][i] = F::Scale(static_cast<uint8_t>(words_[half][i])).block;
+          of_row = {0, __float_as_uint(F::Scale(static_cast<uint8_t>(word)).block)};
         } else {
-          const uint32_t largest = F::LargestScale(words_[half][i]);
-          decode[half][i] = F::Factors(words_[half][i], largest);
-          factors[half][i] = F::BlockFactor(static_cast<uint8_t>(largest));
+          const uint32_t largest = F::LargestScale(word);
+          of_row = {F::Factors(word, largest),
+                    __float_as_uint(F::BlockFactor(static_cast<uint8_t>(largest)))};
         }
+        factors.of_rows[2 * t + i][g + half * 8] = of_row;
       }
     }
     from_[0] += step_;
     from_[1] += step_;
-    left_ -= kBlocks;
+    left_ -= kFactorBlocks;
     if (left_ > 0) {
       Load();
     } else {
-      at_.Advance();
+      next_ += Unit::Step();
       Open();
     }
   }
 
  private:
   __device__ void Open() {
-    left_ = 0;
-    if (!at_.Settle(args_, num_tiles_, true)) return;
-    const StreamTile& tile = tiles_[at_.tile];
+    Unit unit;
+    if (!Get(unit)) return;
+    const StreamTile& tile = tiles_[unit.tile];
     const int g = static_cast<int>(threadIdx.x) % 32 / 4;
     const int t = static_cast<int>(threadIdx.x) % 4;
-    const int blocks = args_.Cols(at_.is_down) / kBlockK;
-    const bool is_fp8 = IsFp8<Format>(args_, at_.tile);
+    const int blocks = args_.Cols(unit.is_down) / kBlockK;
+    const bool is_fp8 = IsFp8<Format>(args_, unit.tile);
     const int bytes = is_fp8 ? 1 : 4;  // of a row and block
-    const int row = is_fp8 ? at_.Row() / 128 : at_.Row() + g;
+    const int row = is_fp8 ? unit.row / 128 : unit.row + g;
     const int64_t at = int64_t{row} * blocks * bytes + 2 * t * bytes;
-    from_[0] = tile.scales[at_.is_down ? 2 : 0] + at;
-    from_[1] = at_.is_down ? from_[0] + (is_fp8 ? 0 : 8 * blocks * bytes) : tile.scales[1] + at;
-    step_ = kBlocks * bytes;
+    from_[0] = tile.scales[unit.is_down ? 2 : 0] + at;
+    from_[1] = unit.is_down ? from_[0] + (is_fp8 ? 0 : 8 * blocks * bytes) : tile.scales[1] + at;
+    step_ = kFactorBlocks * bytes;
     left_ = blocks;
     Load();
   }
@@ -230,7 +234,7 @@ class UnitScales {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint8_t* from = from_[half];
-      if (step_ == kBlocks) {
+      if (step_ == kFactorBlocks) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) words_[half][i] = i < own ? __ldg(from + i) : 0;
       } else if (own > 1 && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
@@ -257,7 +261,7 @@ class UnitScales {
   const StreamArgs& args_;
   const StreamTile* tiles_;
   const int num_tiles_;
-  UnitCursor at_;
+  int next_;  // unit
   const uint8_t* from_[2] = {};
   int step_ = 0;  // bytes of eight blocks
   int left_ = 0;  // blocks of the unit, with those that were sent for
