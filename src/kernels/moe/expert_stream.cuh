@@ -22,6 +22,13 @@ constexpr int kStreamThreads = kStreamWarps * 32;
 constexpr int kRouterBarrier = 1;
 static_assert(kRouterThreads <= kStreamThreads);
 
+// Of each warp.
+template <int kM, int kSlots>
+struct StreamRing {
+  uint8_t rounds[kStreamWarps][kSlots * kRoundSize<kM>];
+  BlockFactors<kM> factors[kStreamWarps];
+};
+
 // What is known before the inputs are.
 __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8_t* memory,
                              StreamTile* tiles) {
@@ -141,22 +148,22 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
   return num_tiles;
 }
 
-template <typename Format, bool kSplit, int kSlots>
+template <typename Format, bool kSplit, int kM, int kSlots>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
-  constexpr int kRingBytes = kSlots * kRoundSize;  // of a warp
   extern __shared__ __align__(128) uint8_t memory[];
-  StreamShared& shared = *reinterpret_cast<StreamShared*>(memory + kStreamWarps * kRingBytes);
+  StreamRing<kM, kSlots>& rings = *reinterpret_cast<StreamRing<kM, kSlots>*>(memory);
+  StreamShared& shared = *reinterpret_cast<StreamShared*>(&rings + 1);
   StreamTile* tiles = reinterpret_cast<StreamTile*>(&shared + 1);
   SetUp(args, shared, memory, tiles);
   __syncthreads();
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(memory + warp * kRingBytes));
-  WeightRounds<Format> rounds(args, tiles, warp);
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(rings.rounds[warp]));
+  WeightRounds<Format, kM> rounds(args, tiles, warp);
   int sent = 0;
   const auto fill = [&](int num_tiles, bool with_down) {
     for (; sent < kSlots && rounds.HasNext(num_tiles, with_down); ++sent) {
-      rounds.Copy(ring + WeightRounds<Format>::Place() + sent * kRoundSize);
+      rounds.Copy(ring + rounds.Place() + sent * kRoundSize<kM>);
     }
   };
   fill(args.shared_tiles, false);
@@ -165,7 +172,8 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
       FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
   fill(num_tiles, true);
   for (; sent < kSlots; ++sent) EndCopies();  // as many groups as slots
-  UnitMultiplier<Format, kSplit, kSlots> multiplier(args, shared, tiles, num_tiles, rounds, ring);
+  UnitMultiplier<Format, kSplit, kM, kSlots> multiplier(args, shared, tiles, num_tiles, rounds, ring,
+                                                        rings.factors[warp]);
   multiplier.Run();
   multiplier.Leave();
 }

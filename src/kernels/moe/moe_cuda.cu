@@ -171,15 +171,25 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-// Rounds of a warp on their way. One row's warps have one or two units each: their rings take most of w2
-// while activations are awaited.
-constexpr int kRingSlots = 4;
-constexpr int kRingSlotsOfOne = 5;
+// How a warp streams: fragments of 16 weight rows at a time, and rounds of them on their way. One row's warps
+// have a unit or two each, and take as long for one as for the other.
+template <int kFragments, int kSlots>
+struct StreamShape {
+  static constexpr int kM = kFragments;
+  using Ring = StreamRing<kM, kSlots>;
 
-size_t StreamSharedBytes(const MoeArgs& args, int slots) {
-  return size_t{kStreamWarps} * slots * kRoundSize + sizeof(StreamShared) +
-         (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
-}
+  template <typename Format>
+  static auto* Kernel(bool faithful) {
+    return faithful ? ExpertStreamKernel<Format, false, kM, kSlots>
+                    : ExpertStreamKernel<Format, true, kM, kSlots>;
+  }
+  static size_t SharedBytes(const MoeArgs& args) {
+    return sizeof(Ring) + sizeof(StreamShared) +
+           (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
+  }
+};
+using ShapeOfOneRow = StreamShape<1, 5>;
+using ShapeOfRows = StreamShape<2, 2>;
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 
@@ -202,7 +212,7 @@ size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& str
 }
 
 // One launch for all products.
-template <typename Format, int kSlots>
+template <typename Format, typename Shape>
 void Stream(const KernelContext& ctx, const MoeArgs& args) {
   const int pairs = args.rows * args.experts_per_token;
   const bool faithful = ctx.faithful();
@@ -220,15 +230,15 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
   stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : 16;
-  stream.units[0] = 2 * args.intermediate / kUnitRows;
-  stream.units[1] = args.dim / kUnitRows;
+  stream.units[0] = args.intermediate / (8 * Shape::kM);
+  stream.units[1] = args.dim / (16 * Shape::kM);
   stream.swiglu = {args.swiglu_limit, faithful};
   stream.weights = args.weights;
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
   const int tiles = shared_tiles + max_tiles;
   const int blocks = args.intermediate / kBlockK;
-  const int counters = tiles * (blocks + 1) + args.dim / kUnitRows;
-  size_t shared_bytes = StreamSharedBytes(args, kSlots);
+  const int counters = tiles * (blocks + 1) + stream.units[1];
+  size_t shared_bytes = Shape::SharedBytes(args);
   const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
   if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaDevice::kZeros) {
     shared_bytes = with_plan;
@@ -252,8 +262,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.activation = AllocateRows<Format>(ctx, all, args.intermediate, !faithful);
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
-  auto* kernel =
-      faithful ? ExpertStreamKernel<Format, false, kSlots> : ExpertStreamKernel<Format, true, kSlots>;
+  auto* kernel = Shape::template Kernel<Format>(faithful);
   Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, shared_bytes, stream);
   if (stream.out != nullptr) return;
   Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
@@ -267,7 +276,7 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
-         StreamSharedBytes(args, kRingSlots) <= kBlockSharedBytes;
+         ShapeOfRows::SharedBytes(args) <= kBlockSharedBytes;
 }
 
 // Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
@@ -286,7 +295,7 @@ void Experts(const KernelContext& ctx, const MoeArgs& args) {
   if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
     Wide(ctx, args);
   } else if (streams) {
-    args.rows == 1 ? Stream<Format, kRingSlotsOfOne>(ctx, args) : Stream<Format, kRingSlots>(ctx, args);
+    args.rows == 1 ? Stream<Format, ShapeOfOneRow>(ctx, args) : Stream<Format, ShapeOfRows>(ctx, args);
   } else {
     ByProduct<Format>(ctx, args);
   }

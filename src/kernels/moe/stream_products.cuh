@@ -25,38 +25,40 @@ struct StreamShared {
   const float* weights;  // [rows, slots]
   uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
   FewPairs few;
-  BlockFactors factors[kStreamWarps];
 };
 
-// `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of rows g and g + 8 with
-// columns 2 t and 2 t + 1.
-template <typename Format, bool kSplit, int kSlots>
+// `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of its fragments' rows g
+// and g + 8 with columns 2 t and 2 t + 1.
+template <typename Format, bool kSplit, int kM, int kSlots>
 class UnitMultiplier {
  public:
   // The warp's ring has kSlots rounds of `rounds` already, or as many as there are.
   __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
-                            int num_tiles, WeightRounds<Format>& rounds, uint32_t ring)
+                            int num_tiles, WeightRounds<Format, kM>& rounds, uint32_t ring,
+                            BlockFactors<kM>& factors)
       : args_(args),
         shared_(shared),
-        factors_(shared.factors[threadIdx.x / 32]),
+        factors_(factors),
         tiles_(tiles),
         num_tiles_(num_tiles),
         rounds_(rounds),
-        sent_place_(ring + WeightRounds<Format>::Place()),
+        sent_place_(ring + WeightRounds<Format, kM>::Place()),
         weights_place_(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16) {}
 
   __device__ void Run() {
-    UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
+    UnitScales<Format, kM> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
     for (Unit at; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
-      float total[4] = {};
+      float total[kM][4] = {};
       if (IsFp8<Format>(args_, at.tile)) {
         Multiply<Fp8Weights>(at, scales, total);
       } else {
         Multiply<Format>(at, scales, total);
       }
       if (args_.swiglu.faithful) {
-        for (float& y : total) y = RoundBf16(y);
+        for (auto& of_fragment : total) {
+          for (float& y : of_fragment) y = RoundBf16(y);
+        }
       }
       if (at.is_down) {
         Down(at, total);
@@ -139,7 +141,7 @@ class UnitMultiplier {
   };
 
   template <typename F>
-  __device__ void Multiply(const Unit& at, UnitScales<Format>& scales, float (&total)[4]) {
+  __device__ void Multiply(const Unit& at, UnitScales<Format, kM>& scales, float (&total)[kM][4]) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
     const StreamTile& tile = tiles_[at.tile];
     const PreparedRows source = Source(at);
@@ -171,30 +173,40 @@ class UnitMultiplier {
         if (kFp8 && b == 1 && !has_second) break;
         if (kFp8 || b == 0) AwaitRound();
         constexpr int kChunks = kFp8 ? 2 : 1;
-        RowPair weights[kChunks];
+        RowPair weights[kM][kChunks];
+        RowScale row_scales[kM][2];
 #pragma unroll
-        for (int c = 0; c < kChunks; ++c) weights[c] = Chunk(kFp8 ? c : b);
-        if (kFp8 || b == 1) LeaveRound();
-        RowScale row_scales[2];
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const uint2 of_row = factors_.of_rows[(block + b) % kFactorBlocks][g() + half * 8];
-          row_scales[half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()), __uint_as_float(of_row.y)};
+          for (int c = 0; c < kChunks; ++c) weights[m][c] = Chunk(m, kFp8 ? c : b);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const uint2 of_row = factors_.of_rows[(block + b) % kFactorBlocks][m * 16 + half * 8 + g()];
+            row_scales[m][half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
+                                   __uint_as_float(of_row.y)};
+          }
         }
+        if (kFp8 || b == 1) LeaveRound();
         const float2 f =
             *reinterpret_cast<const float2*>(&factors_.of_columns[(block + b) % kFactorBlocks][2 * t()]);
         if (block + b + 1 < blocks) x += kBlockK;
-        float acc[4] = {};
+        float acc[kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
-          Step<F>(weights, 2 * pair, row_scales, column, acc);
-          Step<F>(weights, 2 * pair + 1, row_scales, column, acc);
+#pragma unroll
+          for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
+#pragma unroll
+            for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
+          }
           column.Load(source, x, pair);  // the next block's, while this one is multiplied
         }
-        ScaleSums<F>(acc, row_scales, f);
-        if (b == 0 || has_second) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i) total[i] = __fadd_rn(total[i], acc[i]);
+        for (int m = 0; m < kM; ++m) {
+          ScaleSums<F>(acc[m], row_scales[m], f);
+          if (b == 0 || has_second) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) total[m][i] = __fadd_rn(total[m][i], acc[m][i]);
+          }
         }
       }
     }
@@ -213,9 +225,9 @@ class UnitMultiplier {
     AwaitCopies<kSlots - 1>();
     __syncwarp();
   }
-  // Sixteen bytes of the rows g and g + 8 in half `half` of the round.
-  __device__ RowPair Chunk(int half) const {
-    const uint32_t from = weights_place_ + slot_ + half * (64 - g() % 2 * 128);
+  // Sixteen bytes of rows g and g + 8 of a fragment, in half `half` of the round.
+  __device__ RowPair Chunk(int m, int half) const {
+    const uint32_t from = weights_place_ + slot_ + half * (64 - g() % 2 * 128) + m * 16 * kRoundBytes;
     return {LoadShared(from), LoadShared(from + 8 * kRoundBytes)};
   }
   // Sends for another round in place of this one, which the warp has read.
@@ -226,11 +238,11 @@ class UnitMultiplier {
     } else {
       EndCopies();
     }
-    slot_ = slot_ + kRoundSize < kSlots * kRoundSize ? slot_ + kRoundSize : 0;
+    slot_ = slot_ + kRoundSize<kM> < kSlots * kRoundSize<kM> ? slot_ + kRoundSize<kM> : 0;
   }
 
   // Of w1 in rows g, of w3 in rows g + 8.
-  __device__ void Up(const Unit& at, const float (&y)[4]) {
+  __device__ void Up(const Unit& at, const float (&y)[kM][4]) {
     const StreamTile& tile = tiles_[at.tile];
     const bool is_shared = at.tile < args_.shared_tiles;
 #pragma unroll
@@ -239,12 +251,14 @@ class UnitMultiplier {
       if (column >= tile.count) break;
       const int64_t pair = shared_.plan.list[tile.begin + column];
       const float weight = is_shared ? 1 : shared_.weights[pair];
-      args_.hidden[pair * args_.intermediate + at.row + g()] = args_.swiglu(y[i], y[2 + i], weight);
+      float* to = args_.hidden + pair * args_.intermediate + at.row + g();
+#pragma unroll
+      for (int m = 0; m < kM; ++m) to[8 * m] = args_.swiglu(y[m][i], y[m][2 + i], weight);
     }
     const int blocks = args_.intermediate / kBlockK;
     const int block = at.row / kBlockK;
     const int before = WarpCount(args_.units_of_block + at.tile * blocks + block);
-    if (before != 2 * kBlockK / kUnitRows - 1) return;
+    if (before != kBlockK / (8 * kM) - 1) return;
     Fence();
     if (is_shared) {
       Prepare<Fp8Weights>(tile, block);
@@ -276,7 +290,7 @@ class UnitMultiplier {
     }
   }
 
-  __device__ void Down(const Unit& at, const float (&y)[4]) {
+  __device__ void Down(const Unit& at, const float (&y)[kM][4]) {
     const StreamTile& tile = tiles_[at.tile];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -284,12 +298,15 @@ class UnitMultiplier {
       if (column >= tile.count) break;
       const int64_t pair = shared_.plan.list[tile.begin + column];
       float* to = args_.y + pair * args_.dim + at.row + g();
-      to[0] = y[i];
-      to[8] = y[2 + i];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        to[16 * m] = y[m][i];
+        to[16 * m + 8] = y[m][2 + i];
+      }
     }
-    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != num_tiles_ - 1) return;
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / (16 * kM)) != num_tiles_ - 1) return;
     Fence();
-    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / kUnitRows] = 0;
+    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / (16 * kM)] = 0;
     Combine(at.row);
   }
 
@@ -298,10 +315,10 @@ class UnitMultiplier {
   }
 
   // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
-  // neighbours a lane, and four rows at once.
+  // neighbours a lane.
   __device__ void Combine(int first) const {
     constexpr int kTogether = 6;  // slots whose loads are sent for at once
-    constexpr int kLanes = kUnitRows / 2;
+    constexpr int kLanes = 8 * kM;
     const int output = first + lane() % kLanes * 2;
     const auto load = [&](int pair) {
       return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
@@ -330,10 +347,10 @@ class UnitMultiplier {
 
   const StreamArgs& args_;
   StreamShared& shared_;
-  BlockFactors& factors_;
+  BlockFactors<kM>& factors_;
   const StreamTile* tiles_;
   const int num_tiles_;
-  WeightRounds<Format>& rounds_;
+  WeightRounds<Format, kM>& rounds_;
   const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
   const uint32_t weights_place_;  // and where it takes them
   int slot_ = 0;                  // in bytes

@@ -14,9 +14,9 @@ namespace foresight::cuda {
 
 constexpr int kStreamWarps = 16;   // of a thread block
 constexpr int kStreamColumns = 8;  // rows of the step that share a unit's weights, at most
-constexpr int kUnitRows = 16;
-constexpr int kRoundBytes = 128;                     // of every row of a unit
-constexpr int kRoundSize = kUnitRows * kRoundBytes;  // what a warp sends for at a time
+constexpr int kRoundBytes = 128;   // of every row of a unit
+template <int kM>
+constexpr int kRoundSize = 16 * kM* kRoundBytes;  // what a warp sends for at a time
 
 // The weights of one expert, and its pairs.
 struct StreamTile {
@@ -81,7 +81,7 @@ __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
 }
 
-// Sixteen weight rows of a tile. All units have numbers: those of w1 and w3, tile after tile, then those of
+// Some weight rows of a tile. All units have numbers: those of w1 and w3, tile after tile, then those of
 // w2.
 struct Unit {
   int tile;
@@ -95,19 +95,20 @@ struct Unit {
   }
   __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
   // False: it isn't one of the first `tiles`.
+  template <int kM>
   __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
     is_down = number >= tiles * args.units[0];
     if (is_down) number -= tiles * args.units[0];
     const int units = args.units[is_down];
     tile = static_cast<int>(static_cast<unsigned>(number) / static_cast<unsigned>(units));
-    row = (number - tile * units) * (is_down ? kUnitRows : kUnitRows / 2);
+    row = (number - tile * units) * (is_down ? 16 * kM : 8 * kM);
     return is_down ? with_down && tile < tiles : true;
   }
 };
 
 // What a warp sends for, round after round. In shared memory eight lanes that read 16 bytes each, four of a
 // row, never meet in a bank: the halves of odd rows change places.
-template <typename Format>
+template <typename Format, int kM>
 class WeightRounds {
  public:
   __device__ WeightRounds(const StreamArgs& args, const StreamTile* tiles, int warp)
@@ -117,11 +118,12 @@ class WeightRounds {
   __device__ bool HasNext(int tiles, bool with_down) {
     if (left_ > 0) return true;
     Unit unit;
-    if (!unit.Find(args_, tiles, with_down, next_)) return false;
+    if (!unit.template Find<kM>(args_, tiles, with_down, next_)) return false;
     const StreamTile& tile = tiles_[unit.tile];
     const int cols = args_.Cols(unit.is_down);
     left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
     four_rows_ = 4 * left_;
+    fragment_ = (unit.is_down ? 16 : 8) * left_;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int64_t at = int64_t{unit.row + lane / 8} * left_ + lane % 8 * 16;
     from_[0] = tile.data[unit.is_down ? 2 : 0] + at;
@@ -139,8 +141,13 @@ class WeightRounds {
   __device__ void Copy(uint32_t place) {
     if (static_cast<int>(threadIdx.x) % 8 * 16 < left_) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        policy_.Copy(place + i * 4 * kRoundBytes, from_[i / 2] + i % 2 * four_rows_);
+      for (int m = 0; m < kM; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const uint8_t* from = from_[half] + m * fragment_;
+          policy_.Copy(place + (16 * m + 8 * half) * kRoundBytes, from);
+          policy_.Copy(place + (16 * m + 8 * half + 4) * kRoundBytes, from + four_rows_);
+        }
       }
     }
     EndCopies();
@@ -154,22 +161,25 @@ class WeightRounds {
   const StreamTile* tiles_;
   const CopyOnce policy_;
   int next_;                     // unit
-  const uint8_t* from_[2] = {};  // the lane's first bytes in the upper and in the lower eight rows
-  int four_rows_ = 0;            // bytes
+  const uint8_t* from_[2] = {};  // the lane's first bytes in the first and in the second eight rows
+  int four_rows_ = 0;            // in bytes
+  int fragment_ = 0;             // from eight rows to those of the next fragment, in bytes
   int left_ = 0;                 // of each row of the unit
 };
 
 // What sums of eight blocks are multiplied by, and what codes are decoded with.
 constexpr int kFactorBlocks = 8;
+template <int kM>
 struct BlockFactors {
-  uint2 of_rows[kFactorBlocks]
-               [kUnitRows];  // a byte for each lane of a row (see FactorOf()), and a float's bits
+  // A byte for each lane of a row (see FactorOf()), and a float's bits.
+  uint2 of_rows[kFactorBlocks][16 * kM];
   float of_columns[kFactorBlocks][kStreamColumns];
 };
 
-// A lane's scales of eight blocks of the rows g and g + 8 (g = lane / 4, t = lane % 4): of blocks 2 t and 2 t
-// + 1. They are sent for while the eight blocks before them are multiplied, the unit's before included.
-template <typename Format>
+// A lane's scales of eight blocks of its fragments' rows g and g + 8 (g = lane / 4, t = lane % 4): of blocks
+// 2 t and 2 t + 1. They are sent for while the eight blocks before them are multiplied, the unit's before
+// included.
+template <typename Format, int kM>
 class UnitScales {
  public:
   __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
@@ -178,17 +188,17 @@ class UnitScales {
   }
 
   // Whether there is a unit; then `unit` is it.
-  __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
+  __device__ bool Get(Unit& unit) const { return unit.template Find<kM>(args_, num_tiles_, true, next_); }
   // The next eight blocks', for the warp.
   template <typename F>
-  __device__ void Take(BlockFactors& factors) {
+  __device__ void Take(BlockFactors<kM>& factors) {
     const int g = static_cast<int>(threadIdx.x) % 32 / 4;
     const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int row = 0; row < 2 * kM; ++row) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const uint32_t word = words_[half][i];
+        const uint32_t word = words_[row][i];
         uint2 of_row;
         if constexpr (F::kDType == DType::kF8E4M3) {
           of_row = {0, __float_as_uint(F::Scale(static_cast<uint8_t>(word)).block)};
@@ -197,7 +207,7 @@ class UnitScales {
           of_row = {F::Factors(word, largest),
                     __float_as_uint(F::BlockFactor(static_cast<uint8_t>(largest)))};
         }
-        factors.of_rows[2 * t + i][g + half * 8] = of_row;
+        factors.of_rows[2 * t + i][g + row * 8] = of_row;
       }
     }
     from_[0] += step_;
@@ -225,6 +235,7 @@ class UnitScales {
     const int64_t at = int64_t{row} * blocks * bytes + 2 * t * bytes;
     from_[0] = tile.scales[unit.is_down ? 2 : 0] + at;
     from_[1] = unit.is_down ? from_[0] + (is_fp8 ? 0 : 8 * blocks * bytes) : tile.scales[1] + at;
+    fragment_ = is_fp8 ? 0 : (unit.is_down ? 16 : 8) * blocks * bytes;
     step_ = kFactorBlocks * bytes;
     left_ = blocks;
     Load();
@@ -232,19 +243,19 @@ class UnitScales {
   __device__ void Load() {
     const int own = left_ - static_cast<int>(threadIdx.x) % 4 * 2;  // blocks from the lane's first on
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t* from = from_[half];
+    for (int row = 0; row < 2 * kM; ++row) {
+      const uint8_t* from = from_[row % 2] + row / 2 * fragment_;
       if (step_ == kFactorBlocks) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) words_[half][i] = i < own ? __ldg(from + i) : 0;
+        for (int i = 0; i < 2; ++i) words_[row][i] = i < own ? __ldg(from + i) : 0;
       } else if (own > 1 && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
         const uint2 both = LoadOnce(from);
-        words_[half][0] = both.x;
-        words_[half][1] = both.y;
+        words_[row][0] = both.x;
+        words_[row][1] = both.y;
       } else {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          words_[half][i] = i < own ? __ldg(reinterpret_cast<const uint32_t*>(from) + i) : 0;
+          words_[row][i] = i < own ? __ldg(reinterpret_cast<const uint32_t*>(from) + i) : 0;
         }
       }
     }
@@ -263,9 +274,10 @@ class UnitScales {
   const int num_tiles_;
   int next_;  // unit
   const uint8_t* from_[2] = {};
-  int step_ = 0;  // bytes of eight blocks
-  int left_ = 0;  // blocks of the unit, with those that were sent for
-  uint32_t words_[2][2] = {};
+  int fragment_ = 0;  // from eight rows to those of the next fragment, in bytes
+  int step_ = 0;      // bytes of eight blocks
+  int left_ = 0;      // blocks of the unit, with those that were sent for
+  uint32_t words_[2 * kM][2] = {};
 };
 
 }  // namespace foresight::cuda
