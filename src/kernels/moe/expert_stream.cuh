@@ -34,9 +34,11 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
                              StreamTile* tiles) {
   const int pairs = args.rows * args.slots;
   const int thread = threadIdx.x;
-  for (int i = thread; i < args.shared_tiles; i += kStreamThreads) {
-    tiles[i].Set(args.shared, pairs + i * kStreamColumns,
-                 min(kStreamColumns, args.rows - i * kStreamColumns));
+  for (int i = thread; i < args.shared_tiles * kStreamColumns; i += kStreamThreads) {
+    StreamTile& tile = tiles[i / kStreamColumns];
+    const int row = min(i, args.rows - 1);
+    tile.SetColumn(i % kStreamColumns, pairs + row, row, 1);
+    if (i % kStreamColumns == 0) tile.Set(args.shared, min(kStreamColumns, args.rows - i));
   }
   if (thread == 0) {
     shared.ready_tiles = 0;
@@ -55,10 +57,6 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
       shared.x[0] = shared.x[1] = reinterpret_cast<uint16_t*>(memory + args.rows_at);
       if (!args.one_format) shared.x[1] += args.rows * args.x_routed.stride();
     }
-  }
-  if (args.plans && thread < args.rows) {
-    shared.few.list[pairs + thread] = pairs + thread;
-    shared.few.rows[pairs + thread] = thread;
   }
   // Where the experts' weights are is known a little sooner.
   constexpr int kLine = 128;
@@ -139,10 +137,15 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
     __syncthreads();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
-  for (int i = thread; i < args.max_tiles; i += kStreamThreads) {
-    const ExpertTile tile = shared.plan.tiles[i];  // garbage behind the end; read beside the number
-    if (args.shared_tiles + i >= num_tiles) break;
-    tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
+  for (int i = thread; i < args.max_tiles * kStreamColumns; i += kStreamThreads) {
+    const ExpertTile from =
+        shared.plan.tiles[i / kStreamColumns];  // garbage behind the end; read beside the number
+    const int at = args.shared_tiles + i / kStreamColumns;
+    if (at >= num_tiles) break;
+    const int column = i % kStreamColumns;
+    const int pair = shared.plan.list[from.begin + min(column, from.count - 1)];
+    tiles[at].SetColumn(column, pair, pair / args.slots, shared.weights[pair]);
+    if (column == 0) tiles[at].Set(args.experts[from.expert], from.count);
   }
   __syncthreads();
   return num_tiles;

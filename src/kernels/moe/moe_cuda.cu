@@ -276,6 +276,7 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
+         pairs + args.rows <= kMostStreamPairs &&
          ShapeOfRows::SharedBytes(args) <= kBlockSharedBytes;
 }
 

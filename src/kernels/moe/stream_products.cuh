@@ -9,8 +9,8 @@ namespace foresight::cuda {
 
 // What a thread block finds by itself of a step of few pairs.
 struct FewPairs {
-  int32_t list[2 * kFewPairs];
-  int32_t rows[2 * kFewPairs];
+  int32_t list[kFewPairs];
+  int32_t rows[kFewPairs];
   ExpertTile tiles[kFewPairs];
   int num_tiles;
   int32_t ids[kFewPairs];
@@ -47,7 +47,7 @@ class UnitMultiplier {
 
   __device__ void Run() {
     UnitScales<Format, kM> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
-    for (Unit at; scales.Get(at);) {
+    for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};
       if (IsFp8<Format>(args_, at.tile)) {
@@ -146,9 +146,7 @@ class UnitMultiplier {
     const StreamTile& tile = tiles_[at.tile];
     const PreparedRows source = Source(at);
     const int blocks = args_.Cols(at.is_down) / kBlockK;
-    // Behind the last column the lane's is another, whose products nobody asks for.
-    const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
-    const int64_t row = rows[min(g(), tile.count - 1)];
+    const int64_t row = (at.is_down ? tile.pairs : tile.rows)[g()];
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
@@ -244,13 +242,12 @@ class UnitMultiplier {
   // Of w1 in rows g, of w3 in rows g + 8.
   __device__ void Up(const Unit& at, const float (&y)[kM][4]) {
     const StreamTile& tile = tiles_[at.tile];
-    const bool is_shared = at.tile < args_.shared_tiles;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int column = 2 * t() + i;
       if (column >= tile.count) break;
-      const int64_t pair = shared_.plan.list[tile.begin + column];
-      const float weight = is_shared ? 1 : shared_.weights[pair];
+      const int64_t pair = tile.pairs[column];
+      const float weight = tile.weights[column];
       float* to = args_.hidden + pair * args_.intermediate + at.row + g();
 #pragma unroll
       for (int m = 0; m < kM; ++m) to[8 * m] = args_.swiglu(y[m][i], y[m][2 + i], weight);
@@ -260,7 +257,7 @@ class UnitMultiplier {
     const int before = WarpCount(args_.units_of_block + at.tile * blocks + block);
     if (before != kBlockK / (8 * kM) - 1) return;
     Fence();
-    if (is_shared) {
+    if (at.tile < args_.shared_tiles) {
       Prepare<Fp8Weights>(tile, block);
     } else {
       Prepare<Format>(tile, block);
@@ -279,7 +276,7 @@ class UnitMultiplier {
       int pairs[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        pairs[i] = shared_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
+        pairs[i] = tile.pairs[min(begin + i, tile.count - 1)];
         values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
       }
 #pragma unroll
@@ -296,7 +293,7 @@ class UnitMultiplier {
     for (int i = 0; i < 2; ++i) {
       const int column = 2 * t() + i;
       if (column >= tile.count) break;
-      const int64_t pair = shared_.plan.list[tile.begin + column];
+      const int64_t pair = tile.pairs[column];
       float* to = args_.y + pair * args_.dim + at.row + g();
 #pragma unroll
       for (int m = 0; m < kM; ++m) {

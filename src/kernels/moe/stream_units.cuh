@@ -18,23 +18,31 @@ constexpr int kRoundBytes = 128;   // of every row of a unit
 template <int kM>
 constexpr int kRoundSize = 16 * kM* kRoundBytes;  // what a warp sends for at a time
 
-// The weights of one expert, and its pairs.
+// The weights of one expert, and its pairs with their rows of the step and their weights. Behind the last
+// column stands another, whose products nobody asks for.
 struct StreamTile {
   const uint8_t* data[3];  // w1, w3, w2
   const uint8_t* scales[3];
-  int begin;
+  float weights[kStreamColumns];
+  uint16_t pairs[kStreamColumns];
+  uint16_t rows[kStreamColumns];
   int count;
 
-  __device__ void Set(const ExpertWeights& w, int first, int pairs) {
+  __device__ void Set(const ExpertWeights& w, int columns) {
     const MatrixView* views[3] = {&w.w1, &w.w3, &w.w2};
     for (int i = 0; i < 3; ++i) {
       data[i] = reinterpret_cast<const uint8_t*>(views[i]->data);
       scales[i] = views[i]->scales;
     }
-    begin = first;
-    count = pairs;
+    count = columns;
+  }
+  __device__ void SetColumn(int column, int pair, int row, float weight) {
+    pairs[column] = static_cast<uint16_t>(pair);
+    rows[column] = static_cast<uint16_t>(row);
+    weights[column] = weight;
   }
 };
+constexpr int kMostStreamPairs = 1 << 16;  // the shared expert's included
 
 // Tiles are numbered from the shared expert's on. D and I are multiples of 128.
 struct StreamArgs {
@@ -117,7 +125,7 @@ class WeightRounds {
   // Whether there is a further round among the first `tiles`.
   __device__ bool HasNext(int tiles, bool with_down) {
     if (left_ > 0) return true;
-    Unit unit;
+    Unit unit = {};
     if (!unit.template Find<kM>(args_, tiles, with_down, next_)) return false;
     const StreamTile& tile = tiles_[unit.tile];
     const int cols = args_.Cols(unit.is_down);
@@ -223,7 +231,7 @@ class UnitScales {
 
  private:
   __device__ void Open() {
-    Unit unit;
+    Unit unit = {};
     if (!Get(unit)) return;
     const StreamTile& tile = tiles_[unit.tile];
     const int g = static_cast<int>(threadIdx.x) % 32 / 4;
