@@ -71,7 +71,7 @@ template <typename Format, bool kSplit>
 __device__ inline void PrepareRows(const StreamArgs& args, const StreamShared& shared, int first) {
   const int blocks = args.dim / kBlockK;
   const int lane = threadIdx.x % 32;
-  const int begin = static_cast<int>(threadIdx.x) / 32 - first;
+  const int begin = static_cast<int>(threadIdx.x / 32) - first;
   const int step = kStreamThreads / 32 - first;
   const int end = args.rows * blocks;
   for (int i = begin; i < end; i += step) {  // all on their way at once
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   StreamTile* tiles = reinterpret_cast<StreamTile*>(&shared + 1);
   SetUp(args, shared, memory, tiles);
   __syncthreads();
-  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int warp = static_cast<int>(threadIdx.x / 32);
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(rings.rounds[warp]));
   WeightRounds<Format, kM> rounds(args, tiles, warp);
   int sent = 0;

@@ -42,11 +42,14 @@ class UnitMultiplier {
         tiles_(tiles),
         num_tiles_(num_tiles),
         rounds_(rounds),
-        sent_place_(ring + WeightRounds<Format, kM>::Place()),
-        weights_place_(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16) {}
+        sent_place_(Kept(ring + rounds.Place())),
+        weights_place_(Kept(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16)),
+        to_other_half_(Kept(64 - g() % 2 * 128)),
+        rows_place_(Kept(SharedAddress(&factors.of_rows[0][g()]))),
+        columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))) {}
 
   __device__ void Run() {
-    UnitScales<Format, kM> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x) / 32);
+    UnitScales<Format, kM> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
     for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};
@@ -86,9 +89,19 @@ class UnitMultiplier {
  private:
   static constexpr int kPairs = kBlockSteps / 2;  // of steps, whose values of a column lie together
 
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
-  __device__ static int g() { return lane() / 4; }
-  __device__ static int t() { return lane() % 4; }
+  // A value that the compiler would find again in every round keeps its register.
+  template <typename T>
+  __device__ static T Kept(T x) {
+    asm volatile("" : "+r"(x));
+    return x;
+  }
+  __device__ static uint32_t SharedAddress(const void* p) {
+    return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  }
+
+  __device__ static int lane() { return static_cast<int>(threadIdx.x % 32); }
+  __device__ static int g() { return static_cast<int>(threadIdx.x % 32 / 4); }
+  __device__ static int t() { return static_cast<int>(threadIdx.x % 4); }
 
   // One of the warps that wait watches, and tells the others.
   __device__ void AwaitActivation(int tile) {
@@ -156,7 +169,8 @@ class UnitMultiplier {
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
-      if (block % kFactorBlocks == 0) {
+      const int in_factors = block % kFactorBlocks;
+      if (in_factors == 0) {
         float of_column[2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
@@ -179,14 +193,16 @@ class UnitMultiplier {
           for (int c = 0; c < kChunks; ++c) weights[m][c] = Chunk(m, kFp8 ? c : b);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            const uint2 of_row = factors_.of_rows[(block + b) % kFactorBlocks][m * 16 + half * 8 + g()];
+            const uint2 of_row = LoadShared2(rows_place_ + (in_factors + b) * sizeof(factors_.of_rows[0]) +
+                                             (m * 16 + half * 8) * sizeof(uint2));
             row_scales[m][half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
                                    __uint_as_float(of_row.y)};
           }
         }
         if (kFp8 || b == 1) LeaveRound();
-        const float2 f =
-            *reinterpret_cast<const float2*>(&factors_.of_columns[(block + b) % kFactorBlocks][2 * t()]);
+        const uint2 of_columns =
+            LoadShared2(columns_place_ + (in_factors + b) * sizeof(factors_.of_columns[0]));
+        const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
         if (block + b + 1 < blocks) x += kBlockK;
         float acc[kM][4] = {};
 #pragma unroll
@@ -225,8 +241,8 @@ class UnitMultiplier {
   }
   // Sixteen bytes of rows g and g + 8 of a fragment, in half `half` of the round.
   __device__ RowPair Chunk(int m, int half) const {
-    const uint32_t from = weights_place_ + slot_ + half * (64 - g() % 2 * 128) + m * 16 * kRoundBytes;
-    return {LoadShared(from), LoadShared(from + 8 * kRoundBytes)};
+    const uint32_t from = weights_place_ + slot_ + half * to_other_half_ + m * 16 * kRoundBytes;
+    return {LoadShared4(from), LoadShared4(from + 8 * kRoundBytes)};
   }
   // Sends for another round in place of this one, which the warp has read.
   __device__ void LeaveRound() {
@@ -350,6 +366,9 @@ class UnitMultiplier {
   WeightRounds<Format, kM>& rounds_;
   const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
   const uint32_t weights_place_;  // and where it takes them
+  const int to_other_half_;       // of the round
+  const uint32_t rows_place_;     // of the factors of row g in the first block
+  const uint32_t columns_place_;  // and of columns 2 t and 2 t + 1
   int slot_ = 0;                  // in bytes
   int ready_tiles_ = 0;           // known to be
 };

@@ -132,8 +132,8 @@ class WeightRounds {
     left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
     four_rows_ = 4 * left_;
     fragment_ = (unit.is_down ? 16 : 8) * left_;
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int64_t at = int64_t{unit.row + lane / 8} * left_ + lane % 8 * 16;
+    const int at_row = unit.row + static_cast<int>(threadIdx.x % 32 / 8);
+    const int64_t at = int64_t{at_row} * left_ + threadIdx.x % 8 * 16;
     from_[0] = tile.data[unit.is_down ? 2 : 0] + at;
     from_[1] = unit.is_down ? from_[0] + 2 * four_rows_ : tile.data[1] + at;
     next_ += Unit::Step();
@@ -141,13 +141,13 @@ class WeightRounds {
   }
   // Where the lane's first bytes of a round go, from its slot's address on.
   __device__ static int Place() {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    return lane / 8 * kRoundBytes + (lane % 8 ^ lane / 8 % 2 * 4) * 16;
+    const unsigned row = threadIdx.x % 32 / 8;
+    return static_cast<int>(row * kRoundBytes + (threadIdx.x % 8 ^ row % 2 * 4) * 16);
   }
   // The round that is there, to the slot whose address in shared memory is `place` less Place(), as a group
   // of copies.
   __device__ void Copy(uint32_t place) {
-    if (static_cast<int>(threadIdx.x) % 8 * 16 < left_) {
+    if (static_cast<int>(threadIdx.x % 8 * 16) < left_) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -200,8 +200,8 @@ class UnitScales {
   // The next eight blocks', for the warp.
   template <typename F>
   __device__ void Take(BlockFactors<kM>& factors) {
-    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
-    const int t = static_cast<int>(threadIdx.x) % 4;
+    const int g = static_cast<int>(threadIdx.x % 32 / 4);
+    const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
     for (int row = 0; row < 2 * kM; ++row) {
 #pragma unroll
@@ -234,8 +234,8 @@ class UnitScales {
     Unit unit = {};
     if (!Get(unit)) return;
     const StreamTile& tile = tiles_[unit.tile];
-    const int g = static_cast<int>(threadIdx.x) % 32 / 4;
-    const int t = static_cast<int>(threadIdx.x) % 4;
+    const int g = static_cast<int>(threadIdx.x % 32 / 4);
+    const int t = static_cast<int>(threadIdx.x % 4);
     const int blocks = args_.Cols(unit.is_down) / kBlockK;
     const bool is_fp8 = IsFp8<Format>(args_, unit.tile);
     const int bytes = is_fp8 ? 1 : 4;  // of a row and block
@@ -245,36 +245,34 @@ class UnitScales {
     from_[1] = unit.is_down ? from_[0] + (is_fp8 ? 0 : 8 * blocks * bytes) : tile.scales[1] + at;
     fragment_ = is_fp8 ? 0 : (unit.is_down ? 16 : 8) * blocks * bytes;
     step_ = kFactorBlocks * bytes;
+    in_pairs_ = !is_fp8 && blocks % 2 == 0 && reinterpret_cast<uintptr_t>(from_[0]) % 8 == 0 &&
+                reinterpret_cast<uintptr_t>(from_[1]) % 8 == 0;
     left_ = blocks;
     Load();
   }
+  // Of blocks that aren't there nothing.
   __device__ void Load() {
-    const int own = left_ - static_cast<int>(threadIdx.x) % 4 * 2;  // blocks from the lane's first on
+    const int own = left_ - static_cast<int>(threadIdx.x % 4 * 2);  // blocks from the lane's first on
 #pragma unroll
     for (int row = 0; row < 2 * kM; ++row) {
       const uint8_t* from = from_[row % 2] + row / 2 * fragment_;
-      if (step_ == kFactorBlocks) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) words_[row][i] = i < own ? __ldg(from + i) : 0;
-      } else if (own > 1 && reinterpret_cast<uintptr_t>(from) % 8 == 0) {
-        const uint2 both = LoadOnce(from);
-        words_[row][0] = both.x;
-        words_[row][1] = both.y;
+      if (in_pairs_) {
+        if (own > 0) LoadPair(from, words_[row]);
       } else {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          words_[row][i] = i < own ? __ldg(reinterpret_cast<const uint32_t*>(from) + i) : 0;
+          if (i >= own) break;
+          words_[row][i] =
+              step_ == kFactorBlocks ? __ldg(from + i) : __ldg(reinterpret_cast<const uint32_t*>(from) + i);
         }
       }
     }
   }
   // Past the first-level cache, and the 128 bytes around it into the second-level one.
-  __device__ static uint2 LoadOnce(const uint8_t* from) {
-    uint2 both;
+  __device__ static void LoadPair(const uint8_t* from, uint32_t (&pair)[2]) {
     asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-                 : "=r"(both.x), "=r"(both.y)
+                 : "=r"(pair[0]), "=r"(pair[1])
                  : "l"(from));
-    return both;
   }
 
   const StreamArgs& args_;
@@ -282,9 +280,10 @@ class UnitScales {
   const int num_tiles_;
   int next_;  // unit
   const uint8_t* from_[2] = {};
-  int fragment_ = 0;  // from eight rows to those of the next fragment, in bytes
-  int step_ = 0;      // bytes of eight blocks
-  int left_ = 0;      // blocks of the unit, with those that were sent for
+  int fragment_ = 0;       // from eight rows to those of the next fragment, in bytes
+  int step_ = 0;           // bytes of eight blocks
+  int left_ = 0;           // blocks of the unit, with those that were sent for
+  bool in_pairs_ = false;  // a lane's two blocks are one load
   uint32_t words_[2 * kM][2] = {};
 };
 
