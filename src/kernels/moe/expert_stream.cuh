@@ -1,6 +1,6 @@
 // All experts of a step of few rows in one launch that reads weights without a pause.
 //
-// Thread blocks stay, one per multiprocessor. Each of sixteen warps has units of its own (stream_units.cuh),
+// Thread blocks stay, one per multiprocessor. Each of twelve warps has units of its own (stream_units.cuh),
 // first of w1 and w3, the shared expert's before the routed ones', then of w2 in the same order, and reads
 // them through a ring of its own in shared memory, rounds ahead: nobody in the thread block waits for
 // another. Who finishes the last of the units that make up 128 values of an activation prepares these for w2.

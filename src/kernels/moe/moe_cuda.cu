@@ -188,8 +188,8 @@ struct StreamShape {
            (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
   }
 };
-using ShapeOfOneRow = StreamShape<1, 5>;
-using ShapeOfRows = StreamShape<2, 2>;
+using ShapeOfOneRow = StreamShape<1, 7>;
+using ShapeOfRows = StreamShape<2, 3>;
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 
@@ -229,7 +229,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.shared_tiles = shared_tiles;
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
-  stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : 16;
+  stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : kStreamWarps;
   stream.units[0] = args.intermediate / (8 * Shape::kM);
   stream.units[1] = args.dim / (16 * Shape::kM);
   stream.swiglu = {args.swiglu_limit, faithful};

@@ -113,7 +113,7 @@ class UnitMultiplier {
       }
       ready_tiles_ = __shfl_sync(0xffffffff, ready_tiles_, 0);
       if (__shfl_sync(0xffffffff, watches, 0) == 0) {
-        __nanosleep(50);
+        __nanosleep(20);
         continue;
       }
       Watch();
@@ -129,7 +129,7 @@ class UnitMultiplier {
         next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
     const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
     if (more == 0) {
-      __nanosleep(100);
+      __nanosleep(20);
       return;
     }
     Fence();

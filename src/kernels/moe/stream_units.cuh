@@ -12,7 +12,7 @@
 
 namespace foresight::cuda {
 
-constexpr int kStreamWarps = 16;   // of a thread block
+constexpr int kStreamWarps = 12;   // of a thread block
 constexpr int kStreamColumns = 8;  // rows of the step that share a unit's weights, at most
 constexpr int kRoundBytes = 128;   // of every row of a unit
 template <int kM>
@@ -179,8 +179,8 @@ class WeightRounds {
 constexpr int kFactorBlocks = 8;
 template <int kM>
 struct BlockFactors {
-  // A byte for each lane of a row (see FactorOf()), and a float's bits.
-  uint2 of_rows[kFactorBlocks][16 * kM];
+  // A byte for each lane of a row (see FactorOf()), and a float's bits; blocks begin in other banks.
+  uint2 of_rows[kFactorBlocks][16 * kM + 2];
   float of_columns[kFactorBlocks][kStreamColumns];
 };
 
