@@ -163,9 +163,17 @@ class UnitMultiplier {
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
-    Column column;
+    // Blocks whose chains run side by side, so that no product waits for the one before it.
+    constexpr int kTogether = kM == 1 && !kSplit ? 2 : 1;
+    constexpr int kChunks = kFp8 ? 2 : 1;
+    Column columns[kTogether];
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
+    for (int i = 0; i < kTogether; ++i) {
+#pragma unroll
+      for (int pair = 0; pair < kPairs; ++pair) {
+        columns[i].Load(source, x + (i < blocks ? i * kBlockK : 0), pair);
+      }
+    }
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
@@ -181,49 +189,73 @@ class UnitMultiplier {
         __syncwarp();
       }
 #pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        if (kFp8 && b == 1 && !has_second) break;
-        if (kFp8 || b == 0) AwaitRound();
-        constexpr int kChunks = kFp8 ? 2 : 1;
-        RowPair weights[kM][kChunks];
-        RowScale row_scales[kM][2];
+      for (int first = 0; first < 2; first += kTogether) {
+        RowPair weights[kTogether][kM][kChunks] = {};
+        RowScale row_scales[kTogether][kM][2];
+        float2 of_columns[kTogether];
+        const uint16_t* next[kTogether];  // columns of the blocks behind these
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
+        for (int i = 0; i < kTogether; ++i) {
+          const int b = first + i;
+          FindScales<F>(in_factors + b, row_scales[i], of_columns[i]);
+          next[i] = x + (block + b + kTogether < blocks ? (kTogether + i) * kBlockK : 0);
+          if (kFp8 && b == 1 && !has_second) continue;
+          if (kFp8 || b == 0) AwaitRound();
 #pragma unroll
-          for (int c = 0; c < kChunks; ++c) weights[m][c] = Chunk(m, kFp8 ? c : b);
+          for (int m = 0; m < kM; ++m) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const uint2 of_row = LoadShared2(rows_place_ + (in_factors + b) * sizeof(factors_.of_rows[0]) +
-                                             (m * 16 + half * 8) * sizeof(uint2));
-            row_scales[m][half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
-                                   __uint_as_float(of_row.y)};
+            for (int c = 0; c < kChunks; ++c) weights[i][m][c] = Chunk(m, kFp8 ? c : b);
           }
+          if (kFp8 || b == 1) LeaveRound();
         }
-        if (kFp8 || b == 1) LeaveRound();
-        const uint2 of_columns =
-            LoadShared2(columns_place_ + (in_factors + b) * sizeof(factors_.of_columns[0]));
-        const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
-        if (block + b + 1 < blocks) x += kBlockK;
-        float acc[kM][4] = {};
+        x = next[0];
+        float acc[kTogether][kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
 #pragma unroll
           for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
 #pragma unroll
-            for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
+            for (int i = 0; i < kTogether; ++i) {
+#pragma unroll
+              for (int m = 0; m < kM; ++m) {
+                Step<F>(weights[i][m], step, row_scales[i][m], columns[i], acc[i][m]);
+              }
+            }
           }
-          column.Load(source, x, pair);  // the next block's, while this one is multiplied
+          // Those of the next blocks, while these are multiplied.
+#pragma unroll
+          for (int i = 0; i < kTogether; ++i) columns[i].Load(source, next[i], pair);
         }
 #pragma unroll
-        for (int m = 0; m < kM; ++m) {
-          ScaleSums<F>(acc[m], row_scales[m], f);
-          if (b == 0 || has_second) {
+        for (int i = 0; i < kTogether; ++i) {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) total[m][i] = __fadd_rn(total[m][i], acc[m][i]);
+          for (int m = 0; m < kM; ++m) {
+            ScaleSums<F>(acc[i][m], row_scales[i][m], of_columns[i]);
+            if (first + i == 0 || has_second) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) total[m][j] = __fadd_rn(total[m][j], acc[i][m][j]);
+            }
           }
         }
       }
     }
+  }
+
+  // Of a block of those in factors_.
+  template <typename F>
+  __device__ void FindScales(int block, RowScale (&row_scales)[kM][2], float2& of_columns) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint2 of_row = LoadShared2(rows_place_ + block * sizeof(factors_.of_rows[0]) +
+                                         (m * 16 + half * 8) * sizeof(uint2));
+        row_scales[m][half] = {F::kDType == DType::kF8E4M3 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
+                               __uint_as_float(of_row.y)};
+      }
+    }
+    const uint2 bits = LoadShared2(columns_place_ + block * sizeof(factors_.of_columns[0]));
+    of_columns = {__uint_as_float(bits.x), __uint_as_float(bits.y)};
   }
 
   template <typename F, int kChunks>
