@@ -1,6 +1,6 @@
 // All experts of a step of few rows in one launch that reads weights without a pause.
 //
-// Thread blocks stay, one per multiprocessor. Each of twelve warps has units of its own (stream_units.cuh),
+// Thread blocks stay, one per multiprocessor. Each warp has units of its own (stream_units.cuh),
 // first of w1 and w3, the shared expert's before the routed ones', then of w2 in the same order, and reads
 // them through a ring of its own in shared memory, rounds ahead: nobody in the thread block waits for
 // another. Who finishes the last of the units that make up 128 values of an activation prepares these for w2.
@@ -18,15 +18,13 @@
 
 namespace foresight::cuda {
 
-constexpr int kStreamThreads = kStreamWarps * 32;
 constexpr int kRouterBarrier = 1;
-static_assert(kRouterThreads <= kStreamThreads);
 
 // Of each warp.
-template <int kM, int kSlots>
+template <int kWarps, int kM, int kSlots>
 struct StreamRing {
-  uint8_t rounds[kStreamWarps][kSlots * kRoundSize<kM>];
-  BlockFactors<kM> factors[kStreamWarps];
+  uint8_t rounds[kWarps][kSlots * kRoundSize<kM>];
+  BlockFactors<kM> factors[kWarps];
 };
 
 // What is known before the inputs are.
@@ -34,7 +32,7 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
                              StreamTile* tiles) {
   const int pairs = args.rows * args.slots;
   const int thread = threadIdx.x;
-  for (int i = thread; i < args.shared_tiles * kStreamColumns; i += kStreamThreads) {
+  for (int i = thread; i < args.shared_tiles * kStreamColumns; i += static_cast<int>(blockDim.x)) {
     StreamTile& tile = tiles[i / kStreamColumns];
     const int row = min(i, args.rows - 1);
     tile.SetColumn(i % kStreamColumns, pairs + row, row, 1);
@@ -72,7 +70,7 @@ __device__ inline void PrepareRows(const StreamArgs& args, const StreamShared& s
   const int blocks = args.dim / kBlockK;
   const int lane = threadIdx.x % 32;
   const int begin = static_cast<int>(threadIdx.x / 32) - first;
-  const int step = kStreamThreads / 32 - first;
+  const int step = static_cast<int>(blockDim.x / 32) - first;
   const int end = args.rows * blocks;
   for (int i = begin; i < end; i += step) {  // all on their way at once
     if (lane < 4) Touch(args.x.x + i * kBlockK + lane * 32);
@@ -137,7 +135,7 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
     __syncthreads();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
-  for (int i = thread; i < args.max_tiles * kStreamColumns; i += kStreamThreads) {
+  for (int i = thread; i < args.max_tiles * kStreamColumns; i += static_cast<int>(blockDim.x)) {
     const ExpertTile from =
         shared.plan.tiles[i / kStreamColumns];  // garbage behind the end; read beside the number
     const int at = args.shared_tiles + i / kStreamColumns;
@@ -151,11 +149,12 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
   return num_tiles;
 }
 
-template <typename Format, bool kSplit, int kM, int kSlots>
-__global__ void __launch_bounds__(kStreamThreads, 1)
-    ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
+template <typename Format, bool kSplit, int kWarps, int kM, int kSlots>
+__global__ void __launch_bounds__(kWarps * 32, 1) ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
+  static_assert(kRouterThreads <= kWarps * 32);
+  using Ring = StreamRing<kWarps, kM, kSlots>;
   extern __shared__ __align__(128) uint8_t memory[];
-  StreamRing<kM, kSlots>& rings = *reinterpret_cast<StreamRing<kM, kSlots>*>(memory);
+  Ring& rings = *reinterpret_cast<Ring*>(memory);
   StreamShared& shared = *reinterpret_cast<StreamShared*>(&rings + 1);
   StreamTile* tiles = reinterpret_cast<StreamTile*>(&shared + 1);
   SetUp(args, shared, memory, tiles);
@@ -163,8 +162,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   const int warp = static_cast<int>(threadIdx.x / 32);
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(rings.rounds[warp]));
   WeightRounds<Format, kM> rounds(args, tiles, warp);
+  UnitScales<Format, kM> scales(args, tiles, warp);
   int sent = 0;
   const auto fill = [&](int num_tiles, bool with_down) {
+    scales.Begin(num_tiles, with_down);  // before what they would have to wait for
     for (; sent < kSlots && rounds.HasNext(num_tiles, with_down); ++sent) {
       rounds.Copy(ring + rounds.Place() + sent * kRoundSize<kM>);
     }
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   for (; sent < kSlots; ++sent) EndCopies();  // as many groups as slots
   UnitMultiplier<Format, kSplit, kM, kSlots> multiplier(args, shared, tiles, num_tiles, rounds, ring,
                                                         rings.factors[warp]);
-  multiplier.Run();
+  multiplier.Run(scales);
   multiplier.Leave();
 }
 

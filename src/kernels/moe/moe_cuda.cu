@@ -171,25 +171,27 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-// How a warp streams: fragments of 16 weight rows at a time, and rounds of them on their way. One row's warps
-// have a unit or two each, and take as long for one as for the other.
-template <int kFragments, int kSlots>
+// How a thread block streams: its warps, the fragments of 16 weight rows of a unit, and rounds on their way.
+template <int kNumWarps, int kFragments, int kSlots>
 struct StreamShape {
+  static constexpr int kWarps = kNumWarps;
   static constexpr int kM = kFragments;
-  using Ring = StreamRing<kM, kSlots>;
 
   template <typename Format>
   static auto* Kernel(bool faithful) {
-    return faithful ? ExpertStreamKernel<Format, false, kM, kSlots>
-                    : ExpertStreamKernel<Format, true, kM, kSlots>;
+    return faithful ? ExpertStreamKernel<Format, false, kWarps, kM, kSlots>
+                    : ExpertStreamKernel<Format, true, kWarps, kM, kSlots>;
   }
   static size_t SharedBytes(const MoeArgs& args) {
-    return sizeof(Ring) + sizeof(StreamShared) +
+    return sizeof(StreamRing<kWarps, kM, kSlots>) + sizeof(StreamShared) +
            (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
   }
 };
-using ShapeOfOneRow = StreamShape<1, 7>;
-using ShapeOfRows = StreamShape<2, 3>;
+// One or two rows have few units: each is to have a warp of its own, so that all end together. Many are
+// fastest with registers for much at once.
+using ShapeOfOneRow = StreamShape<16, 1, 5>;
+using ShapeOfTwoRows = StreamShape<16, 2, 2>;
+using ShapeOfRows = StreamShape<12, 2, 3>;
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 
@@ -229,7 +231,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.shared_tiles = shared_tiles;
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
-  stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : kStreamWarps;
+  stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : Shape::kWarps;
   stream.units[0] = args.intermediate / (8 * Shape::kM);
   stream.units[1] = args.dim / (16 * Shape::kM);
   stream.swiglu = {args.swiglu_limit, faithful};
@@ -263,7 +265,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
   auto* kernel = Shape::template Kernel<Format>(faithful);
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, shared_bytes, stream);
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), Shape::kWarps * 32, shared_bytes, stream);
   if (stream.out != nullptr) return;
   Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
 }
@@ -296,7 +298,10 @@ void Experts(const KernelContext& ctx, const MoeArgs& args) {
   if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
     Wide(ctx, args);
   } else if (streams) {
-    args.rows == 1 ? Stream<Format, ShapeOfOneRow>(ctx, args) : Stream<Format, ShapeOfRows>(ctx, args);
+    auto* stream = args.rows == 1   ? Stream<Format, ShapeOfOneRow>
+                   : args.rows == 2 ? Stream<Format, ShapeOfTwoRows>
+                                    : Stream<Format, ShapeOfRows>;
+    stream(ctx, args);
   } else {
     ByProduct<Format>(ctx, args);
   }

@@ -48,8 +48,7 @@ class UnitMultiplier {
         rows_place_(Kept(SharedAddress(&factors.of_rows[0][g()]))),
         columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))) {}
 
-  __device__ void Run() {
-    UnitScales<Format, kM> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
+  __device__ void Run(UnitScales<Format, kM>& scales) {
     for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};

@@ -12,7 +12,6 @@
 
 namespace foresight::cuda {
 
-constexpr int kStreamWarps = 12;   // of a thread block
 constexpr int kStreamColumns = 8;  // rows of the step that share a unit's weights, at most
 constexpr int kRoundBytes = 128;   // of every row of a unit
 template <int kM>
@@ -56,7 +55,7 @@ struct StreamArgs {
   int intermediate;
   int shared_tiles;
   int max_tiles;  // of the routed experts
-  int span;       // units in a row that are one thread block's; kStreamWarps is a multiple
+  int span;       // units in a row that are one thread block's; it divides the number of warps
   int units[2];   // of a tile: of w1 and w3, and of w2
   Swiglu swiglu;
   // Where pairs are few, thread blocks route, plan and prepare the rows by themselves, each all of it.
@@ -101,7 +100,7 @@ struct Unit {
     const int item = warp / args.span * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
     return item * args.span + warp % args.span;
   }
-  __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
+  __device__ static int Step() { return static_cast<int>(blockDim.x / 32 * gridDim.x); }
   // False: it isn't one of the first `tiles`.
   template <int kM>
   __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
@@ -190,11 +189,14 @@ struct BlockFactors {
 template <typename Format, int kM>
 class UnitScales {
  public:
-  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
-      : args_(args), tiles_(tiles), num_tiles_(num_tiles), next_(Unit::First(args, warp)) {
-    Open();
-  }
+  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int warp)
+      : args_(args), tiles_(tiles), next_(Unit::First(args, warp)) {}
 
+  // Sends for the first ones, if their unit is among the first `tiles` and they are not on their way yet.
+  __device__ void Begin(int tiles, bool with_down) {
+    num_tiles_ = tiles;
+    if (left_ == 0) Open(with_down);
+  }
   // Whether there is a unit; then `unit` is it.
   __device__ bool Get(Unit& unit) const { return unit.template Find<kM>(args_, num_tiles_, true, next_); }
   // The next eight blocks', for the warp.
@@ -225,14 +227,14 @@ class UnitScales {
       Load();
     } else {
       next_ += Unit::Step();
-      Open();
+      Open(true);
     }
   }
 
  private:
-  __device__ void Open() {
+  __device__ void Open(bool with_down) {
     Unit unit = {};
-    if (!Get(unit)) return;
+    if (!unit.template Find<kM>(args_, num_tiles_, with_down, next_)) return;
     const StreamTile& tile = tiles_[unit.tile];
     const int g = static_cast<int>(threadIdx.x % 32 / 4);
     const int t = static_cast<int>(threadIdx.x % 4);
@@ -277,7 +279,7 @@ class UnitScales {
 
   const StreamArgs& args_;
   const StreamTile* tiles_;
-  const int num_tiles_;
+  int num_tiles_ = 0;
   int next_;  // unit
   const uint8_t* from_[2] = {};
   int fragment_ = 0;       // from eight rows to those of the next fragment, in bytes
