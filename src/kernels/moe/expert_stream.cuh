@@ -150,7 +150,8 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
 }
 
 template <typename Format, bool kSplit, int kWarps, int kM, int kSlots>
-__global__ void __launch_bounds__(kWarps * 32, 1) ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
+__global__ void __launch_bounds__(kWarps * 32, 1)
+    ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
   static_assert(kRouterThreads <= kWarps * 32);
   using Ring = StreamRing<kWarps, kM, kSlots>;
   extern __shared__ __align__(128) uint8_t memory[];

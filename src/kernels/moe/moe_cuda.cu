@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/product.cuh"
 #include "kernels/moe/expert_plan.cuh"
+#include "kernels/moe/expert_slabs.cuh"
 #include "kernels/moe/expert_stream.cuh"
 #include "kernels/moe/expert_wide.h"
 #include "kernels/moe/swiglu.cuh"
@@ -171,27 +172,36 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-// How a thread block streams: its warps, the fragments of 16 weight rows of a unit, and rounds on their way.
-template <int kNumWarps, int kFragments, int kSlots>
-struct StreamShape {
-  static constexpr int kWarps = kNumWarps;
-  static constexpr int kM = kFragments;
+// How a thread block streams: its warps, and the fragments of 16 weight rows of a unit. With a unit for each
+// warp, and rounds of it on their way, or as a whole.
+struct StreamInUnits {
+  static constexpr int kWarps = 12;
+  static constexpr int kM = 2;
+  static constexpr int kRounds = 3;
 
   template <typename Format>
   static auto* Kernel(bool faithful) {
-    return faithful ? ExpertStreamKernel<Format, false, kWarps, kM, kSlots>
-                    : ExpertStreamKernel<Format, true, kWarps, kM, kSlots>;
+    return faithful ? ExpertStreamKernel<Format, false, kWarps, kM, kRounds>
+                    : ExpertStreamKernel<Format, true, kWarps, kM, kRounds>;
   }
   static size_t SharedBytes(const MoeArgs& args) {
-    return sizeof(StreamRing<kWarps, kM, kSlots>) + sizeof(StreamShared) +
+    return sizeof(StreamRing<kWarps, kM, kRounds>) + sizeof(StreamShared) +
            (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
   }
 };
-// One or two rows have few units: each is to have a warp of its own, so that all end together. Many are
-// fastest with registers for much at once.
-using ShapeOfOneRow = StreamShape<16, 1, 5>;
-using ShapeOfTwoRows = StreamShape<16, 2, 2>;
-using ShapeOfRows = StreamShape<12, 2, 3>;
+struct StreamInSlabs {
+  static constexpr int kWarps = kSlabThreads / 32;
+  static constexpr int kM = kGroupRows / 16;
+
+  template <typename Format>
+  static auto* Kernel(bool faithful) {
+    return faithful ? ExpertSlabKernel<Format, false> : ExpertSlabKernel<Format, true>;
+  }
+  static size_t SharedBytes(const MoeArgs& args) {
+    return sizeof(SlabShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(SlabTile);
+  }
+};
+constexpr int kSlabRows = 2;  // of a step that has too few units for all warps
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 
@@ -231,7 +241,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.shared_tiles = shared_tiles;
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
-  stream.span = args.rows == 1 ? 1 : args.rows <= 8 ? 4 : Shape::kWarps;
+  stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : Shape::kWarps;
   stream.units[0] = args.intermediate / (8 * Shape::kM);
   stream.units[1] = args.dim / (16 * Shape::kM);
   stream.swiglu = {args.swiglu_limit, faithful};
@@ -278,8 +288,7 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
-         pairs + args.rows <= kMostStreamPairs &&
-         ShapeOfRows::SharedBytes(args) <= kBlockSharedBytes;
+         pairs + args.rows <= kMostStreamPairs && StreamInUnits::SharedBytes(args) <= kBlockSharedBytes;
 }
 
 // Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
@@ -298,9 +307,7 @@ void Experts(const KernelContext& ctx, const MoeArgs& args) {
   if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
     Wide(ctx, args);
   } else if (streams) {
-    auto* stream = args.rows == 1   ? Stream<Format, ShapeOfOneRow>
-                   : args.rows == 2 ? Stream<Format, ShapeOfTwoRows>
-                                    : Stream<Format, ShapeOfRows>;
+    auto* stream = args.rows <= kSlabRows ? Stream<Format, StreamInSlabs> : Stream<Format, StreamInUnits>;
     stream(ctx, args);
   } else {
     ByProduct<Format>(ctx, args);

@@ -7,16 +7,6 @@
 
 namespace foresight::cuda {
 
-// What a thread block finds by itself of a step of few pairs.
-struct FewPairs {
-  int32_t list[kFewPairs];
-  int32_t rows[kFewPairs];
-  ExpertTile tiles[kFewPairs];
-  int num_tiles;
-  int32_t ids[kFewPairs];
-  float weights[kFewPairs];
-};
-
 struct StreamShared {
   int ready_tiles;  // so many first tiles' activations are there
   int watched;      // 1 while a warp looks for further ones

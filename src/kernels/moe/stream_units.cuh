@@ -1,4 +1,4 @@
-// What the experts' streaming kernel is asked for, and how its warps send for weights.
+// How the warps of the experts' streaming kernel send for weights.
 //
 // A warp's piece of work is a unit: 16 weight rows of one expert, eight of w1 and the same eight of w3 (so
 // that both values of eight activations meet in it), or of w2, over all of K, for all of a tile's columns.
@@ -6,14 +6,11 @@
 
 #include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/copy_once.cuh"
-#include "kernels/cuda/product_tile.cuh"
-#include "kernels/moe/expert_plan.cuh"
-#include "kernels/moe/swiglu.cuh"
+#include "kernels/moe/stream_args.cuh"
 
 namespace foresight::cuda {
 
-constexpr int kStreamColumns = 8;  // rows of the step that share a unit's weights, at most
-constexpr int kRoundBytes = 128;   // of every row of a unit
+constexpr int kRoundBytes = 128;  // of every row of a unit
 template <int kM>
 constexpr int kRoundSize = 16 * kM* kRoundBytes;  // what a warp sends for at a time
 
@@ -42,46 +39,6 @@ struct StreamTile {
   }
 };
 constexpr int kMostStreamPairs = 1 << 16;  // the shared expert's included
-
-// Tiles are numbered from the shared expert's on. D and I are multiples of 128.
-struct StreamArgs {
-  const ExpertWeights* experts;
-  ExpertWeights shared;
-  ExpertPlan plan;
-  int num_experts;
-  int rows;
-  int slots;
-  int dim;
-  int intermediate;
-  int shared_tiles;
-  int max_tiles;  // of the routed experts
-  int span;       // units in a row that are one thread block's; it divides the number of warps
-  int units[2];   // of a tile: of w1 and w3, and of w2
-  Swiglu swiglu;
-  // Where pairs are few, thread blocks route, plan and prepare the rows by themselves, each all of it.
-  bool plans;
-  bool routes;
-  RouterArgs router;
-  const int32_t* ids;  // [rows, slots]
-  PlainRows x;
-  int rows_at;    // in shared memory: prepared rows for the routed experts, then, unless `one_format`, others
-  int scores_at;  // and the router's
-  bool one_format;
-  const float* weights;   // [rows, slots]
-  PreparedRows x_routed;  // [rows]; where thread blocks prepare them, without data
-  PreparedRows x_shared;
-  float* hidden;            // [pairs, I] activations
-  PreparedRows activation;  // [pairs] of them, in the order of the expert's format
-  float* y;                 // [pairs, D] the experts' outputs
-  float* out;               // their sums; null: left to others
-  // Counters, zero at first.
-  int* units_of_block;  // [tiles, blocks of I] finished units of w1 and w3
-  int* ready_blocks;    // [tiles] prepared ones
-  int* outputs;         // [D / 16] finished units of w2
-  int* watchers;        // [1] thread blocks that know of all activations; unless null, all are left at zero
-
-  __device__ int Cols(bool is_down) const { return is_down ? intermediate : dim; }
-};
 
 template <typename Format>
 __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
