@@ -18,10 +18,8 @@
 
 #include <cuda_pipeline.h>
 
-#include "kernels/cuda/async_copy.cuh"
-#include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/copy_once.cuh"
-#include "kernels/moe/stream_args.cuh"
+#include "kernels/moe/stream_step.cuh"
 
 namespace foresight::cuda {
 
@@ -30,7 +28,8 @@ constexpr int kCopyWarps = 4;
 constexpr int kSumWarps = 3;  // each every third group
 constexpr int kSlabThreads = (kSlabWarps + kSumWarps + kCopyWarps + 1) * 32;
 constexpr int kPlanningThreads = kSlabThreads - kSlabWarps * 32;  // that don't multiply
-constexpr int kGroupRows = 32;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
+constexpr int kGroupRows =
+    kUnitRows;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
 // Of some warps of the block: those that multiply, and the others.
 constexpr int kRowsBarrier = 1;
 constexpr int kPlanBarrier = 2;
@@ -258,7 +257,7 @@ class SlabStream {
   bool is_fp8_ = false;
 };
 
-struct SlabShared {
+struct SlabShared : StreamStep {
   static constexpr int kSlabs = 4;
   static constexpr int kBuffers = 2;
   static constexpr int kRowFactors = kStreamColumns * kSumStride;
@@ -275,10 +274,6 @@ struct SlabShared {
   SharedBarrier planned;
   int num_tiles;
   int ready_tiles;  // so many first tiles' activations are there
-  ExpertPlan plan;
-  const float* weights;  // [rows, slots]
-  uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
-  FewPairs few;
 };
 
 // What a multiplying warp does.
@@ -289,7 +284,10 @@ class SlabMultiplier {
       : args_(args), shared_(shared), ring_(shared.ring), tiles_(tiles) {}
 
   __device__ void Run() {
-    if (args_.plans) PrepareRows();
+    if (args_.plans) {
+      shared_.template PrepareRows<Format, kSplit>(args_, static_cast<int>(threadIdx.x / 32), kSlabWarps);
+      GroupBarrier<kRowsBarrier>(kSlabWarps * 32);
+    }
     bool planned = false;
     for (GroupCursor at = GroupCursor::First(args_);;) {
       if (!at.Settle(args_, planned ? shared_.num_tiles : args_.shared_tiles, planned)) {
@@ -318,31 +316,6 @@ class SlabMultiplier {
   }
   __device__ PreparedRows Rows(bool of_shared) const {
     return {shared_.x[of_shared], args_.dim, kSplit, true};
-  }
-
-  // The step's rows for all of the thread block.
-  __device__ void PrepareRows() {
-    const int blocks = args_.dim / kBlockK;
-    const int lane = threadIdx.x % 32;
-    const int first = threadIdx.x / 32;
-    const int end = args_.rows * blocks;
-    for (int unit = first; unit < end; unit += kSlabWarps) {  // all on their way at once
-      if (lane < 4) Touch(args_.x.x + unit * kBlockK + lane * 32);
-    }
-#pragma unroll 1
-    for (int unit = first; unit < end; unit += kSlabWarps) {
-      const int row = unit / blocks;
-      const int block = unit - row * blocks;
-      if (!args_.one_format) PrepareBlock<Fp8Weights>(row, block, true);
-      PrepareBlock<Format>(row, block, false);
-    }
-    GroupBarrier<kRowsBarrier>(kSlabWarps * 32);
-  }
-  template <typename F>
-  __device__ void PrepareBlock(int row, int block, bool of_shared) {
-    LaneValues values;
-    values.Load<F>(args_.x, row, block, args_.dim);
-    StoreBlock<F>(values, args_.swiglu.faithful, Rows(of_shared), row, block);
   }
 
   // Where the lane's column begins in the item's source. Behind the last one it is another, whose products
@@ -643,34 +616,13 @@ class SlabFinisher {
     const int before = WarpCount(args_.units_of_block + at_tile * blocks + block);
     if (before != kBlockK / (kGroupRows / 2) - 1) return;
     Fence();
+    const auto pair_of = [&](int column) { return shared_.plan.list[tile.begin + column]; };
     if (at_tile < args_.shared_tiles) {
-      Prepare<Fp8Weights>(tile, block);
+      PrepareActivation<Fp8Weights>(args_, tile.count, block, pair_of);
     } else {
-      Prepare<Format>(tile, block);
+      PrepareActivation<Format>(args_, tile.count, block, pair_of);
     }
     WarpCount(args_.ready_blocks + at_tile);
-  }
-
-  template <typename F>
-  __device__ void Prepare(const SlabTile& tile, int block) {
-    constexpr int kBatch = 2;  // as many loads at once
-    const auto source = [&](int64_t pair, int64_t i) {
-      return __ldcg(args_.hidden + pair * args_.intermediate + i);
-    };
-    for (int begin = 0; begin < tile.count; begin += kBatch) {
-      LaneValues values[kBatch];
-      int pairs[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        pairs[i] = shared_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
-        values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i >= tile.count) break;
-        StoreBlock<F>(values[i], args_.swiglu.faithful, args_.activation, pairs[i], block);
-      }
-    }
   }
 
   __device__ void Down(const SlabTile& tile, int group, const float (&sums)[kColumns], int own_pair,
@@ -686,43 +638,7 @@ class SlabFinisher {
     if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
     Fence();
     if (args_.watchers != nullptr && threadIdx.x % 32 == 0) args_.outputs[group] = 0;
-    Combine(group * kGroupRows);
-  }
-
-  __device__ float Rounded(float y) const {
-    return args_.swiglu.faithful ? RoundBf16(y) : y;
-  }
-
-  // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
-  // neighbours a lane, and two rows at once.
-  __device__ void Combine(int first) const {
-    constexpr int kSlots = 6;  // whose loads are sent for at once
-    constexpr int kLanes = kGroupRows / 2;
-    const int lane = threadIdx.x % 32;
-    const int output = first + lane % kLanes * 2;
-    const auto load = [&](int pair) {
-      return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
-    };
-    for (int row = lane / kLanes; row < args_.rows; row += 32 / kLanes) {
-      float2 last = {};
-      if (args_.shared_tiles != 0) last = load(args_.rows * args_.slots + row);
-      float2 sum = {};
-      for (int slot = 0; slot < args_.slots; slot += kSlots) {
-        float2 y[kSlots];
-#pragma unroll
-        for (int k = 0; k < kSlots; ++k) {
-          if (slot + k < args_.slots) y[k] = load(row * args_.slots + slot + k);
-        }
-#pragma unroll
-        for (int k = 0; k < kSlots; ++k) {
-          if (slot + k >= args_.slots) break;
-          sum.x += y[k].x;
-          sum.y += y[k].y;
-        }
-      }
-      *reinterpret_cast<float2*>(args_.out + int64_t{row} * args_.dim + output) = {Rounded(sum.x + last.x),
-                                                                                   Rounded(sum.y + last.y)};
-    }
+    CombineUnit(args_, group * kGroupRows);
   }
 
   const StreamArgs& args_;
@@ -751,14 +667,7 @@ __device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_
     __syncwarp();
     if (lane == 0) atomicExch_block(ready_tiles, ready);
   }
-  if (args.watchers == nullptr) return;
-  // Who comes last knows that nobody needs the counters any more.
-  int before = 0;
-  if (lane == 0) before = atomicAdd(args.watchers, 1);
-  if (__shfl_sync(0xffffffff, before, 0) != static_cast<int>(gridDim.x) - 1) return;
-  for (int i = lane; i < (args.shared_tiles + args.max_tiles) * blocks; i += 32) args.units_of_block[i] = 0;
-  for (int i = lane; i < args.shared_tiles + args.max_tiles; i += 32) args.ready_blocks[i] = 0;
-  if (lane == 0) *args.watchers = 0;
+  if (args.watchers != nullptr) LeaveCounters(args);
 }
 
 // What is known before the inputs are.
@@ -778,29 +687,11 @@ __device__ inline void SetUpSlabs(const StreamArgs& args, SlabShared& shared, ui
     for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
     shared.planned.Init(kPlanningThreads);
     shared.ready_tiles = 0;
-    shared.plan = args.plan;
-    shared.weights = args.weights;
-    shared.x[0] = args.x_routed.data;
-    shared.x[1] = args.x_shared.data;
-    if (args.plans) {
-      shared.plan.list = shared.few.list;
-      shared.plan.rows = shared.few.rows;
-      shared.plan.tiles = shared.few.tiles;
-      shared.plan.num_tiles = &shared.few.num_tiles;
-      if (args.routes) shared.weights = shared.few.weights;
-      shared.x[0] = shared.x[1] = reinterpret_cast<uint16_t*>(memory + args.rows_at);
-      if (!args.one_format) shared.x[1] += args.rows * args.x_routed.stride();
-    }
   }
+  shared.SetUp(args, memory);
   if (args.plans && thread < args.rows) {
     shared.few.list[pairs + thread] = pairs + thread;
     shared.few.rows[pairs + thread] = thread;
-  }
-  // Where the experts' weights are is known a little sooner.
-  constexpr int kLine = 128;
-  const int line = blockIdx.x + gridDim.x * thread;
-  if (line * kLine < args.num_experts * static_cast<int>(sizeof(ExpertWeights))) {
-    PrefetchL2(reinterpret_cast<const uint8_t*>(args.experts) + line * kLine);
   }
 }
 
@@ -812,32 +703,7 @@ __device__ inline int FindSlabTiles(const StreamArgs& args, SlabShared& shared, 
   const int thread = static_cast<int>(threadIdx.x) - kSlabWarps * 32;
   const auto sync = [] { GroupBarrier<kPlanBarrier>(kPlanningThreads); };
   if (args.plans) {
-    const int pairs = args.rows * args.slots;
-    if (args.routes) {
-      RouterArgs router = args.router;
-      router.ids = shared.few.ids;
-      router.weights = shared.few.weights;
-      // Few experts are each row's other warps'.
-#pragma unroll 1
-      for (int row = 0; row < args.rows; ++row) {
-        ScoreRow(router, row, (thread + kPlanningThreads - row % 8 * 32) % kPlanningThreads,
-                 ScoresOf(scores, row, args.num_experts));
-      }
-      sync();
-#pragma unroll 1
-      for (int row = thread / 32; row < args.rows; row += kPlanningThreads / 32) {
-        SelectExperts(router, row, ScoresOf(scores, row, args.num_experts));
-      }
-      sync();
-      if (blockIdx.x == 0 && thread < pairs) {
-        args.router.ids[thread] = shared.few.ids[thread];
-        args.router.weights[thread] = shared.few.weights[thread];
-      }
-    }
-    if (thread < 32) {
-      const int32_t* ids = args.routes ? shared.few.ids : args.ids;
-      PlanFewPairs(thread < pairs ? ids[thread] : -1, pairs, args.slots, kStreamColumns, shared.plan);
-    }
+    shared.Plan<kPlanBarrier>(args, thread, scores);
     sync();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;

@@ -172,26 +172,20 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-// How a thread block streams: its warps, and the fragments of 16 weight rows of a unit. With a unit for each
-// warp, and rounds of it on their way, or as a whole.
+// How thread blocks stream: with units of their own for all warps, or with slabs that these share.
 struct StreamInUnits {
-  static constexpr int kWarps = 12;
-  static constexpr int kM = 2;
-  static constexpr int kRounds = 3;
+  static constexpr int kThreads = kStreamThreads;
 
   template <typename Format>
   static auto* Kernel(bool faithful) {
-    return faithful ? ExpertStreamKernel<Format, false, kWarps, kM, kRounds>
-                    : ExpertStreamKernel<Format, true, kWarps, kM, kRounds>;
+    return faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
   }
   static size_t SharedBytes(const MoeArgs& args) {
-    return sizeof(StreamRing<kWarps, kM, kRounds>) + sizeof(StreamShared) +
-           (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
+    return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
   }
 };
 struct StreamInSlabs {
-  static constexpr int kWarps = kSlabThreads / 32;
-  static constexpr int kM = kGroupRows / 16;
+  static constexpr int kThreads = kSlabThreads;
 
   template <typename Format>
   static auto* Kernel(bool faithful) {
@@ -241,9 +235,9 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.shared_tiles = shared_tiles;
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
-  stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : Shape::kWarps;
-  stream.units[0] = args.intermediate / (8 * Shape::kM);
-  stream.units[1] = args.dim / (16 * Shape::kM);
+  stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : kStreamWarps;
+  stream.units[0] = 2 * args.intermediate / kUnitRows;
+  stream.units[1] = args.dim / kUnitRows;
   stream.swiglu = {args.swiglu_limit, faithful};
   stream.weights = args.weights;
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
@@ -275,7 +269,7 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
   auto* kernel = Shape::template Kernel<Format>(faithful);
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), Shape::kWarps * 32, shared_bytes, stream);
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), Shape::kThreads, shared_bytes, stream);
   if (stream.out != nullptr) return;
   Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
 }
@@ -291,9 +285,9 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
          pairs + args.rows <= kMostStreamPairs && StreamInUnits::SharedBytes(args) <= kBlockSharedBytes;
 }
 
-// Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
-// they are.
-constexpr int kWideRows = 64;
+// Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an
+// expert's they are.
+constexpr int kWideRows = 128;
 // The same where an expert's weights are so few values each that there is little to stream.
 constexpr int kWideRowsOfSmall = 5;
 constexpr int64_t kSmallWeight = int64_t{1} << 18;

@@ -2,30 +2,26 @@
 // and what follows from these.
 #pragma once
 
-#include "kernels/cuda/barriers.cuh"
 #include "kernels/moe/stream_units.cuh"
 
 namespace foresight::cuda {
 
-struct StreamShared {
+struct StreamShared : StreamStep {
+  alignas(kRoundBytes) uint8_t rounds[kStreamWarps][kRingRounds * kRoundSize];
+  BlockFactors factors[kStreamWarps];
   int ready_tiles;  // so many first tiles' activations are there
   int watched;      // 1 while a warp looks for further ones
   int done_warps;
-  ExpertPlan plan;
-  const float* weights;  // [rows, slots]
-  uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
-  FewPairs few;
 };
 
 // `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of its fragments' rows g
 // and g + 8 with columns 2 t and 2 t + 1.
-template <typename Format, bool kSplit, int kM, int kSlots>
+template <typename Format, bool kSplit>
 class UnitMultiplier {
  public:
-  // The warp's ring has kSlots rounds of `rounds` already, or as many as there are.
+  // The warp's ring has kRingRounds rounds of `rounds` already, or as many as there are.
   __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
-                            int num_tiles, WeightRounds<Format, kM>& rounds, uint32_t ring,
-                            BlockFactors<kM>& factors)
+                            int num_tiles, WeightRounds<Format>& rounds, uint32_t ring, BlockFactors& factors)
       : args_(args),
         shared_(shared),
         factors_(factors),
@@ -38,7 +34,8 @@ class UnitMultiplier {
         rows_place_(Kept(SharedAddress(&factors.of_rows[0][g()]))),
         columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))) {}
 
-  __device__ void Run(UnitScales<Format, kM>& scales) {
+  __device__ void Run() {
+    UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
     for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};
@@ -67,12 +64,7 @@ class UnitMultiplier {
     if (lane() == 0) before = atomicAdd_block(&shared_.done_warps, 1);
     if (__shfl_sync(0xffffffff, before, 0) != 0) return;  // another warp does
     AwaitActivation(num_tiles_ - 1);
-    if (lane() == 0) before = atomicAdd(args_.watchers, 1);
-    if (__shfl_sync(0xffffffff, before, 0) != static_cast<int>(gridDim.x) - 1) return;
-    const int tiles = args_.shared_tiles + args_.max_tiles;
-    for (int i = lane(); i < tiles * (args_.intermediate / kBlockK); i += 32) args_.units_of_block[i] = 0;
-    for (int i = lane(); i < tiles; i += 32) args_.ready_blocks[i] = 0;
-    if (lane() == 0) *args_.watchers = 0;
+    LeaveCounters(args_);
   }
 
  private:
@@ -143,7 +135,7 @@ class UnitMultiplier {
   };
 
   template <typename F>
-  __device__ void Multiply(const Unit& at, UnitScales<Format, kM>& scales, float (&total)[kM][4]) {
+  __device__ void Multiply(const Unit& at, UnitScales<Format>& scales, float (&total)[kM][4]) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
     const StreamTile& tile = tiles_[at.tile];
     const PreparedRows source = Source(at);
@@ -152,17 +144,9 @@ class UnitMultiplier {
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
-    // Blocks whose chains run side by side, so that no product waits for the one before it.
-    constexpr int kTogether = kM == 1 && !kSplit ? 2 : 1;
-    constexpr int kChunks = kFp8 ? 2 : 1;
-    Column columns[kTogether];
+    Column column;
 #pragma unroll
-    for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        columns[i].Load(source, x + (i < blocks ? i * kBlockK : 0), pair);
-      }
-    }
+    for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
@@ -178,73 +162,49 @@ class UnitMultiplier {
         __syncwarp();
       }
 #pragma unroll
-      for (int first = 0; first < 2; first += kTogether) {
-        RowPair weights[kTogether][kM][kChunks] = {};
-        RowScale row_scales[kTogether][kM][2];
-        float2 of_columns[kTogether];
-        const uint16_t* next[kTogether];  // columns of the blocks behind these
+      for (int b = 0; b < 2; ++b) {
+        if (kFp8 && b == 1 && !has_second) break;
+        if (kFp8 || b == 0) AwaitRound();
+        constexpr int kChunks = kFp8 ? 2 : 1;
+        RowPair weights[kM][kChunks];
+        RowScale row_scales[kM][2];
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
-          const int b = first + i;
-          FindScales<F>(in_factors + b, row_scales[i], of_columns[i]);
-          next[i] = x + (block + b + kTogether < blocks ? (kTogether + i) * kBlockK : 0);
-          if (kFp8 && b == 1 && !has_second) continue;
-          if (kFp8 || b == 0) AwaitRound();
+        for (int m = 0; m < kM; ++m) {
 #pragma unroll
-          for (int m = 0; m < kM; ++m) {
+          for (int c = 0; c < kChunks; ++c) weights[m][c] = Chunk(m, kFp8 ? c : b);
 #pragma unroll
-            for (int c = 0; c < kChunks; ++c) weights[i][m][c] = Chunk(m, kFp8 ? c : b);
+          for (int half = 0; half < 2; ++half) {
+            const uint2 of_row = LoadShared2(rows_place_ + (in_factors + b) * sizeof(factors_.of_rows[0]) +
+                                             (m * 16 + half * 8) * sizeof(uint2));
+            row_scales[m][half] = {kFp8 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
+                                   __uint_as_float(of_row.y)};
           }
-          if (kFp8 || b == 1) LeaveRound();
         }
-        x = next[0];
-        float acc[kTogether][kM][4] = {};
+        if (kFp8 || b == 1) LeaveRound();
+        const uint2 of_columns =
+            LoadShared2(columns_place_ + (in_factors + b) * sizeof(factors_.of_columns[0]));
+        const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
+        if (block + b + 1 < blocks) x += kBlockK;
+        float acc[kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
 #pragma unroll
           for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
 #pragma unroll
-            for (int i = 0; i < kTogether; ++i) {
-#pragma unroll
-              for (int m = 0; m < kM; ++m) {
-                Step<F>(weights[i][m], step, row_scales[i][m], columns[i], acc[i][m]);
-              }
-            }
+            for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          // Those of the next blocks, while these are multiplied.
-#pragma unroll
-          for (int i = 0; i < kTogether; ++i) columns[i].Load(source, next[i], pair);
+          column.Load(source, x, pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
-        for (int i = 0; i < kTogether; ++i) {
+        for (int m = 0; m < kM; ++m) {
+          ScaleSums<F>(acc[m], row_scales[m], f);
+          if (b == 0 || has_second) {
 #pragma unroll
-          for (int m = 0; m < kM; ++m) {
-            ScaleSums<F>(acc[i][m], row_scales[i][m], of_columns[i]);
-            if (first + i == 0 || has_second) {
-#pragma unroll
-              for (int j = 0; j < 4; ++j) total[m][j] = __fadd_rn(total[m][j], acc[i][m][j]);
-            }
+            for (int i = 0; i < 4; ++i) total[m][i] = __fadd_rn(total[m][i], acc[m][i]);
           }
         }
       }
     }
-  }
-
-  // Of a block of those in factors_.
-  template <typename F>
-  __device__ void FindScales(int block, RowScale (&row_scales)[kM][2], float2& of_columns) const {
-#pragma unroll
-    for (int m = 0; m < kM; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const uint2 of_row = LoadShared2(rows_place_ + block * sizeof(factors_.of_rows[0]) +
-                                         (m * 16 + half * 8) * sizeof(uint2));
-        row_scales[m][half] = {F::kDType == DType::kF8E4M3 ? 0 : Mxfp4Weights::FactorOf(of_row.x, t()),
-                               __uint_as_float(of_row.y)};
-      }
-    }
-    const uint2 bits = LoadShared2(columns_place_ + block * sizeof(factors_.of_columns[0]));
-    of_columns = {__uint_as_float(bits.x), __uint_as_float(bits.y)};
   }
 
   template <typename F, int kChunks>
@@ -257,7 +217,7 @@ class UnitMultiplier {
   }
 
   __device__ void AwaitRound() const {
-    AwaitCopies<kSlots - 1>();
+    AwaitCopies<kRingRounds - 1>();
     __syncwarp();
   }
   // Sixteen bytes of rows g and g + 8 of a fragment, in half `half` of the round.
@@ -273,7 +233,7 @@ class UnitMultiplier {
     } else {
       EndCopies();
     }
-    slot_ = slot_ + kRoundSize<kM> < kSlots * kRoundSize<kM> ? slot_ + kRoundSize<kM> : 0;
+    slot_ = slot_ + kRoundSize < kRingRounds * kRoundSize ? slot_ + kRoundSize : 0;
   }
 
   // Of w1 in rows g, of w3 in rows g + 8.
@@ -292,36 +252,15 @@ class UnitMultiplier {
     const int blocks = args_.intermediate / kBlockK;
     const int block = at.row / kBlockK;
     const int before = WarpCount(args_.units_of_block + at.tile * blocks + block);
-    if (before != kBlockK / (8 * kM) - 1) return;
+    if (before != kBlockK / (kUnitRows / 2) - 1) return;
     Fence();
+    const auto pair_of = [&](int column) { return int{tile.pairs[column]}; };
     if (at.tile < args_.shared_tiles) {
-      Prepare<Fp8Weights>(tile, block);
+      PrepareActivation<Fp8Weights>(args_, tile.count, block, pair_of);
     } else {
-      Prepare<Format>(tile, block);
+      PrepareActivation<Format>(args_, tile.count, block, pair_of);
     }
     WarpCount(args_.ready_blocks + at.tile);
-  }
-
-  template <typename F>
-  __device__ void Prepare(const StreamTile& tile, int block) {
-    constexpr int kBatch = 2;  // as many loads at once
-    const auto source = [&](int64_t pair, int64_t i) {
-      return __ldcg(args_.hidden + pair * args_.intermediate + i);
-    };
-    for (int begin = 0; begin < tile.count; begin += kBatch) {
-      LaneValues values[kBatch];
-      int pairs[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        pairs[i] = tile.pairs[min(begin + i, tile.count - 1)];
-        values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i >= tile.count) break;
-        StoreBlock<F>(values[i], args_.swiglu.faithful, args_.activation, pairs[i], block);
-      }
-    }
   }
 
   __device__ void Down(const Unit& at, const float (&y)[kM][4]) {
@@ -338,53 +277,18 @@ class UnitMultiplier {
         to[16 * m + 8] = y[m][2 + i];
       }
     }
-    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / (16 * kM)) != num_tiles_ - 1) return;
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != num_tiles_ - 1) return;
     Fence();
-    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / (16 * kM)] = 0;
-    Combine(at.row);
-  }
-
-  __device__ float Rounded(float y) const {
-    return args_.swiglu.faithful ? RoundBf16(y) : y;
-  }
-
-  // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
-  // neighbours a lane.
-  __device__ void Combine(int first) const {
-    constexpr int kTogether = 6;  // slots whose loads are sent for at once
-    constexpr int kLanes = 8 * kM;
-    const int output = first + lane() % kLanes * 2;
-    const auto load = [&](int pair) {
-      return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
-    };
-    for (int row = lane() / kLanes; row < args_.rows; row += 32 / kLanes) {
-      float2 last = {};
-      if (args_.shared_tiles != 0) last = load(args_.rows * args_.slots + row);
-      float2 sum = {};
-      for (int slot = 0; slot < args_.slots; slot += kTogether) {
-        float2 y[kTogether];
-#pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-          if (slot + k < args_.slots) y[k] = load(row * args_.slots + slot + k);
-        }
-#pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-          if (slot + k >= args_.slots) break;
-          sum.x += y[k].x;
-          sum.y += y[k].y;
-        }
-      }
-      *reinterpret_cast<float2*>(args_.out + int64_t{row} * args_.dim + output) = {Rounded(sum.x + last.x),
-                                                                                   Rounded(sum.y + last.y)};
-    }
+    if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / kUnitRows] = 0;
+    CombineUnit(args_, at.row);
   }
 
   const StreamArgs& args_;
   StreamShared& shared_;
-  BlockFactors<kM>& factors_;
+  BlockFactors& factors_;
   const StreamTile* tiles_;
   const int num_tiles_;
-  WeightRounds<Format, kM>& rounds_;
+  WeightRounds<Format>& rounds_;
   const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
   const uint32_t weights_place_;  // and where it takes them
   const int to_other_half_;       // of the round

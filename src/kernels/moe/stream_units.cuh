@@ -1,18 +1,20 @@
 // How the warps of the experts' streaming kernel send for weights.
 //
-// A warp's piece of work is a unit: 16 weight rows of one expert, eight of w1 and the same eight of w3 (so
-// that both values of eight activations meet in it), or of w2, over all of K, for all of a tile's columns.
+// A warp's piece of work is a unit: two fragments of 16 weight rows of one expert over all of K, for all of a
+// tile's columns. Of w1 and w3 eight rows each stand in turn, so that both values of eight activations meet
+// in a fragment; those of w2 stand in their order.
 #pragma once
 
-#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/copy_once.cuh"
-#include "kernels/moe/stream_args.cuh"
+#include "kernels/moe/stream_step.cuh"
 
 namespace foresight::cuda {
 
-constexpr int kRoundBytes = 128;  // of every row of a unit
-template <int kM>
-constexpr int kRoundSize = 16 * kM* kRoundBytes;  // what a warp sends for at a time
+constexpr int kStreamWarps = 12;                     // of a thread block
+constexpr int kRoundBytes = 128;                     // of every row of a unit
+constexpr int kRoundSize = kUnitRows * kRoundBytes;  // what a warp sends for at a time
+constexpr int kRingRounds = 3;                       // of a warp on their way
+constexpr int kM = kUnitRows / 16;                   // fragments
 
 // The weights of one expert, and its pairs with their rows of the step and their weights. Behind the last
 // column stands another, whose products nobody asks for.
@@ -57,22 +59,21 @@ struct Unit {
     const int item = warp / args.span * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
     return item * args.span + warp % args.span;
   }
-  __device__ static int Step() { return static_cast<int>(blockDim.x / 32 * gridDim.x); }
+  __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
   // False: it isn't one of the first `tiles`.
-  template <int kM>
   __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
     is_down = number >= tiles * args.units[0];
     if (is_down) number -= tiles * args.units[0];
     const int units = args.units[is_down];
     tile = static_cast<int>(static_cast<unsigned>(number) / static_cast<unsigned>(units));
-    row = (number - tile * units) * (is_down ? 16 * kM : 8 * kM);
+    row = (number - tile * units) * (is_down ? kUnitRows : kUnitRows / 2);
     return is_down ? with_down && tile < tiles : true;
   }
 };
 
 // What a warp sends for, round after round. In shared memory eight lanes that read 16 bytes each, four of a
 // row, never meet in a bank: the halves of odd rows change places.
-template <typename Format, int kM>
+template <typename Format>
 class WeightRounds {
  public:
   __device__ WeightRounds(const StreamArgs& args, const StreamTile* tiles, int warp)
@@ -82,7 +83,7 @@ class WeightRounds {
   __device__ bool HasNext(int tiles, bool with_down) {
     if (left_ > 0) return true;
     Unit unit = {};
-    if (!unit.template Find<kM>(args_, tiles, with_down, next_)) return false;
+    if (!unit.Find(args_, tiles, with_down, next_)) return false;
     const StreamTile& tile = tiles_[unit.tile];
     const int cols = args_.Cols(unit.is_down);
     left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
@@ -133,32 +134,28 @@ class WeightRounds {
 
 // What sums of eight blocks are multiplied by, and what codes are decoded with.
 constexpr int kFactorBlocks = 8;
-template <int kM>
 struct BlockFactors {
   // A byte for each lane of a row (see FactorOf()), and a float's bits; blocks begin in other banks.
-  uint2 of_rows[kFactorBlocks][16 * kM + 2];
+  uint2 of_rows[kFactorBlocks][kUnitRows + 2];
   float of_columns[kFactorBlocks][kStreamColumns];
 };
 
 // A lane's scales of eight blocks of its fragments' rows g and g + 8 (g = lane / 4, t = lane % 4): of blocks
 // 2 t and 2 t + 1. They are sent for while the eight blocks before them are multiplied, the unit's before
 // included.
-template <typename Format, int kM>
+template <typename Format>
 class UnitScales {
  public:
-  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int warp)
-      : args_(args), tiles_(tiles), next_(Unit::First(args, warp)) {}
-
-  // Sends for the first ones, if their unit is among the first `tiles` and they are not on their way yet.
-  __device__ void Begin(int tiles, bool with_down) {
-    num_tiles_ = tiles;
-    if (left_ == 0) Open(with_down);
+  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
+      : args_(args), tiles_(tiles), num_tiles_(num_tiles), next_(Unit::First(args, warp)) {
+    Open();
   }
+
   // Whether there is a unit; then `unit` is it.
-  __device__ bool Get(Unit& unit) const { return unit.template Find<kM>(args_, num_tiles_, true, next_); }
+  __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
   // The next eight blocks', for the warp.
   template <typename F>
-  __device__ void Take(BlockFactors<kM>& factors) {
+  __device__ void Take(BlockFactors& factors) {
     const int g = static_cast<int>(threadIdx.x % 32 / 4);
     const int t = static_cast<int>(threadIdx.x % 4);
 #pragma unroll
@@ -184,14 +181,14 @@ class UnitScales {
       Load();
     } else {
       next_ += Unit::Step();
-      Open(true);
+      Open();
     }
   }
 
  private:
-  __device__ void Open(bool with_down) {
+  __device__ void Open() {
     Unit unit = {};
-    if (!unit.template Find<kM>(args_, num_tiles_, with_down, next_)) return;
+    if (!Get(unit)) return;
     const StreamTile& tile = tiles_[unit.tile];
     const int g = static_cast<int>(threadIdx.x % 32 / 4);
     const int t = static_cast<int>(threadIdx.x % 4);
@@ -236,7 +233,7 @@ class UnitScales {
 
   const StreamArgs& args_;
   const StreamTile* tiles_;
-  int num_tiles_ = 0;
+  const int num_tiles_;
   int next_;  // unit
   const uint8_t* from_[2] = {};
   int fragment_ = 0;       // from eight rows to those of the next fragment, in bytes
