@@ -28,8 +28,8 @@ constexpr int kCopyWarps = 4;
 constexpr int kSumWarps = 3;  // each every third group
 constexpr int kSlabThreads = (kSlabWarps + kSumWarps + kCopyWarps + 1) * 32;
 constexpr int kPlanningThreads = kSlabThreads - kSlabWarps * 32;  // that don't multiply
-constexpr int kGroupRows =
-    kUnitRows;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
+// Of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order.
+constexpr int kGroupRows = kUnitRows;
 // Of some warps of the block: those that multiply, and the others.
 constexpr int kRowsBarrier = 1;
 constexpr int kPlanBarrier = 2;

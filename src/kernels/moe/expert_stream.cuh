@@ -57,8 +57,8 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
   for (int i = thread; i < args.max_tiles * kStreamColumns; i += kStreamThreads) {
-    const ExpertTile from =
-        shared.plan.tiles[i / kStreamColumns];  // garbage behind the end; read beside the number
+    // Garbage behind the end; read beside the number.
+    const ExpertTile from = shared.plan.tiles[i / kStreamColumns];
     const int at = args.shared_tiles + i / kStreamColumns;
     if (at >= num_tiles) break;
     const int column = i % kStreamColumns;

@@ -195,7 +195,8 @@ struct StreamInSlabs {
     return sizeof(SlabShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(SlabTile);
   }
 };
-constexpr int kSlabRows = 2;  // of a step that has too few units for all warps
+// Of a step that has too few units for all warps, and whose units would take one warp too long.
+constexpr int kSlabRows = 2;
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 

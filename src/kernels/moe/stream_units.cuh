@@ -47,8 +47,7 @@ __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
 }
 
-// Some weight rows of a tile. All units have numbers: those of w1 and w3, tile after tile, then those of
-// w2.
+// Where a unit is. All have numbers: those of w1 and w3, tile after tile, then those of w2.
 struct Unit {
   int tile;
   int row;  // the first in each of its weights
