@@ -32,6 +32,21 @@ __device__ inline void Touch(const void* from) {
   asm volatile("{ .reg .b32 nothing; ld.global.b32 nothing, [%0]; }" ::"l"(from));
 }
 
+// At an address in shared memory.
+__device__ inline uint4 LoadShared4(uint32_t from) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(from)
+               : "memory");
+  return x;
+}
+__device__ inline uint2 LoadShared2(uint32_t from) {
+  uint2 x;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+  return x;
+}
+
 // Ends a group of copies.
 __device__ inline void EndCopies() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -13,9 +13,11 @@ class CopyOnce {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
   }
   __device__ void Copy(void* to, const void* from) const {
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(
-                     static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-                 "l"(from), "l"(policy_)
+    Copy(static_cast<uint32_t>(__cvta_generic_to_shared(to)), from);
+  }
+  __device__ void Copy(uint32_t to, const void* from) const {  // an address in shared memory
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+                 "l"(policy_)
                  : "memory");
   }
 

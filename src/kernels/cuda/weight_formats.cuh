@@ -172,6 +172,16 @@ struct Mxfp4Weights {
     const uint32_t of_two = __vmaxu2(word & 0x00ff00ff, word >> 8 & 0x00ff00ff);
     return __vmaxu2(of_two, __byte_perm(of_two, 0, 0x1032));
   }
+  // Factor() of each of four scales: byte i is the upper one of scale i's halves, and their lower one is
+  // zero. `largest` as from LargestScale().
+  __device__ static uint32_t Factors(uint32_t word, uint32_t largest) {
+    const uint32_t even = __vminu2(largest - (word & 0x00ff00ff), 0x001d001d);
+    const uint32_t odd = __vminu2(largest - (word >> 8 & 0x00ff00ff), 0x001d001d);
+    return 0x74747474u - even * 0x0004u - odd * 0x0400u;
+  }
+  __device__ static uint32_t FactorOf(uint32_t factors, int i) {
+    return __byte_perm(factors, 0, 0x0404 + i * 0x1010);
+  }
   __device__ static void Decode(const uint32_t (&words)[4], int step, uint32_t factor, uint32_t& left,
                                 uint32_t& right) {
     constexpr uint32_t kOnes = 0x01010101;

@@ -1,942 +1,102 @@
 // All experts of a step of few rows in one launch that reads weights without a pause.
 //
-// Thread blocks stay, one per multiprocessor, and take items in turn: a few groups of 32 weight rows of one
-// expert, for all its rows of the step. First come those of w1 and w3 (sixteen rows of each, so that both
-// values of sixteen activations meet), the shared expert's before the routed ones', then those of w2 in the
-// same order. Sixteen warps multiply, each its own blocks of 128 columns. Four copy slabs of weights, a block
-// for each of these, to a ring in shared memory, items ahead. Three add up the blocks' products in order and
-// finish groups in turn. Who finishes the last of the groups that make up 128 values of the activation
-// prepares these for w2; one warp waits for activations and tells its thread block.
+// Thread blocks stay, one per multiprocessor. Each of twelve warps has units of its own (stream_units.cuh),
+// first of w1 and w3, the shared expert's before the routed ones', then of w2 in the same order, and reads
+// them through a ring of its own in shared memory, rounds ahead: nobody in the thread block waits for
+// another. Who finishes the last of the units that make up 128 values of an activation prepares these for w2.
+// Of the warps that wait for activations one watches for its thread block; by then their first weights of w2
+// are there.
 //
 // A step of few pairs has no launch before this one: every thread block routes, plans and prepares the rows
-// in its shared memory, while the shared expert's first slabs are on their way.
+// in its shared memory, while the shared expert's first weights are on their way.
 //
-// Nobody waits for ever: items depend on earlier ones alone, every thread block takes its own in order, and
-// all thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
+// Nobody waits for ever: units depend on earlier ones alone, every warp takes its own in order, and all
+// thread blocks run at the same time, since there is one for each multiprocessor, and it fits there.
 #pragma once
 
-#include <cuda_pipeline.h>
-
-#include "kernels/cuda/async_copy.cuh"
-#include "kernels/cuda/barriers.cuh"
-#include "kernels/cuda/copy_once.cuh"
-#include "kernels/cuda/product_tile.cuh"
-#include "kernels/cuda/wgmma.cuh"
-#include "kernels/moe/expert_plan.cuh"
-#include "kernels/moe/swiglu.cuh"
+#include "kernels/moe/stream_products.cuh"
 
 namespace foresight::cuda {
 
-constexpr int kStreamWarps = 16;  // that multiply
-constexpr int kCopyWarps = 4;
-constexpr int kSumWarps = 3;  // each every third group
-constexpr int kStreamThreads = (kStreamWarps + kSumWarps + kCopyWarps + 1) * 32;
-constexpr int kPlanningThreads = kStreamThreads - kStreamWarps * 32;  // that don't multiply
-constexpr int kStreamColumns = 8;  // rows of the step that share an item's weights, at most
-constexpr int kGroupRows = 32;  // of weights: w1's rows i..i+7, w3's, w1's next eight, w3's; or w2's in order
-// Of some warps of the block: those that multiply, and the others.
-constexpr int kRowsBarrier = 1;
-constexpr int kPlanBarrier = 2;
-constexpr int kSumStride = 36;  // of a column's sums; four lanes' columns in other banks
-
-// The weights of sixteen blocks: all rows of the group in FP4, half of them (one operand A) in FP8. Rows lie
-// so that eight lanes that read 16 bytes each, four of a row, never meet in a bank.
-template <typename Format>
-struct SlabShape {
-  static constexpr int kBlockBytes = static_cast<int>(Format::Bytes(kBlockK));
-  static constexpr int kRowBytes = kStreamWarps * kBlockBytes;
-  static constexpr int kPitch = kRowBytes + 64;
-  static constexpr int kRows = kBlockBytes == 64 ? kGroupRows : kGroupRows / 2;
-};
-constexpr int kScalePitch = kStreamWarps + 4;
-
-struct WeightSlab {
-  alignas(16) uint8_t weights[SlabShape<Mxfp4Weights>::kRows * SlabShape<Mxfp4Weights>::kPitch];
-  // The aligned words that hold a block's scales: of every row in FP4, of w1 and w3 (or w2, twice) in FP8.
-  uint32_t scales[kGroupRows][kScalePitch];
-};
-static_assert(SlabShape<Fp8Weights>::kRows * SlabShape<Fp8Weights>::kPitch <= sizeof(WeightSlab::weights));
-
-// The weights of one expert, and its pairs.
-struct StreamTile {
-  const uint8_t* data[3];  // w1, w3, w2
-  const uint8_t* scales[3];
-  int begin;
-  int count;
-
-  __device__ void Set(const ExpertWeights& w, int first, int pairs) {
-    const MatrixView* views[3] = {&w.w1, &w.w3, &w.w2};
-    for (int i = 0; i < 3; ++i) {
-      data[i] = reinterpret_cast<const uint8_t*>(views[i]->data);
-      scales[i] = views[i]->scales;
-    }
-    begin = first;
-    count = pairs;
-  }
-};
-
-// Tiles are numbered from the shared expert's on. D and I are multiples of 128.
-struct StreamArgs {
-  const ExpertWeights* experts;
-  ExpertWeights shared;
-  ExpertPlan plan;
-  int num_experts;
-  int rows;
-  int slots;
-  int dim;
-  int intermediate;
-  int shared_tiles;
-  int max_tiles;       // of the routed experts
-  int span;            // groups of an item
-  int groups[2];       // of a tile: of w1 and w3, and of w2
-  int item_groups[2];  // as many as its items could have
-  Swiglu swiglu;
-  // Where pairs are few, thread blocks route, plan and prepare the rows by themselves, each all of it.
-  bool plans;
-  bool routes;
-  RouterArgs router;
-  const int32_t* ids;  // [rows, slots]
-  PlainRows x;
-  int rows_at;    // in shared memory: prepared rows for the routed experts, then, unless `one_format`, others
-  int scores_at;  // and the router's
-  bool one_format;
-  const float* weights;   // [rows, slots]
-  PreparedRows x_routed;  // [rows]; where thread blocks prepare them, without data
-  PreparedRows x_shared;
-  float* hidden;            // [pairs, I] activations
-  PreparedRows activation;  // [pairs] of them, in the order of the expert's format
-  float* y;                 // [pairs, D] the experts' outputs
-  float* out;               // their sums; null: left to others
-  // Counters, zero at first.
-  int* groups_of_block;  // [tiles, blocks of I] finished groups of w1 and w3
-  int* ready_blocks;     // [tiles] prepared ones
-  int* outputs;          // [D / 32] finished groups of w2
-  int* watchers;         // [1] thread blocks that know of all activations; unless null, all are left at zero
-
-  __device__ int Cols(bool is_down) const { return is_down ? intermediate : dim; }
-};
-
-// Where in the items' order somebody is.
-struct StreamCursor {
-  int group;  // first of the item, in its tile, or behind that
-  int tile = 0;
-  bool is_down = false;
-
-  __device__ static StreamCursor First(const StreamArgs& args) {
-    return {static_cast<int>(blockIdx.x) * args.span};
-  }
-  __device__ void Advance(const StreamArgs& args) { group += static_cast<int>(gridDim.x) * args.span; }
-  // Goes on to the tile that has the item. False: there is none among the first `tiles`.
-  __device__ bool Settle(const StreamArgs& args, int tiles, bool with_down) {
-    for (;;) {
-      const int groups = args.item_groups[is_down];
-      if (tile == tiles) {
-        if (is_down || !with_down) return false;
-        tile = 0;
-        is_down = true;
-      } else if (group < groups) {
-        return true;
-      } else {
-        group -= groups;
-        ++tile;
-      }
-    }
-  }
-  // Behind the last group of the item.
-  __device__ int End(const StreamArgs& args) const { return min(group + args.span, args.groups[is_down]); }
-};
-
-template <int kSlabs>
-struct SlabRing {
-  WeightSlab slabs[kSlabs];
-  SharedBarrier full[kSlabs];
-  SharedBarrier empty[kSlabs];
-
-  __device__ void Init() {
-    for (int i = 0; i < kSlabs; ++i) {
-      full[i].Init(kCopyWarps * 32);
-      empty[i].Init(kStreamWarps * 32);
-    }
-  }
-};
-
-// Where in a ring somebody is.
-template <int kSlots>
-struct RingPlace {
-  static_assert((kSlots & (kSlots - 1)) == 0);
-  uint32_t place = 0;
-
-  __device__ int slot() const { return static_cast<int>(place % kSlots); }
-  __device__ uint32_t phase() const { return place / kSlots % 2; }
-  __device__ void Advance() { ++place; }
-};
-
-// A warp that copies its part of the slabs of its thread block's items, in their order.
-template <typename Format, int kSlabs>
-class SlabStream {
- public:
-  __device__ SlabStream(const StreamArgs& args, const StreamTile* tiles, SlabRing<kSlabs>& ring, int warp)
-      : args_(args), tiles_(tiles), ring_(ring), warp_(warp), next_(StreamCursor::First(args)) {}
-
-  // Copies of the next slab, if there is one among the first `tiles`, as soon as there is room. It has fewer
-  // blocks at the end of a weight's rows.
-  __device__ bool Send(int tiles, bool with_down) {
-    if (block_ >= blocks_) {
-      if (group_ + 1 < end_) {
-        ++group_;
-      } else {
-        if (!next_.Settle(args_, tiles, with_down)) return false;
-        tile_ = next_.tile;
-        is_down_ = next_.is_down;
-        is_fp8_ = Format::kDType == DType::kF8E4M3 || tile_ < args_.shared_tiles;
-        blocks_ = args_.Cols(is_down_) / kBlockK;
-        group_ = next_.group;
-        end_ = next_.End(args_);
-        next_.Advance(args_);
-      }
-      block_ = 0;
-    }
-    ring_.empty[place_.slot()].Wait(place_.phase() ^ 1);
-    if (is_fp8_) {
-      Copy<Fp8Weights>();
-    } else {
-      Copy<Format>();
-    }
-    ring_.full[place_.slot()].ArriveWithCopies();
-    if (is_fp8_) part_ ^= 1;
-    if (part_ == 0) block_ += kStreamWarps;
-    place_.Advance();
-    return true;
-  }
-
- private:
-  template <typename F>
-  __device__ void Copy() {
-    using Shape = SlabShape<F>;
-    constexpr int kRows = Shape::kRows / kCopyWarps;  // of the warp
-    constexpr int kRun = kRows < 8 ? kRows : 8;       // neighbours in a weight
-    constexpr int kRowCopies = Shape::kRowBytes / (32 * 16);
-    const StreamTile& tile = tiles_[tile_];
-    WeightSlab& slab = ring_.slabs[place_.slot()];
-    const int lane = threadIdx.x % 32;
-    const int row_bytes = blocks_ * Shape::kBlockBytes;
-    const int bytes = (blocks_ - block_) * Shape::kBlockBytes - lane * 16;  // there are for the lane
-#pragma unroll
-    for (int run = 0; run < kRows; run += kRun) {
-      const int first = warp_ * kRows + run;  // of the slab's rows
-      int matrix;
-      const int64_t row = WeightRow(part_ * Shape::kRows + first, matrix);
-      const uint8_t* from = tile.data[matrix] + row * row_bytes + block_ * Shape::kBlockBytes + lane * 16;
-      uint8_t* to = slab.weights + first * Shape::kPitch + lane * 16;
-#pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-#pragma unroll
-        for (int part = 0; part < kRowCopies; ++part) {
-          if (part * 512 < bytes) {
-            policy_.Copy(to + i * Shape::kPitch + part * 512, from + part * 512);
-          }
-        }
-        from += row_bytes;
-      }
-    }
-    if constexpr (F::kDType == DType::kF8E4M3) {
-      const int block = lane % kStreamWarps;
-      const int half = lane / kStreamWarps;
-      if (warp_ != 0 || block_ + block >= blocks_) return;
-      const int first = group_ * (is_down_ ? kGroupRows : kGroupRows / 2) / 128 * blocks_;
-      const auto from =
-          reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : half] + first + block_ + block) &
-          ~uintptr_t{3};
-      __pipeline_memcpy_async(&slab.scales[half][block], reinterpret_cast<const void*>(from), 4);
-    } else if (blocks_ % 4 == 0 && reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : 0]) % 16 == 0 &&
-               reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : 1]) % 16 ==
-                   0) {  // four blocks' words at once
-      static_assert(Format::kDType == DType::kF8E4M3 || kRun == 8);
-#pragma unroll
-      for (int run = 0; run < kRows; run += kRun) {
-        const int first = warp_ * kRows + run;
-        int matrix;
-        const int64_t row = WeightRow(first, matrix) + lane / 4;
-        const int block = lane % 4 * 4;
-        if (block_ + block < blocks_) {
-          policy_.Copy(&slab.scales[first + lane / 4][block],
-                       tile.scales[matrix] + (row * blocks_ + block_ + block) * 4);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kRows; i += 2) {
-        const int first = warp_ * kRows + i;
-        const int block = lane % kStreamWarps;
-        int matrix;
-        const int64_t row = WeightRow(first, matrix) + lane / kStreamWarps;
-        if (block_ + block < blocks_) {
-          __pipeline_memcpy_async(&slab.scales[first + lane / kStreamWarps][block],
-                                  tile.scales[matrix] + (row * blocks_ + block_ + block) * 4, 4);
-        }
-      }
-    }
-  }
-
-  // Where row `of_group` of the group is: in w1, w3 or w2.
-  __device__ int64_t WeightRow(int of_group, int& matrix) const {
-    matrix = is_down_ ? 2 : of_group / 8 % 2;
-    if (is_down_) return int64_t{group_} * kGroupRows + of_group;
-    return int64_t{group_} * (kGroupRows / 2) + of_group / 16 * 8 + of_group % 8;
-  }
-
-  const StreamArgs& args_;
-  const StreamTile* tiles_;
-  SlabRing<kSlabs>& ring_;
-  const int warp_;
-  const CopyOnce policy_;
-  StreamCursor next_;  // item
-  RingPlace<kSlabs> place_;
-  int group_ = 0;
-  int end_ = 0;     // of the item
-  int block_ = 0;   // the slab's first
-  int blocks_ = 0;  // of a weight row
-  int part_ = 0;    // of a group's rows
-  int tile_ = 0;
-  bool is_down_ = false;
-  bool is_fp8_ = false;
-};
-
-// What a thread block finds by itself of a step of few pairs.
-struct FewPairs {
-  int32_t list[2 * kFewPairs];
-  int32_t rows[2 * kFewPairs];
-  ExpertTile tiles[kFewPairs];
-  int num_tiles;
-  int32_t ids[kFewPairs];
-  float weights[kFewPairs];
-};
-
-struct StreamShared {
-  static constexpr int kSlabs = 4;
-  static constexpr int kBuffers = 2;
-  static constexpr int kRowFactors = kStreamColumns * kSumStride;
-  static constexpr int kBlockSums = kRowFactors + kGroupRows;
-
-  SlabRing<kSlabs> ring;
-  // A round's blocks: of each column, the products with 32 rows and the column's factor; then the rows'
-  // factors.
-  float sums[kBuffers][kStreamWarps][kBlockSums];
-  // A round of the warp's groups; nobody is more rounds ahead of another than there are buffers.
-  SharedBarrier full[kSumWarps][kBuffers];
-  SharedBarrier empty[kBuffers];
-  // What depends on the step's routing is known from here on.
-  SharedBarrier planned;
-  int num_tiles;
-  int ready_tiles;  // so many first tiles' activations are there
-  ExpertPlan plan;
-  const float* weights;  // [rows, slots]
-  uint16_t* x[2];        // rows prepared for the routed experts, and for the shared one
-  FewPairs few;
-};
-
-// What a multiplying warp does.
-template <typename Format, bool kSplit>
-class StreamMultiplier {
- public:
-  __device__ StreamMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles)
-      : args_(args), shared_(shared), ring_(shared.ring), tiles_(tiles) {}
-
-  __device__ void Run() {
-    if (args_.plans) PrepareRows();
-    bool planned = false;
-    for (StreamCursor at = StreamCursor::First(args_);;) {
-      if (!at.Settle(args_, planned ? shared_.num_tiles : args_.shared_tiles, planned)) {
-        if (planned) break;
-        shared_.planned.Wait(0);  // not for the shared expert's items
-        planned = true;
-        continue;
-      }
-      const int x = FindColumn(at);
-      if (at.is_down) AwaitActivation(at.tile);
-      if (Format::kDType == DType::kF8E4M3 || at.tile < args_.shared_tiles) {
-        Item<Fp8Weights>(at, x);
-      } else {
-        Item<Format>(at, x);
-      }
-      at.Advance(args_);
-    }
-  }
-
- private:
-  static constexpr int kSlabs = StreamShared::kSlabs;
-
-  __device__ PreparedRows Source(const StreamCursor& at) const {
-    if (at.is_down) return args_.activation;
-    return Rows(at.tile < args_.shared_tiles);
-  }
-  __device__ PreparedRows Rows(bool of_shared) const {
-    return {shared_.x[of_shared], args_.dim, kSplit, true};
-  }
-
-  // The step's rows for all of the thread block.
-  __device__ void PrepareRows() {
-    const int blocks = args_.dim / kBlockK;
-    const int lane = threadIdx.x % 32;
-    const int first = threadIdx.x / 32;
-    const int end = args_.rows * blocks;
-    for (int unit = first; unit < end; unit += kStreamWarps) {  // all on their way at once
-      if (lane < 4) Touch(args_.x.x + unit * kBlockK + lane * 32);
-    }
-#pragma unroll 1
-    for (int unit = first; unit < end; unit += kStreamWarps) {
-      const int row = unit / blocks;
-      const int block = unit - row * blocks;
-      if (!args_.one_format) PrepareBlock<Fp8Weights>(row, block, true);
-      PrepareBlock<Format>(row, block, false);
-    }
-    GroupBarrier<kRowsBarrier>(kStreamWarps * 32);
-  }
-  template <typename F>
-  __device__ void PrepareBlock(int row, int block, bool of_shared) {
-    LaneValues values;
-    values.Load<F>(args_.x, row, block, args_.dim);
-    StoreBlock<F>(values, args_.swiglu.faithful, Rows(of_shared), row, block);
-  }
-
-  // Where the lane's column begins in the item's source. Behind the last one it is another, whose products
-  // nobody asks for.
-  __device__ int FindColumn(const StreamCursor& at) const {
-    const StreamTile& tile = tiles_[at.tile];
-    const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
-    const int column = min(static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1);
-    return rows[column] * static_cast<int>(Source(at).stride());
-  }
-
-  template <typename F>
-  __device__ void Item(const StreamCursor& at, int x) {
-    const int end = at.End(args_);
-    for (int group = at.group; group < end; ++group) Multiply<F>(at, group, x);
-  }
-
-  // The lane's values of a block's column: of eight steps, two in each.
-  struct Column {
-    uint4 high[kBlockSteps / 2];
-    uint4 low[kBlockSteps / 2];
-
-    __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
-      high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-      if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
-    }
-  };
-
-  template <typename F>
-  __device__ void Multiply(const StreamCursor& at, int group, int x) {
-    constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
-    // A block's column is sent for before its weights are in, where registers allow.
-    constexpr bool kAhead = !kSplit;
-    const int warp = threadIdx.x / 32;
-    const PreparedRows source = Source(at);
-    const int blocks = args_.Cols(at.is_down) / kBlockK;
-    const int half = static_cast<int>(threadIdx.x) % 2;  // of row lane % 4 * 8 + lane / 4
-    uint32_t scale_offset = 0;                           // of block 0's, in FP8
-    if constexpr (kFp8) {
-      const int first = group * (at.is_down ? kGroupRows : kGroupRows / 2) / 128 * blocks;
-      scale_offset = static_cast<uint32_t>(
-          reinterpret_cast<uintptr_t>(tiles_[at.tile].scales[at.is_down ? 2 : half]) + first);
-    }
-
-    // A warp without a block goes with the others.
-    for (int block = warp; block - warp < blocks; block += kStreamWarps) {
-      float acc[2][4] = {};
-      const int there = min(block, blocks - 1);
-      const uint16_t* from = source.data + (x + there * kBlockK + static_cast<int>(threadIdx.x) % 4 * 8);
-      Column column;
-      if constexpr (kAhead) {
-#pragma unroll
-        for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(source, from, pair);
-      }
-      const auto load = [&](int step) {
-        if (!kAhead && step % 2 == 0) column.Load(source, from, step / 2);
-      };
-      const auto column_factor = [&] {
-        const int terms = static_cast<int>(kSplit ? 2 * source.padded : source.padded);
-        return *reinterpret_cast<const float*>(source.data + (x + terms + 2 * there));
-      };
-      float of_column;
-      if constexpr (kAhead) of_column = column_factor();
-      RowScale scales[2][2] = {};
-      float row_factor;
-      if constexpr (kFp8) {
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          RowPair weights[2];
-          TakeSlab<F>([&](const WeightSlab& slab) {
-#pragma unroll
-            for (int c = 0; c < 2; ++c) weights[c] = Rows<F>(slab, 0, c * 64);
-            // One for all rows of a weight's in the group.
-            if (m == 0) {
-              row_factor =
-                  F::Scale(static_cast<uint8_t>(slab.scales[half][warp] >> (scale_offset + block) % 4 * 8))
-                      .block;
-            }
-          });
-#pragma unroll
-          for (int step = 0; step < kBlockSteps; ++step) {
-            load(step);
-            Step<F>(weights[step / 4], step % 4, scales[m], column, step / 2, acc[m]);
-          }
-        }
-      } else {
-        RowPair weights[2];
-        TakeSlab<F>([&](const WeightSlab& slab) {
-          row_factor = FindScales<F>(slab, scales);
-          if constexpr (kAhead) {
-#pragma unroll
-            for (int m = 0; m < 2; ++m) weights[m] = Rows<F>(slab, m * 16, 0);
-          } else {  // with fewer registers
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-              const RowPair rows = Rows<F>(slab, m * 16, 0);
-#pragma unroll
-              for (int step = 0; step < kBlockSteps; ++step) {
-                load(step);
-                Step<F>(rows, step, scales[m], column, step / 2, acc[m]);
-              }
-            }
-          }
-        });
-        if constexpr (kAhead) {
-#pragma unroll
-          for (int step = 0; step < kBlockSteps; ++step) {
-#pragma unroll
-            for (int m = 0; m < 2; ++m) Step<F>(weights[m], step, scales[m], column, step / 2, acc[m]);
-          }
-        }
-      }
-      if constexpr (!kAhead) of_column = column_factor();
-      PutSums(acc, of_column, row_factor, block < blocks);
-    }
-    finisher_ = finisher_ + 1 < kSumWarps ? finisher_ + 1 : 0;
-  }
-
-  template <typename F>
-  __device__ static void Step(const RowPair& weights, int step, const RowScale (&scales)[2],
-                              const Column& column, int pair, float (&acc)[4]) {
-    uint32_t a[4];
-    DecodePair<F>(weights, step, scales, a);
-    MultiplyStep<F, kSplit>(acc, a, step, column.high[pair], column.low[pair]);
-  }
-
-  // Waits for the next slab, lets `read` take what it needs, and gives the room back.
-  template <typename F, typename Read>
-  __device__ void TakeSlab(const Read& read) {
-    ring_.full[place_.slot()].Wait(place_.phase());
-    read(ring_.slabs[place_.slot()]);
-    ring_.empty[place_.slot()].Arrive();
-    place_.Advance();
-  }
-
-  // Sixteen bytes of the slab's rows `first` + g and + g + 8, of the warp's block.
-  template <typename F>
-  __device__ static RowPair Rows(const WeightSlab& slab, int first, int at) {
-    using Shape = SlabShape<F>;
-    const int lane = threadIdx.x % 32;
-    const uint8_t* from = slab.weights + (first + lane / 4) * Shape::kPitch +
-                          threadIdx.x / 32 * Shape::kBlockBytes + at + lane % 4 * 16;
-    return {*reinterpret_cast<const uint4*>(from), *reinterpret_cast<const uint4*>(from + 8 * Shape::kPitch)};
-  }
-
-  // What the lane's four rows are decoded with. Returns the factor of the sums of row lane % 4 * 8 + lane
-  // / 4.
-  template <typename F>
-  __device__ static float FindScales(const WeightSlab& slab, RowScale (&scales)[2][2]) {
-    const int lane = threadIdx.x % 32;
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = slab.scales[i * 8 + lane / 4][threadIdx.x / 32];
-    const uint32_t of_own = F::LargestScale(OfOwnRow(words));
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t largest = __shfl_sync(0xffffffff, of_own, lane / 4 * 4 + i);
-      const uint32_t below = largest * 0x0101u - words[i];  // no byte borrows from another
-      scales[i / 2][i % 2].decode = F::Factor(__byte_perm(below, 0, 0x4440 | lane % 4));
-    }
-    return F::BlockFactor(static_cast<uint8_t>(of_own));
-  }
-
-  // Of four rows' values, that of row lane % 4.
-  template <typename T>
-  __device__ static T OfOwnRow(const T (&values)[4]) {
-    const T low = threadIdx.x % 2 == 0 ? values[0] : values[1];
-    const T high = threadIdx.x % 2 == 0 ? values[2] : values[3];
-    return threadIdx.x % 4 < 2 ? low : high;
-  }
-
-  // Hands the block's products to the warp that adds them up; without a block it only takes part.
-  __device__ void PutSums(const float (&acc)[2][4], float of_column, float of_row, bool has_block) {
-    const int lane = threadIdx.x % 32;
-    shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
-    if (has_block) {
-      float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
-      to[StreamShared::kRowFactors + lane] = of_row;
-      if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
-      to += lane % 4 * 2 * kSumStride + lane / 4;
-#pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        to[m * 16] = acc[m][0];
-        to[m * 16 + kSumStride] = acc[m][1];
-        to[m * 16 + 8] = acc[m][2];
-        to[m * 16 + kSumStride + 8] = acc[m][3];
-      }
-    }
-    shared_.full[finisher_][buffer_.slot()].Arrive();
-    buffer_.Advance();
-  }
-
-  __device__ void AwaitActivation(int tile) {
-    if (threadIdx.x % 32 == 0) {
-      while (atomicOr_block(&shared_.ready_tiles, 0) <= tile) {
-      }
-      __threadfence_block();
-    }
-    __syncwarp();
-  }
-
-  const StreamArgs& args_;
-  StreamShared& shared_;
-  SlabRing<kSlabs>& ring_;
-  const StreamTile* tiles_;
-  RingPlace<kSlabs> place_;
-  RingPlace<StreamShared::kBuffers> buffer_;
-  int finisher_ = 0;
-};
-
-// What a warp does that adds up every kSumWarps-th group.
-template <typename Format>
-class StreamFinisher {
- public:
-  __device__ StreamFinisher(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles)
-      : args_(args), shared_(shared), tiles_(tiles), warp_(threadIdx.x / 32 - kStreamWarps) {}
-
-  __device__ void Run(int tiles) {
-    int skip = warp_;  // groups of others
-    for (StreamCursor at = StreamCursor::First(args_); at.Settle(args_, tiles, true); at.Advance(args_)) {
-      const int count = at.End(args_) - at.group;
-      const int rounds = (args_.Cols(at.is_down) / kBlockK + kStreamWarps - 1) / kStreamWarps;
-      for (int i = 0; i < count; ++i) {
-        if (skip == 0) {
-          Group(at, at.group + i, tiles);
-          skip = kSumWarps;
-        } else {
-          buffer_ = (buffer_ + rounds) % kBuffers;
-        }
-        --skip;
-      }
-    }
-  }
-
- private:
-  static constexpr int kColumns = kStreamColumns;  // a lane has one row of each
-  static constexpr int kBuffers = StreamShared::kBuffers;
-
-  __device__ void Group(const StreamCursor& at, int group, int tiles) {
-    const StreamTile& tile = tiles_[at.tile];
-    const int lane = threadIdx.x % 32;
-    // Of column `lane`; they come while the sums are awaited.
-    int pair = 0;
-    float weight = 1;
-    if (lane < tile.count) {
-      pair = shared_.plan.list[tile.begin + lane];
-      if (!at.is_down && at.tile >= args_.shared_tiles) weight = shared_.weights[pair];
-    }
-    float sums[kColumns] = {};
-    Sum(at, tile.count, sums);
-    if (at.is_down) {
-      Down(tile, group, sums, pair, tiles);
-    } else {
-      Up(at.tile, group, sums, pair, weight);
-    }
-  }
-
-  __device__ void Sum(const StreamCursor& at, int count, float (&sums)[kColumns]) {
-    const int lane = threadIdx.x % 32;
-    const int blocks = args_.Cols(at.is_down) / kBlockK;
-    for (int round = 0; round < blocks; round += kStreamWarps) {
-      shared_.full[warp_][buffer_].Wait(phases_ >> buffer_ & 1);
-      phases_ ^= 1u << buffer_;
-      const int n = min(kStreamWarps, blocks - round);
-      const float* row_factors =
-          shared_.sums[buffer_][0] + StreamShared::kRowFactors + lane % 8 * 4 + lane / 8;
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-        if (column >= count) break;
-        const float* from = shared_.sums[buffer_][0] + column * kSumStride;
-#pragma unroll 8
-        for (int b = 0; b < n; ++b) {
-          const int at = b * StreamShared::kBlockSums;
-          sums[column] =
-              __fadd_rn(sums[column], ScaleSum(from[at + lane], from[at + kGroupRows], row_factors[at]));
-        }
-      }
-      shared_.empty[buffer_].Arrive();
-      buffer_ = buffer_ + 1 < kBuffers ? buffer_ + 1 : 0;
-    }
-  }
-
-  __device__ void Up(int at_tile, int group, const float (&sums)[kColumns], int own_pair, float own_weight) {
-    const StreamTile& tile = tiles_[at_tile];
-    const int lane = threadIdx.x % 32;
-    const int output = group * (kGroupRows / 2) + lane / 16 * 8 + lane % 8;
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-      if (column >= tile.count) break;
-      const float y = args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
-      const float up = __shfl_xor_sync(0xffffffff, y, 8);
-      const int pair = __shfl_sync(0xffffffff, own_pair, column);
-      const float weight = __shfl_sync(0xffffffff, own_weight, column);
-      if (lane % 16 >= 8) continue;
-      args_.hidden[int64_t{pair} * args_.intermediate + output] = args_.swiglu(y, up, weight);
-    }
-    const int blocks = args_.intermediate / kBlockK;
-    const int block = group * (kGroupRows / 2) / kBlockK;
-    const int before = WarpCount(args_.groups_of_block + at_tile * blocks + block);
-    if (before != kBlockK / (kGroupRows / 2) - 1) return;
-    Fence();
-    if (at_tile < args_.shared_tiles) {
-      Prepare<Fp8Weights>(tile, block);
-    } else {
-      Prepare<Format>(tile, block);
-    }
-    WarpCount(args_.ready_blocks + at_tile);
-  }
-
-  template <typename F>
-  __device__ void Prepare(const StreamTile& tile, int block) {
-    constexpr int kBatch = 2;  // as many loads at once
-    const auto source = [&](int64_t pair, int64_t i) {
-      return __ldcg(args_.hidden + pair * args_.intermediate + i);
-    };
-    for (int begin = 0; begin < tile.count; begin += kBatch) {
-      LaneValues values[kBatch];
-      int pairs[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        pairs[i] = shared_.plan.list[tile.begin + min(begin + i, tile.count - 1)];
-        values[i].template Load<F>(source, pairs[i], block, args_.intermediate);
-      }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        if (begin + i >= tile.count) break;
-        StoreBlock<F>(values[i], args_.swiglu.faithful, args_.activation, pairs[i], block);
-      }
-    }
-  }
-
-  __device__ void Down(const StreamTile& tile, int group, const float (&sums)[kColumns], int own_pair,
-                       int tiles) {
-    const int output = group * kGroupRows + threadIdx.x % 32;
-#pragma unroll
-    for (int column = 0; column < kColumns; ++column) {
-      if (column >= tile.count) break;
-      const int pair = __shfl_sync(0xffffffff, own_pair, column);
-      args_.y[int64_t{pair} * args_.dim + output] =
-          args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
-    }
-    if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
-    Fence();
-    if (args_.watchers != nullptr && threadIdx.x % 32 == 0) args_.outputs[group] = 0;
-    Combine(group * kGroupRows);
-  }
-
-  __device__ float Rounded(float y) const {
-    return args_.swiglu.faithful ? RoundBf16(y) : y;
-  }
-
-  // From output `first` on, of every row the slots' outputs in their order, then the shared expert's: two
-  // neighbours a lane, and two rows at once.
-  __device__ void Combine(int first) const {
-    constexpr int kSlots = 6;  // whose loads are sent for at once
-    constexpr int kLanes = kGroupRows / 2;
-    const int lane = threadIdx.x % 32;
-    const int output = first + lane % kLanes * 2;
-    const auto load = [&](int pair) {
-      return __ldcg(reinterpret_cast<const float2*>(args_.y + int64_t{pair} * args_.dim + output));
-    };
-    for (int row = lane / kLanes; row < args_.rows; row += 32 / kLanes) {
-      float2 last = {};
-      if (args_.shared_tiles != 0) last = load(args_.rows * args_.slots + row);
-      float2 sum = {};
-      for (int slot = 0; slot < args_.slots; slot += kSlots) {
-        float2 y[kSlots];
-#pragma unroll
-        for (int k = 0; k < kSlots; ++k) {
-          if (slot + k < args_.slots) y[k] = load(row * args_.slots + slot + k);
-        }
-#pragma unroll
-        for (int k = 0; k < kSlots; ++k) {
-          if (slot + k >= args_.slots) break;
-          sum.x += y[k].x;
-          sum.y += y[k].y;
-        }
-      }
-      *reinterpret_cast<float2*>(args_.out + int64_t{row} * args_.dim + output) = {Rounded(sum.x + last.x),
-                                                                                   Rounded(sum.y + last.y)};
-    }
-  }
-
-  const StreamArgs& args_;
-  StreamShared& shared_;
-  const StreamTile* tiles_;
-  const int warp_;
-  int buffer_ = 0;
-  uint32_t phases_ = 0;  // a bit per buffer: the parity of the warp's next round there
-};
-
-// What the warp does that waits for activations, tile after tile, and tells its thread block of them.
-__device__ inline void WatchTiles(const StreamArgs& args, int tiles, int* ready_tiles) {
-  const int blocks = args.intermediate / kBlockK;
-  const int lane = threadIdx.x % 32;
-  for (int ready = 0; ready < tiles;) {
-    // No acquiring load: it would empty the first-level cache again and again.
-    const int tile = ready + lane;
-    const bool is_ready = tile < tiles && LoadRelaxed(args.ready_blocks + tile) == blocks;
-    const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
-    if (more == 0) {
-      __nanosleep(100);
-      continue;
-    }
-    ready += more;
-    Fence();
-    __syncwarp();
-    if (lane == 0) atomicExch_block(ready_tiles, ready);
-  }
-  if (args.watchers == nullptr) return;
-  // Who comes last knows that nobody needs the counters any more.
-  int before = 0;
-  if (lane == 0) before = atomicAdd(args.watchers, 1);
-  if (__shfl_sync(0xffffffff, before, 0) != static_cast<int>(gridDim.x) - 1) return;
-  for (int i = lane; i < (args.shared_tiles + args.max_tiles) * blocks; i += 32) args.groups_of_block[i] = 0;
-  for (int i = lane; i < args.shared_tiles + args.max_tiles; i += 32) args.ready_blocks[i] = 0;
-  if (lane == 0) *args.watchers = 0;
-}
+constexpr int kStreamThreads = kStreamWarps * 32;
+constexpr int kRouterBarrier = 1;
+static_assert(kRouterThreads <= kStreamThreads);
 
 // What is known before the inputs are.
 __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8_t* memory,
                              StreamTile* tiles) {
   const int pairs = args.rows * args.slots;
   const int thread = threadIdx.x;
-  for (int i = thread; i < args.shared_tiles; i += kStreamThreads) {
-    tiles[i].Set(args.shared, pairs + i * kStreamColumns,
-                 min(kStreamColumns, args.rows - i * kStreamColumns));
+  for (int i = thread; i < args.shared_tiles * kStreamColumns; i += kStreamThreads) {
+    StreamTile& tile = tiles[i / kStreamColumns];
+    const int row = min(i, args.rows - 1);
+    tile.SetColumn(i % kStreamColumns, pairs + row, row, 1);
+    if (i % kStreamColumns == 0) tile.Set(args.shared, min(kStreamColumns, args.rows - i));
   }
   if (thread == 0) {
-    shared.ring.Init();
-    for (auto& of_warp : shared.full) {
-      for (SharedBarrier& barrier : of_warp) barrier.Init(kStreamWarps * 32);
-    }
-    for (SharedBarrier& barrier : shared.empty) barrier.Init(32);
-    shared.planned.Init(kPlanningThreads);
     shared.ready_tiles = 0;
-    shared.plan = args.plan;
-    shared.weights = args.weights;
-    shared.x[0] = args.x_routed.data;
-    shared.x[1] = args.x_shared.data;
-    if (args.plans) {
-      shared.plan.list = shared.few.list;
-      shared.plan.rows = shared.few.rows;
-      shared.plan.tiles = shared.few.tiles;
-      shared.plan.num_tiles = &shared.few.num_tiles;
-      if (args.routes) shared.weights = shared.few.weights;
-      shared.x[0] = shared.x[1] = reinterpret_cast<uint16_t*>(memory + args.rows_at);
-      if (!args.one_format) shared.x[1] += args.rows * args.x_routed.stride();
-    }
+    shared.watched = 0;
+    shared.done_warps = 0;
   }
-  if (args.plans && thread < args.rows) {
-    shared.few.list[pairs + thread] = pairs + thread;
-    shared.few.rows[pairs + thread] = thread;
-  }
-  // Where the experts' weights are is known a little sooner.
-  constexpr int kLine = 128;
-  const int line = blockIdx.x + gridDim.x * thread;
-  if (line * kLine < args.num_experts * static_cast<int>(sizeof(ExpertWeights))) {
-    PrefetchL2(reinterpret_cast<const uint8_t*>(args.experts) + line * kLine);
-  }
+  shared.SetUp(args, memory);
 }
 
-// By the warps that don't multiply: the routed experts' tiles, for all of the thread block. Returns how many
-// tiles there are.
+// By the whole thread block: the routed experts' tiles. Returns how many tiles there are.
+template <typename Format, bool kSplit>
 __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
                                 StreamTile* tiles) {
-  static_assert(kPlanningThreads == kRouterThreads);
-  const int thread = static_cast<int>(threadIdx.x) - kStreamWarps * 32;
-  const auto sync = [] { GroupBarrier<kPlanBarrier>(kPlanningThreads); };
+  const int thread = static_cast<int>(threadIdx.x);
   if (args.plans) {
-    const int pairs = args.rows * args.slots;
-    if (args.routes) {
-      RouterArgs router = args.router;
-      router.ids = shared.few.ids;
-      router.weights = shared.few.weights;
-      // Few experts are each row's other warps'.
-#pragma unroll 1
-      for (int row = 0; row < args.rows; ++row) {
-        ScoreRow(router, row, (thread + kPlanningThreads - row % 8 * 32) % kPlanningThreads,
-                 ScoresOf(scores, row, args.num_experts));
-      }
-      sync();
-#pragma unroll 1
-      for (int row = thread / 32; row < args.rows; row += kPlanningThreads / 32) {
-        SelectExperts(router, row, ScoresOf(scores, row, args.num_experts));
-      }
-      sync();
-      if (blockIdx.x == 0 && thread < pairs) {
-        args.router.ids[thread] = shared.few.ids[thread];
-        args.router.weights[thread] = shared.few.weights[thread];
-      }
+    const int planning = args.routes ? kRouterThreads : 32;
+    if (thread < planning) {
+      shared.Plan<kRouterBarrier>(args, thread, scores);
+    } else {
+      shared.PrepareRows<Format, kSplit>(args, (thread - planning) / 32, (kStreamThreads - planning) / 32);
     }
-    if (thread < 32) {
-      const int32_t* ids = args.routes ? shared.few.ids : args.ids;
-      PlanFewPairs(thread < pairs ? ids[thread] : -1, pairs, args.slots, kStreamColumns, shared.plan);
-    }
-    sync();
+    __syncthreads();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
-  for (int i = thread; i < args.max_tiles; i += kPlanningThreads) {
-    const ExpertTile tile = shared.plan.tiles[i];  // garbage behind the end; read beside the number
-    if (args.shared_tiles + i >= num_tiles) break;
-    tiles[args.shared_tiles + i].Set(args.experts[tile.expert], tile.begin, tile.count);
+  for (int i = thread; i < args.max_tiles * kStreamColumns; i += kStreamThreads) {
+    // Garbage behind the end; read beside the number.
+    const ExpertTile from = shared.plan.tiles[i / kStreamColumns];
+    const int at = args.shared_tiles + i / kStreamColumns;
+    if (at >= num_tiles) break;
+    const int column = i % kStreamColumns;
+    const int pair = shared.plan.list[from.begin + min(column, from.count - 1)];
+    tiles[at].SetColumn(column, pair, pair / args.slots, shared.weights[pair]);
+    if (column == 0) tiles[at].Set(args.experts[from.expert], from.count);
   }
-  if (thread == 0) shared.num_tiles = num_tiles;
-  sync();
-  shared.planned.Arrive();  // each for what it has written
+  __syncthreads();
   return num_tiles;
 }
 
 template <typename Format, bool kSplit>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
-  extern __shared__ __align__(16) uint8_t memory[];
+  extern __shared__ __align__(128) uint8_t memory[];
   StreamShared& shared = *reinterpret_cast<StreamShared*>(memory);
-  StreamTile* tiles = reinterpret_cast<StreamTile*>(memory + sizeof(StreamShared));
+  StreamTile* tiles = reinterpret_cast<StreamTile*>(&shared + 1);
   SetUp(args, shared, memory, tiles);
   __syncthreads();
-  const int warp = threadIdx.x / 32;
-  const int copier = warp - kStreamWarps - kSumWarps;
-  const bool copies = copier >= 0 && copier < kCopyWarps;
-  SlabStream<Format, StreamShared::kSlabs> stream(args, tiles, shared.ring, copier);
-  if (copies) {
-    for (int i = 0; i < StreamShared::kSlabs && stream.Send(args.shared_tiles, false); ++i) {
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared.rounds[warp]));
+  WeightRounds<Format> rounds(args, tiles, warp);
+  int sent = 0;
+  const auto fill = [&](int num_tiles, bool with_down) {
+    for (; sent < kRingRounds && rounds.HasNext(num_tiles, with_down); ++sent) {
+      rounds.Copy(ring + rounds.Place() + sent * kRoundSize);
     }
-  }
+  };
+  fill(args.shared_tiles, false);
   AwaitInputs();
-  if (warp < kStreamWarps) {
-    StreamMultiplier<Format, kSplit>(args, shared, tiles).Run();
-    return;
-  }
-  const int num_tiles = FindTiles(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
-  if (copies) {
-    while (stream.Send(num_tiles, true)) {
-    }
-  } else if (copier == kCopyWarps) {
-    WatchTiles(args, num_tiles, &shared.ready_tiles);
-  } else {
-    StreamFinisher<Format>(args, shared, tiles).Run(num_tiles);
-  }
+  const int num_tiles =
+      FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
+  fill(num_tiles, true);
+  for (; sent < kRingRounds; ++sent) EndCopies();  // as many groups as slots
+  UnitMultiplier<Format, kSplit> multiplier(args, shared, tiles, num_tiles, rounds, ring,
+                                            shared.factors[warp]);
+  multiplier.Run();
+  multiplier.Leave();
 }
 
 }  // namespace foresight::cuda

@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_kernels.h"
 #include "kernels/cuda/product.cuh"
 #include "kernels/moe/expert_plan.cuh"
+#include "kernels/moe/expert_slabs.cuh"
 #include "kernels/moe/expert_stream.cuh"
 #include "kernels/moe/expert_wide.h"
 #include "kernels/moe/swiglu.cuh"
@@ -171,9 +172,31 @@ int SharedTiles(const MoeArgs& args) {
   return args.HasShared() ? static_cast<int>(CeilDiv(args.rows, kStreamColumns)) : 0;
 }
 
-size_t StreamSharedBytes(const MoeArgs& args) {
-  return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
-}
+// How thread blocks stream: with units of their own for all warps, or with slabs that these share.
+struct StreamInUnits {
+  static constexpr int kThreads = kStreamThreads;
+
+  template <typename Format>
+  static auto* Kernel(bool faithful) {
+    return faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
+  }
+  static size_t SharedBytes(const MoeArgs& args) {
+    return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
+  }
+};
+struct StreamInSlabs {
+  static constexpr int kThreads = kSlabThreads;
+
+  template <typename Format>
+  static auto* Kernel(bool faithful) {
+    return faithful ? ExpertSlabKernel<Format, false> : ExpertSlabKernel<Format, true>;
+  }
+  static size_t SharedBytes(const MoeArgs& args) {
+    return sizeof(SlabShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(SlabTile);
+  }
+};
+// Of a step that has too few units for all warps, and whose units would take one warp too long.
+constexpr int kSlabRows = 2;
 
 constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 
@@ -196,7 +219,7 @@ size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& str
 }
 
 // One launch for all products.
-template <typename Format>
+template <typename Format, typename Shape>
 void Stream(const KernelContext& ctx, const MoeArgs& args) {
   const int pairs = args.rows * args.experts_per_token;
   const bool faithful = ctx.faithful();
@@ -212,36 +235,33 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.intermediate = args.intermediate;
   stream.shared_tiles = shared_tiles;
   stream.max_tiles = max_tiles;
-  // Longer items cost less each, but may leave thread blocks without work at the end.
-  stream.span = args.rows == 1 ? 1 : args.rows <= 4 ? 2 : 4;
-  stream.groups[0] = 2 * args.intermediate / kGroupRows;
-  stream.groups[1] = args.dim / kGroupRows;
-  for (int i = 0; i < 2; ++i) {
-    stream.item_groups[i] = static_cast<int>(CeilDiv(stream.groups[i], stream.span)) * stream.span;
-  }
+  // Neighbours share columns, but may leave thread blocks without work at the end.
+  stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : kStreamWarps;
+  stream.units[0] = 2 * args.intermediate / kUnitRows;
+  stream.units[1] = args.dim / kUnitRows;
   stream.swiglu = {args.swiglu_limit, faithful};
   stream.weights = args.weights;
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
   const int tiles = shared_tiles + max_tiles;
   const int blocks = args.intermediate / kBlockK;
-  const int counters = tiles * (blocks + 1) + args.dim / kGroupRows;
-  size_t shared_bytes = StreamSharedBytes(args);
+  const int counters = tiles * (blocks + 1) + stream.units[1];
+  size_t shared_bytes = Shape::SharedBytes(args);
   const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
   if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaQueue::kZeros) {
     shared_bytes = with_plan;
     stream.plans = true;
     stream.watchers = DeviceOf(ctx).zeros();
-    stream.groups_of_block = stream.watchers + 1;
+    stream.units_of_block = stream.watchers + 1;
   } else {
     stream.plan = AllocatePlan(ctx, args, max_tiles, counters);
-    stream.groups_of_block = stream.plan.counters;
+    stream.units_of_block = stream.plan.counters;
     stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
     stream.x_shared =
         stream.one_format ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
     LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, faithful, stream.x_routed,
                        stream.one_format ? PreparedRows{} : stream.x_shared);
   }
-  stream.ready_blocks = stream.groups_of_block + tiles * blocks;
+  stream.ready_blocks = stream.units_of_block + tiles * blocks;
   stream.outputs = stream.ready_blocks + tiles;
 
   const int64_t all = pairs + args.rows;
@@ -249,8 +269,8 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.activation = AllocateRows<Format>(ctx, all, args.intermediate, !faithful);
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
-  auto* kernel = faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), kStreamThreads, shared_bytes, stream);
+  auto* kernel = Shape::template Kernel<Format>(faithful);
+  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), Shape::kThreads, shared_bytes, stream);
   if (stream.out != nullptr) return;
   Combine(ctx, args, stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr);
 }
@@ -263,12 +283,12 @@ bool CanStream(const KernelContext& ctx, const MoeArgs& args) {
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
   return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
-         StreamSharedBytes(args) <= kBlockSharedBytes;
+         pairs + args.rows <= kMostStreamPairs && StreamInUnits::SharedBytes(args) <= kBlockSharedBytes;
 }
 
-// Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an expert's
-// they are.
-constexpr int kWideRows = 64;
+// Rows of a step from which on warpgroup products are faster than streaming MXFP4, however few of an
+// expert's they are.
+constexpr int kWideRows = 128;
 // The same where an expert's weights are so few values each that there is little to stream.
 constexpr int kWideRowsOfSmall = 5;
 constexpr int64_t kSmallWeight = int64_t{1} << 18;
@@ -282,7 +302,8 @@ void Experts(const KernelContext& ctx, const MoeArgs& args) {
   if (HasWideExperts(ctx, args) && (prefers_wide || !streams)) {
     Wide(ctx, args);
   } else if (streams) {
-    Stream<Format>(ctx, args);
+    auto* stream = args.rows <= kSlabRows ? Stream<Format, StreamInSlabs> : Stream<Format, StreamInUnits>;
+    stream(ctx, args);
   } else {
     ByProduct<Format>(ctx, args);
   }

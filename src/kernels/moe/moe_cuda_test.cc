@@ -482,7 +482,44 @@ TEST_P(MoeCancellingCudaTest, ExpertsMayHaveAnyNumberOfRows) {
 INSTANTIATE_TEST_SUITE_P(Formats, MoeCancellingCudaTest, testing::Values(DType::kI8, DType::kF8E4M3),
                          [](const auto& info) { return info.param == DType::kI8 ? "Mxfp4" : "Fp8"; });
 
-// More rows than one piece, all of one expert.
+// One and two rows have a kernel of their own: steps on both sides of the border, with odd numbers of blocks.
+TEST_F(MoeCudaTest, FewRowsAreThoseOfOneRow) {
+  std::mt19937 rng(11);
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    for (const Kind kind : {Kind::kUsual, Kind::kNoShared}) {
+      Layer layer;
+      const int experts = 12, slots = 4, dim = 1152, most = 9;
+      Make(dtype, experts, slots, dim, 384, 10, rng, layer, kind);
+      for (const Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+        std::vector<float> x = RandomRows(most, dim, numerics == Numerics::kFaithful, rng);
+        for (float& v : x) v *= dtype == DType::kI8 ? 0.25f : 0x1p-8f;
+        std::vector<int32_t> ids;
+        std::vector<float> weights;
+        for (int t = 0; t < most; ++t) {
+          for (int slot = 0; slot < slots; ++slot) {
+            ids.push_back((t * 5 + slot * 3) % experts);
+            weights.push_back(0.2f + 0.1f * static_cast<float>(slot));
+          }
+        }
+        const std::vector<float> want = RunRef(numerics, layer, most, x.data(), ids.data(), weights.data());
+        std::vector<float> alone;
+        for (int t = 0; t < most; ++t) {
+          const std::vector<float> y =
+              RunCuda(numerics, layer, 1, &x[t * dim], &ids[t * slots], &weights[t * slots]);
+          alone.insert(alone.end(), y.begin(), y.end());
+        }
+        EXPECT_LE(RelativeL2(alone, want), numerics == Numerics::kFaithful ? kFaithful : kClean);
+        for (int rows : {2, 3, 4, 5, 9}) {
+          const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
+          EXPECT_EQ(std::memcmp(got.data(), alone.data(), got.size() * sizeof(float)), 0)
+              << DTypeName(dtype) << " rows " << rows;
+        }
+      }
+      device_->Clear();
+    }
+  }
+}
+
 // Few rows of few experts: more pairs than the streaming kernel takes, and few enough to be planned by a
 // warp.
 TEST_F(MoeCudaTest, FewPairsOfFewExpertsArePure) {
@@ -514,6 +551,7 @@ TEST_F(MoeCudaTest, FewPairsOfFewExpertsArePure) {
   }
 }
 
+// More rows than one piece, all of one expert.
 TEST_F(MoeCudaTest, LongStepsArePure) {
   std::mt19937 rng(4);
   for (int dim : {64, 128}) {
