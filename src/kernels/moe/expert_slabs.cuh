@@ -84,7 +84,7 @@ struct GroupCursor {
   // Goes on to the tile that has the item. False: there is none among the first `tiles`.
   __device__ bool Settle(const StreamArgs& args, int tiles, bool with_down) {
     for (;;) {
-      const int groups = (args.units[is_down] + args.span - 1) / args.span * args.span;  // of whole items
+      const int groups = args.item_units[is_down];
       if (tile == tiles) {
         if (is_down || !with_down) return false;
         tile = 0;
@@ -263,7 +263,7 @@ struct SlabShared : StreamStep {
   static constexpr int kRowFactors = kStreamColumns * kSumStride;
   static constexpr int kBlockSums = kRowFactors + kGroupRows;
 
-  SlabRing<kSlabs> ring;
+  alignas(128) SlabRing<kSlabs> ring;  // a copy of 512 bytes is four lines
   // A round's blocks: of each column, the products with 32 rows and the column's factor; then the rows'
   // factors.
   float sums[kBuffers][kSlabWarps][kBlockSums];

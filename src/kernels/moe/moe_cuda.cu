@@ -239,6 +239,9 @@ void Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : kStreamWarps;
   stream.units[0] = 2 * args.intermediate / kUnitRows;
   stream.units[1] = args.dim / kUnitRows;
+  for (int i = 0; i < 2; ++i) {
+    stream.item_units[i] = static_cast<int>(CeilDiv(stream.units[i], stream.span)) * stream.span;
+  }
   stream.swiglu = {args.swiglu_limit, faithful};
   stream.weights = args.weights;
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();

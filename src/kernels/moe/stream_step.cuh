@@ -24,9 +24,10 @@ struct StreamArgs {
   int dim;
   int intermediate;
   int shared_tiles;
-  int max_tiles;  // of the routed experts
-  int span;       // units in a row that are one thread block's
-  int units[2];   // of a tile: of w1 and w3, and of w2
+  int max_tiles;      // of the routed experts
+  int span;           // units in a row that are one thread block's: an item
+  int units[2];       // of a tile: of w1 and w3, and of w2
+  int item_units[2];  // as many as its items could have
   Swiglu swiglu;
   // Where pairs are few, thread blocks route, plan and prepare the rows by themselves, each all of it.
   bool plans;
