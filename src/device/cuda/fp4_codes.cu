@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "device/cuda/fp4_codes.h"
 
 namespace foresight {
@@ -20,11 +22,8 @@ __global__ void ArrangeFp4Kernel(uint8_t* codes, int64_t bytes) {
 }  // namespace
 
 cudaError_t LaunchArrangeFp4(cudaStream_t stream, uint8_t* codes, int64_t bytes) {
-  const int64_t blocks = (bytes / 4 + kThreads - 1) / kThreads;
-  ArrangeFp4Kernel<<<static_cast<unsigned>(blocks < 1            ? 1
-                                           : blocks > kBlocksMax ? kBlocksMax
-                                                                 : blocks),
-                     kThreads, 0, stream>>>(codes, bytes);
+  const int64_t blocks = std::clamp<int64_t>((bytes / 4 + kThreads - 1) / kThreads, 1, kBlocksMax);
+  ArrangeFp4Kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(codes, bytes);
   return cudaGetLastError();
 }
 

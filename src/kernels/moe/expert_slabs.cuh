@@ -333,17 +333,6 @@ class SlabMultiplier {
     for (int group = at.group; group < end; ++group) Multiply<F>(at, group, x);
   }
 
-  // The lane's values of a block's column: of eight steps, two in each.
-  struct Column {
-    uint4 high[kBlockSteps / 2];
-    uint4 low[kBlockSteps / 2];
-
-    __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
-      high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-      if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
-    }
-  };
-
   template <typename F>
   __device__ void Multiply(const GroupCursor& at, int group, int x) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
@@ -365,7 +354,7 @@ class SlabMultiplier {
       float acc[2][4] = {};
       const int there = min(block, blocks - 1);
       const uint16_t* from = source.data + (x + there * kBlockK + static_cast<int>(threadIdx.x) % 4 * 8);
-      Column column;
+      LaneColumn<kSplit> column;
       if constexpr (kAhead) {
 #pragma unroll
         for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(source, from, pair);
@@ -436,7 +425,7 @@ class SlabMultiplier {
 
   template <typename F>
   __device__ static void Step(const RowPair& weights, int step, const RowScale (&scales)[2],
-                              const Column& column, int pair, float (&acc)[4]) {
+                              const LaneColumn<kSplit>& column, int pair, float (&acc)[4]) {
     uint32_t a[4];
     DecodePair<F>(weights, step, scales, a);
     MultiplyStep<F, kSplit>(acc, a, step, column.high[pair], column.low[pair]);

@@ -123,17 +123,6 @@ class UnitMultiplier {
     return {shared_.x[at.tile < args_.shared_tiles], args_.dim, kSplit, true};
   }
 
-  // The lane's values of a block's column g.
-  struct Column {
-    uint4 high[kPairs];
-    uint4 low[kPairs];
-
-    __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
-      high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-      if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
-    }
-  };
-
   template <typename F>
   __device__ void Multiply(const Unit& at, UnitScales<Format>& scales, float (&total)[kM][4]) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
@@ -144,7 +133,7 @@ class UnitMultiplier {
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
-    Column column;
+    LaneColumn<kSplit> column;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
 #pragma unroll 1
@@ -209,7 +198,7 @@ class UnitMultiplier {
 
   template <typename F, int kChunks>
   __device__ static void Step(const RowPair (&weights)[kChunks], int step, const RowScale (&scales)[2],
-                              const Column& column, float (&acc)[4]) {
+                              const LaneColumn<kSplit>& column, float (&acc)[4]) {
     constexpr int kChunkSteps = F::kValues / 4;
     uint32_t a[4];
     DecodePair<F>(weights[step / kChunkSteps], step % kChunkSteps, scales, a);

@@ -152,6 +152,18 @@ struct StreamStep {
   }
 };
 
+// A lane's values of a block of one column: of eight steps, two in each.
+template <bool kSplit>
+struct LaneColumn {
+  uint4 high[kBlockSteps / 2];
+  uint4 low[kBlockSteps / 2];
+
+  __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
+    high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
+    if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
+  }
+};
+
 // A block of the activations of `count` pairs, pair_of(0), pair_of(1), ..., by a warp.
 template <typename Format, typename PairOf>
 __device__ inline void PrepareActivation(const StreamArgs& args, int count, int block,
