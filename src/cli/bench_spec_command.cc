@@ -31,12 +31,13 @@ struct Flags {
   std::vector<std::string> heads;
   int calibration_rounds = 6000;
   bool speeds_only = false;
-  bool no_domains = false;
   int prompts_per_domain = 12;
   int max_tokens = 96;
   double temperature = 1;
   int repeat = 3;
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
+  std::vector<int> domain_concurrency = {1};
+  bool no_domains = false;
   std::vector<std::string> fixed = {"mtp:1", "mtp:2", "dspark:1", "dspark:2", "dspark:5"};
 };
 
@@ -102,20 +103,21 @@ Status RunReplay(const Flags& flags, SpecBenchOptions options) {
 }
 
 Status Run(const Flags& flags) {
-  SpecBenchOptions options{.engine = flags.model.ToOptions(),
-                           .domains = {},
-                           .heads = flags.heads,
-                           .calibration_rounds = flags.calibration_rounds,
-                           .prompts_per_domain = flags.prompts_per_domain,
-                           .max_tokens = flags.max_tokens,
-                           .temperature = flags.temperature,
-                           .repeat = flags.repeat,
-                           .concurrency = flags.concurrency,
-                           .fixed = {},
-                           .acceptance = !flags.speeds_only,
-                           .by_domain = !flags.no_domains,
-                           .keep = {},
-                           .progress = {}};
+  SpecBenchOptions options{
+      .engine = flags.model.ToOptions(),
+      .domains = {},
+      .heads = flags.heads,
+      .calibration_rounds = flags.calibration_rounds,
+      .prompts_per_domain = flags.prompts_per_domain,
+      .max_tokens = flags.max_tokens,
+      .temperature = flags.temperature,
+      .repeat = flags.repeat,
+      .concurrency = flags.concurrency,
+      .fixed = {},
+      .acceptance = !flags.speeds_only,
+      .domain_concurrency = flags.no_domains ? std::vector<int>() : flags.domain_concurrency,
+      .keep = {},
+      .progress = {}};
   for (const std::string& text : flags.fixed) {
     ASSIGN_OR_RETURN(const FixedDrafts fixed, ParseFixedDrafts(text));
     options.fixed.push_back(fixed);
@@ -160,6 +162,14 @@ void AddBenchSpecCommand(Command& bench, Status* result) {
       .SplitAtCommas()
       .Within(1, 256)
       .ShowDefault();
+  const Flag by_domain = command
+                             .Add("--domain-concurrency", flags->domain_concurrency,
+                                  "Requests at a time where each domain's speed is measured by itself")
+                             .SplitAtCommas()
+                             .Within(1, 256)
+                             .ShowDefault();
+  command.AddSwitch("--no-domains", flags->no_domains, "Leave out the speeds of each domain")
+      .Excludes(by_domain);
   const Flag record =
       command.Add("--record", flags->record,
                   "Write what drafts of dspark and mtp are like, at every position, to this file; no more");
@@ -191,7 +201,6 @@ void AddBenchSpecCommand(Command& bench, Status* result) {
       .ShowDefault();
   command.AddSwitch("--speeds-only", flags->speeds_only,
                     "Leave out accepted lengths and the reliability of confidences");
-  command.AddSwitch("--no-domains", flags->no_domains, "Leave out the speeds of each domain at batch 1");
   command.Add("--json", flags->json,
               "Write the figures to this file, as they come: it is whole after each load");
   command.Add("--html", flags->html, "Write a page with tables and plots to this file");

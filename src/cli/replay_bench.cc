@@ -105,7 +105,6 @@ std::vector<Request> ReplayBench::RequestsOf(int d, int concurrency) const {
 
 Status ReplayBench::Measure(int d, int concurrency, std::vector<SpeedRow>* rows) {
   const std::string domain = d < 0 ? "all" : dspark_->domains[d].name;
-  if (d <= 0) engines_.clear();  // of other sizes
   const DraftHeads heads{.dspark = "", .mtp = true, .more_dspark = {}};
   ASSIGN_OR_RETURN(const std::vector<SpeedRow> measured,
                    MeasureSpeed({.setups = ServedSetups(options_.bench.fixed, heads),
@@ -143,12 +142,16 @@ Result<SpecReport> ReplayBench::Run() {
   // A file that can't be written is better found out now than after the first load.
   RETURN_IF_ERROR(options_.bench.keep(report));
   for (int concurrency : options_.bench.concurrency) {
+    engines_.clear();  // of other sizes
     RETURN_IF_ERROR(Measure(/*d=*/-1, concurrency, &report.load));
     RETURN_IF_ERROR(options_.bench.keep(report));
   }
-  for (int d = 0; options_.bench.by_domain && d < std::ssize(dspark_->domains); ++d) {
-    RETURN_IF_ERROR(Measure(d, 1, &report.domains));
-    RETURN_IF_ERROR(options_.bench.keep(report));
+  for (int concurrency : options_.bench.domain_concurrency) {
+    engines_.clear();
+    for (int d = 0; d < std::ssize(dspark_->domains); ++d) {
+      RETURN_IF_ERROR(Measure(d, concurrency, &report.domains));
+      RETURN_IF_ERROR(options_.bench.keep(report));
+    }
   }
   report.complete = true;
   return report;

@@ -128,7 +128,6 @@ Status SpecBench::MeasureReliability(SamplingRegime regime, std::vector<Reliabil
 
 Status SpecBench::MeasureSpeedOf(std::span<const SpecSetup> setups, int concurrency,
                                  const PromptDomain* domain, std::vector<SpeedRow>* rows) {
-  if (concurrency > 1 || domain == nullptr) engines_.clear();  // of other sizes
   std::vector<const PromptDomain*> domains;
   for (const PromptDomain& d : options_.domains) {
     if (domain == nullptr || &d == domain) domains.push_back(&d);
@@ -237,13 +236,16 @@ Status SpecBench::MeasureConfidences(SpecReport* report) {
 Status SpecBench::MeasureSpeeds(SpecReport* report) {
   const std::vector<SpecSetup> served = ServedSetups(options_.fixed, heads_);
   for (int concurrency : options_.concurrency) {
+    engines_.clear();  // of other sizes
     RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, nullptr, &report->load));
     RETURN_IF_ERROR(options_.keep(*report));
   }
-  for (const PromptDomain& domain : options_.domains) {
-    if (!options_.by_domain) break;
-    RETURN_IF_ERROR(MeasureSpeedOf(served, 1, &domain, &report->domains));
-    RETURN_IF_ERROR(options_.keep(*report));
+  for (int concurrency : options_.domain_concurrency) {
+    engines_.clear();
+    for (const PromptDomain& domain : options_.domains) {
+      RETURN_IF_ERROR(MeasureSpeedOf(served, concurrency, &domain, &report->domains));
+      RETURN_IF_ERROR(options_.keep(*report));
+    }
   }
   return Status();
 }

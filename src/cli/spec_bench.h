@@ -29,9 +29,9 @@ struct SpecBenchOptions {
   double temperature = 1;  // of answers that are recorded
   int repeat = 3;          // of every timing
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
-  std::vector<FixedDrafts> fixed;  // whose speed is compared with none and auto
-  bool acceptance = true;          // accepted lengths and reliability
-  bool by_domain = true;           // speed at batch 1
+  std::vector<FixedDrafts> fixed;             // whose speed is compared with none and auto
+  bool acceptance = true;                     // accepted lengths and reliability
+  std::vector<int> domain_concurrency = {1};  // at which each domain's speed is measured by itself
   // A run may take long. Called at the beginning, before the speeds, and with each load and domain.
   // An error ends the run.
   std::function<Status(const SpecReport&)> keep;
@@ -80,7 +80,7 @@ struct SpecReport {
   std::vector<ReliabilityRow> reliability;  // Figure 6
   std::vector<AcceptanceRow> thresholds;    // DSpark by confidence threshold: Figure 5
   std::vector<SpeedRow> load;               // by concurrency: Figures 7, 8
-  std::vector<SpeedRow> domains;            // at batch 1
+  std::vector<SpeedRow> domains;            // of one domain each
 };
 
 // Compares the draft heads that the model has. Errors: kNotFound (none), those of loading and of requests;

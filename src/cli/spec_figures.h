@@ -13,13 +13,13 @@
 namespace foresight {
 
 // The values of a field, in order of their first row.
-template <typename Row>
-std::vector<std::string> Distinct(const std::vector<Row>& rows, std::string Row::*field) {
-  std::vector<std::string> names;
+template <typename Row, typename Value>
+std::vector<Value> Distinct(const std::vector<Row>& rows, Value Row::*field) {
+  std::vector<Value> values;
   for (const Row& row : rows) {
-    if (std::find(names.begin(), names.end(), row.*field) == names.end()) names.push_back(row.*field);
+    if (std::find(values.begin(), values.end(), row.*field) == values.end()) values.push_back(row.*field);
   }
-  return names;
+  return values;
 }
 
 // The mean over domains of what `value` gives for the rows of a setup.

@@ -180,14 +180,13 @@ std::string MatchedText(const SpecReport& r) {
 
 std::string SpecReportJson(const SpecReport& r) {
   return fmt::format(
-      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 2, \"foresight\": \"{}\", \"complete\": {}, "
+      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 3, \"foresight\": \"{}\", \"complete\": {}, "
       "\"missing\": {}, \"replayed\": {},\n  \"model\": {}, \"processor\": {}, \"threads\": {}, "
       "\"max_tokens\": {}, "
       "\"requests_per_domain\": {},\n"
       "  \"acceptance\": {},\n  \"heads\": {},\n  \"reliability\": {},\n  \"block_lengths\": {},\n  "
       "\"thresholds\": {},\n  \"load\": {},\n  \"at_throughput_of_mtp\": {},\n  "
-      "\"batch_1_by_domain\": "
-      "{}\n}}\n",
+      "\"by_domain\": {}\n}}\n",
       FORESIGHT_VERSION, r.complete, Names(r.missing), JsonString(r.replayed), JsonString(r.model),
       JsonString(r.machine), r.threads, r.max_tokens, r.requests_per_domain, List(r.acceptance),
       List(r.heads), List(r.reliability), List(r.lengths), List(r.thresholds), List(r.load),
@@ -206,12 +205,13 @@ std::string SpecReportText(const SpecReport& r) {
   if (!r.acceptance.empty()) text += AcceptanceText(r);
   for (const auto* rows : {&r.load, &r.domains}) {
     text += rows == &r.load ? "speed, times none, by concurrent requests\n"
-                            : "speed of one request, times none, by domain\n";
+                            : "speed, times none, by domain and concurrent requests\n";
     for (const std::string& setup : Distinct(*rows, &SpeedRow::setup)) {
       text += fmt::format("  {:<14}", setup);
       for (const SpeedRow& row : *rows) {
         if (row.setup != setup) continue;
-        const std::string at = rows == &r.load ? fmt::format("{}", row.concurrency) : row.domain;
+        const std::string at = rows == &r.load ? fmt::format("{}", row.concurrency)
+                                               : fmt::format("{} {}", row.domain, row.concurrency);
         text += setup == "none" ? fmt::format(" {}: {:.0f} tokens/s", at, row.median_tokens_per_second())
                                 : fmt::format(" {}: {:.2f}", at, row.median_ratio());
       }

@@ -154,13 +154,16 @@ class BenchSpec(unittest.TestCase):
             document = dict(json.loads(traces.read_text()), drafters=[dspark, mtp])
             traces.write_text(json.dumps(document))
             replayed = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", str(traces), "-n", "13",
-                                 "--repeat", "1", "--concurrency", "1,2", "--fixed", "mtp:1,mtp:2,dspark:2", "--no-domains",
+                                 "--repeat", "1", "--concurrency", "1,2", "--fixed", "mtp:1,mtp:2,dspark:2", "--domain-concurrency", "1,2",
                                  "--json", str(report))
             self.assertEqual(replayed.returncode, 0, replayed.stderr.decode())
             self.assertIn(b"replayed from", replayed.stdout)
             figures = json.loads(report.read_text())
             self.assertIn("traces.json", figures["replayed"])
             rows = {row["setup"]: row for row in figures["load"] if row["concurrency"] == 2}
+            self.assertEqual([(row["setup"], row["domain"], row["concurrency"]) for row in figures["by_domain"]],
+                             [(setup, "code", requests) for requests in (1, 2)
+                              for setup in ("none", "mtp k=1", "mtp k=2", "dspark k=2", "dspark auto")])
             # Answers of half to all of the tokens; the first is the prefill's, the others come in steps of 1 + k.
             lengths = [13, 12, 10, 8]
             steps = sum(1 + math.ceil((length - 1) / 3) for length in lengths)
