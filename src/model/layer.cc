@@ -13,7 +13,7 @@
 namespace foresight {
 namespace {
 
-// Of a step, up to which the indexer's chain of short kernels runs beside the product of the queries.
+// Of a step, up to which the product of the queries runs beside the indexer's chain of short kernels.
 constexpr int kForkedRowsMax = 4;
 
 }  // namespace
@@ -147,11 +147,10 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
       attn.indexer && !device().is_host() && step.rows <= kForkedRowsMax && step.inputs->observer == nullptr;
   if (forks) {
     ArenaHold hold(arena_);
-    device().Fork([&] {
-      multiply(1, 1);
-      pick();
-    });
-    multiply(0, 1);
+    // The picks take longer: their chain goes on where launches may begin early.
+    device().Fork([&] { multiply(0, 1); });
+    multiply(1, 1);
+    pick();
     device().Join();
   } else {
     multiply(0, num_targets);
