@@ -19,6 +19,9 @@ __global__ void __launch_bounds__(kRouterThreads) RouterKernel(RouterArgs args) 
 // activation.
 struct ExpertTasks {
   static constexpr bool kKnownBeforehand = false;  // the plan
+  static constexpr bool HasShape(int tile_rows, int tile_columns) {
+    return tile_rows == 32 || tile_columns < 32;  // SkinnyShape with tall = true
+  }
 
   const ExpertWeights* experts;
   ExpertPlan plan;
