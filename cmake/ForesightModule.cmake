@@ -3,7 +3,8 @@
 #   foresight_module(kv_cache DEPS base tensor LIBS fmt::fmt)
 #
 # makes the library foresight_<name> from every *.cc of the current folder, a test program <name>_test from every
-# *_test.cc, sets warnings as errors, and records the dependency for the layering test.
+# *_test.cc, sets warnings as errors, and records the dependency for the layering test. TEST_THREADS: that the test keeps
+# busy, where more than one; tests run side by side on what processors there are.
 
 add_library(foresight_options INTERFACE)
 target_compile_features(foresight_options INTERFACE cxx_std_20)
@@ -53,7 +54,7 @@ function(foresight_test_program name)
 endfunction()
 
 function(foresight_module name)
-  cmake_parse_arguments(arg "" "" "DEPS;LIBS;SOURCES;TESTS;TEST_LIBS" ${ARGN})
+  cmake_parse_arguments(arg "" "TEST_THREADS" "DEPS;LIBS;SOURCES;TESTS;TEST_LIBS" ${ARGN})
   file(GLOB sources CONFIGURE_DEPENDS *.cc)
   file(GLOB tests CONFIGURE_DEPENDS *_test.cc)
   if(tests)
@@ -74,5 +75,8 @@ function(foresight_module name)
   if(FORESIGHT_TESTS AND tests)
     foresight_test_program(${name}_test SOURCES ${tests} LIBS foresight_${name} ${arg_TEST_LIBS} GTest::gtest_main)
     add_test(NAME ${name} COMMAND ${name}_test WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+    if(arg_TEST_THREADS)
+      set_tests_properties(${name} PROPERTIES PROCESSORS ${arg_TEST_THREADS})
+    endif()
   endif()
 endfunction()

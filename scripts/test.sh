@@ -21,7 +21,7 @@ for preset in "$@"; do
   built=$(date +%s)
   results="build/$preset/test-results.xml"
   rm -f "$results"
-  ctest --preset "$preset" --output-junit "$PWD/$results" --timeout 600
+  ctest --preset "$preset" --parallel "$(nproc)" --output-junit "$PWD/$results" --timeout 600
   status=$?
   count=$(sed -n 's/.*<testsuite [^>]*//; t; s/^[[:space:]]*tests="\([0-9]*\)".*/\1/p' "$results" 2>/dev/null | head -n 1)
   bad=$(sed -n 's/^[[:space:]]*failures="\([0-9]*\)".*/\1/p' "$results" 2>/dev/null | head -n 1)

@@ -144,6 +144,9 @@ class LoopDriver {
   }
   // The i-th of the submitted ones.
   void Cancel(size_t i) { tickets_[i]->cancelled = true; }
+  void CancelAll() {
+    for (const auto& ticket : tickets_) ticket->cancelled = true;
+  }
   void Wait(double seconds) { now_ += seconds; }
   bool Step() { return loop_.Step(); }
   void Run() {

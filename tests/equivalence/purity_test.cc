@@ -29,7 +29,7 @@
 namespace foresight {
 namespace {
 
-int g_schedules = 12;
+int g_schedules = 8;
 int g_repeats = 10;
 uint64_t g_seed = 1;
 
@@ -295,7 +295,7 @@ TEST_P(PurityTest, OutputsDoNotDependOnTheSchedule) {
   MakeBaseline(rng);
   if (HasFatalFailure()) return;
   // The reference is the slow definition: fewer schedules show the same.
-  const int schedules = GetParam().table == "ref" ? (g_schedules + 5) / 6 : g_schedules;
+  const int schedules = GetParam().table == "ref" ? (g_schedules + 3) / 4 : g_schedules;
   for (int i = 0; i < schedules; ++i) {
     RunSchedule(g_seed * 1000003 + i);
     if (HasFatalFailure()) return;

@@ -14,7 +14,7 @@
 namespace foresight {
 namespace {
 
-int g_requests = 200;
+int g_requests = 100;
 uint64_t g_seed = 1;
 
 constexpr int64_t kContextTokens = 768;
@@ -179,7 +179,7 @@ INSTANTIATE_TEST_SUITE_P(Drafters, DraftedText,
 TEST(Acceptance, ByPositionIsTheSameColdAfterAPrefixHitWhenPreemptedAndInABatch) {
   const ModelConfig config = SmallestDSparkConfig();
   // Long enough for hits and for memory to run out.
-  std::vector<Request> requests = RandomRequests(24);
+  std::vector<Request> requests = RandomRequests(14);
   for (size_t i = 0; i < requests.size(); ++i) {
     requests[i].prompt = TestPrompt(200 + 9 * static_cast<int64_t>(i), static_cast<int>(i) % 2);
     requests[i].sampling.max_tokens = 60 + 40 * static_cast<int64_t>(i % 7);

@@ -62,7 +62,7 @@ class TableParityTest : public testing::TestWithParam<const char*> {};
 TEST_P(TableParityTest, EveryLayerEqualsTheReference) {
   Result<const KernelTable*> table = FindKernels(GetParam());
   if (!table.ok()) GTEST_SKIP() << table.status().ToString();
-  ThreadPool pool(2);
+  ThreadPool pool(1);
   struct Shape {
     ModelConfig config;
     DType experts;

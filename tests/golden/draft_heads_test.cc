@@ -137,7 +137,7 @@ TEST_P(DraftHeadsTest, DraftAsTheirTrainingProgramDoes) {
     ASSERT_TRUE(draft.ok()) << draft.status().ToString();
     const Result<LoadedModel> loaded = LoadModel(*files, {.draft = *draft});
     ASSERT_TRUE(loaded.ok()) << loaded.status().ToString();
-    ThreadPool pool(2);
+    ThreadPool pool(1);
     Model model(loaded->weights, **table, pool, {.numerics = Numerics::kClean});
     Result<std::unique_ptr<KvCache>> cache =
         KvCache::Create(model.cache_layout(),

@@ -67,6 +67,7 @@ void ExpectSteadyStepsAllocateNothing(LoopDriver& driver, int num_requests, cons
   for (int i = 0; i < kCountedTokens; ++i) driver.Step();
   EXPECT_EQ(Allocations() - before, 0);
   EXPECT_GE(sink->tokens, num_requests * (kWarmUpTokens + kCountedTokens));
+  driver.CancelAll();
   driver.Run();
 }
 

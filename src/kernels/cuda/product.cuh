@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "base/check.h"
 #include "kernels/cuda/skinny_product.cuh"
 #include "kernels/cuda/tiled_product.cuh"
 
@@ -35,9 +36,21 @@ inline ProductShape SkinnyShape(const KernelContext& ctx, bool tall, int columns
 
 constexpr ProductShape kTiledShape = {.tiled = true, .tile_rows = kTiledRows, .tile_columns = kTiledColumns};
 
+// Of a skinny shape; null where Tasks never come in it, so that no kernel is compiled for nothing.
+template <typename Format, bool kSplit, int kM, int kTiles, typename Tasks>
+constexpr auto SkinnyLauncher() {
+  using Launcher = decltype(&LaunchSkinnyProduct<Format, kSplit, kM, kTiles, Tasks>);
+  if constexpr ((kM == 1 || Format::kHalf) && Tasks::HasShape(16 * kM, 8 * kTiles)) {
+    return Launcher{LaunchSkinnyProduct<Format, kSplit, kM, kTiles, Tasks>};
+  } else {
+    return Launcher{nullptr};
+  }
+}
+
 // Tasks::Get(row tile, column tile, rows of a tile, columns of a tile, tile) says what a thread block does;
 // false: nothing, nor in any later column tile. Tasks::kKnownBeforehand: Get reads nothing that another
-// kernel writes. staged_columns: of a tile with plain_x (skinny shapes alone), at most.
+// kernel writes. Tasks::HasShape(rows, columns): which skinny tiles they may be cut into. staged_columns: of
+// a tile with plain_x (skinny shapes alone), at most.
 template <typename Format, bool kSplit, typename Tasks>
 void LaunchProduct(const KernelContext& ctx, const ProductShape& shape, const Tasks& tasks, int64_t cols,
                    unsigned row_tiles, unsigned column_tiles, int staged_columns) {
@@ -46,16 +59,14 @@ void LaunchProduct(const KernelContext& ctx, const ProductShape& shape, const Ta
            TiledSharedBytes(kSplit), tasks, cols);
     return;
   }
-  auto* launch = shape.tile_columns == 8    ? LaunchSkinnyProduct<Format, kSplit, 1, 1, Tasks>
-                 : shape.tile_columns == 16 ? LaunchSkinnyProduct<Format, kSplit, 1, 2, Tasks>
-                                            : LaunchSkinnyProduct<Format, kSplit, 1, 4, Tasks>;
-  if constexpr (Format::kHalf) {
-    if (shape.tile_rows == 32) {
-      launch = shape.tile_columns == 8    ? LaunchSkinnyProduct<Format, kSplit, 2, 1, Tasks>
-               : shape.tile_columns == 16 ? LaunchSkinnyProduct<Format, kSplit, 2, 2, Tasks>
-                                          : LaunchSkinnyProduct<Format, kSplit, 2, 4, Tasks>;
-    }
-  }
+  const bool tall = shape.tile_rows == 32;
+  auto* launch = shape.tile_columns == 8    ? (tall ? SkinnyLauncher<Format, kSplit, 2, 1, Tasks>()
+                                                    : SkinnyLauncher<Format, kSplit, 1, 1, Tasks>())
+                 : shape.tile_columns == 16 ? (tall ? SkinnyLauncher<Format, kSplit, 2, 2, Tasks>()
+                                                    : SkinnyLauncher<Format, kSplit, 1, 2, Tasks>())
+                                            : (tall ? SkinnyLauncher<Format, kSplit, 2, 4, Tasks>()
+                                                    : SkinnyLauncher<Format, kSplit, 1, 4, Tasks>());
+  CHECK(launch != nullptr);
   launch(ctx, tasks, cols, static_cast<int>(row_tiles), static_cast<int>(column_tiles), staged_columns);
 }
 

@@ -13,6 +13,9 @@ template <int kMostParts>
 struct PlainTasks {
   static constexpr bool kKnownBeforehand = true;
   static constexpr int kParts = kMostParts;
+  static constexpr bool HasShape(int tile_rows, int tile_columns) {
+    return tile_rows == 16 || tile_columns != 16;  // ChooseShape
+  }
 
   Product products[kMaxProducts];
   int first_tile[kMaxProducts];  // row tiles before this product's
