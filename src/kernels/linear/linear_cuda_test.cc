@@ -237,6 +237,51 @@ TEST_F(LinearCudaTest, TargetsOfOneCallAreIndependent) {
   }
 }
 
+// As few tiles as choose a kernel, with one that ends early: what racecheck can follow, which looks at every
+// access to shared memory.
+struct LittleCase {
+  const char* name;
+  Numerics numerics;
+  std::vector<DType> dtypes;  // of weights of one call
+  int n, k;
+  int rows;
+};
+
+class LinearLittleCudaTest : public LinearCudaTest, public testing::WithParamInterface<LittleCase> {};
+
+TEST_P(LinearLittleCudaTest, EqualsTheReferenceAndIsPure) {
+  const LittleCase& c = GetParam();
+  std::mt19937 rng(12);
+  std::vector<RandomMatrix> weights;
+  weights.reserve(c.dtypes.size());
+  std::vector<Target> targets;
+  for (const DType dtype : c.dtypes) {
+    const MatrixView w = weights.emplace_back(dtype, c.n, c.k, rng).view;
+    targets.push_back({w, device_->Upload(w), LinearNumerics::kProjection});
+  }
+  Check(c.numerics, targets, c.rows, rng);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kernels, LinearLittleCudaTest,
+    testing::Values(LittleCase{"Stream", Numerics::kFaithful, {DType::kBF16}, 24, 512, 3},
+                    LittleCase{"StreamFp8", Numerics::kFaithful, {DType::kF8E4M3}, 24, 1024, 8},
+                    LittleCase{"StreamInParts", Numerics::kFaithful, {DType::kF8E4M3}, 24, 4096, 5},
+                    // So many tiles that more than eight rows are streamed.
+                    LittleCase{"StreamOfMoreRows", Numerics::kFaithful, {DType::kF8E4M3}, 16904, 256, 9},
+                    LittleCase{"StreamPair", Numerics::kFaithful, {DType::kF8E4M3, DType::kBF16}, 24, 512, 3},
+                    LittleCase{"Wide", Numerics::kFaithful, {DType::kBF16}, 72, 256, 20},
+                    LittleCase{"WideOfMoreRows", Numerics::kFaithful, {DType::kBF16}, 72, 256, 70},
+                    LittleCase{"WideFp8", Numerics::kFaithful, {DType::kF8E4M3}, 72, 512, 40},
+                    LittleCase{"WideFp8OfMoreRows", Numerics::kFaithful, {DType::kF8E4M3}, 200, 256, 140},
+                    LittleCase{"Skinny", Numerics::kClean, {DType::kBF16}, 40, 160, 3},
+                    LittleCase{"SkinnyFp8", Numerics::kClean, {DType::kF8E4M3}, 40, 160, 12},
+                    LittleCase{"SkinnyOfMoreRows", Numerics::kClean, {DType::kF8E4M3}, 40, 160, 24},
+                    // So many tiles that every multiprocessor has one.
+                    LittleCase{"SkinnyAndTall", Numerics::kClean, {DType::kF8E4M3}, 4232, 64, 8},
+                    LittleCase{"Tiled", Numerics::kClean, {DType::kF8E4M3}, 132 * 128 + 8, 64, 40}),
+    [](const auto& info) { return std::string(info.param.name); });
+
 TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
   std::mt19937 rng(4);
   for (DType dtype : {DType::kF8E4M3, DType::kBF16, DType::kF32}) {
