@@ -320,58 +320,65 @@ TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
   }
 }
 
+struct RoutedCase {
+  const char* name;
+  DType dtype;
+  int num_experts, slots;
+  std::vector<int> rows;
+};
+
+class MoeRoutingCudaTest : public MoeCudaTest, public testing::WithParamInterface<RoutedCase> {};
+
 // Experts found by the call itself are those of the router, to the bit, and so is the output.
-TEST_F(MoeCudaTest, RoutesAsTheRouterDoes) {
+TEST_P(MoeRoutingCudaTest, RoutesAsTheRouterDoes) {
+  const auto& [name, dtype, num_experts, slots, all_rows] = GetParam();
   std::mt19937 rng(8);
-  struct Case {
-    DType dtype;
-    int num_experts, slots;
-    std::vector<int> rows;
-  };
   const int dim = 256;
-  const Case cases[] = {{DType::kI8, 24, 6, {1, 2, 5, 8, 33, 200, 1024, 1025}},
-                        {DType::kI8, 8, 4, {1, 3, 4, 5, 8, 9}},
-                        {DType::kF8E4M3, 8, 4, {4, 7, 8, 9}},
-                        {DType::kF8E4M3, 300, 1, {9, 17, 32, 33}}};
-  for (const auto& [dtype, num_experts, slots, all_rows] : cases) {
-    Layer layer;
-    Make(dtype, num_experts, slots, dim, 128, 10, rng, layer);
-    const RandomMatrix bias(DType::kF32, 1, num_experts, rng);
-    for (int rows : all_rows) {
-      const int64_t pairs = int64_t{rows} * slots;
-      MoeArgs args = layer.device_args;
-      args.rows = rows;
-      args.x = device_->Upload(RandomRows(rows, dim, true, rng));
-      RouterArgs router;
-      router.rows = rows;
-      router.num_experts = num_experts;
-      router.experts_per_token = slots;
-      router.scaling = 2.5f;
-      router.logits = device_->Upload(RandomRows(rows, num_experts, true, rng));
-      router.bias = device_->Upload(VectorView{DType::kF32, num_experts, bias.view.data});
-      std::vector<int32_t> ids[3];
-      std::vector<float> weights[3], out[3];
-      for (int i = 0; i < 3; ++i) {  // apart, then in one call, twice
-        args.ids = router.ids = device_->Allocate<int32_t>(pairs);
-        args.weights = router.weights = device_->Allocate<float>(pairs);
-        args.out = device_->Allocate<float>(int64_t{rows} * dim);
-        args.router = i == 0 ? nullptr : &router;
-        const KernelContext ctx = device_->context(Numerics::kFaithful);
-        if (i == 0) table_->router(ctx, router);
-        table_->moe(ctx, args);
-        ids[i] = device_->Download(router.ids, pairs);
-        weights[i] = device_->Download(router.weights, pairs);
-        out[i] = device_->Download(args.out, int64_t{rows} * dim);
-      }
-      for (int i = 1; i < 3; ++i) {
-        EXPECT_EQ(ids[i], ids[0]) << "rows " << rows;
-        EXPECT_EQ(weights[i], weights[0]) << "rows " << rows;
-        EXPECT_EQ(out[i], out[0]) << "rows " << rows;
-      }
+  Layer layer;
+  Make(dtype, num_experts, slots, dim, 128, 10, rng, layer);
+  const RandomMatrix bias(DType::kF32, 1, num_experts, rng);
+  for (int rows : all_rows) {
+    const int64_t pairs = int64_t{rows} * slots;
+    MoeArgs args = layer.device_args;
+    args.rows = rows;
+    args.x = device_->Upload(RandomRows(rows, dim, true, rng));
+    RouterArgs router;
+    router.rows = rows;
+    router.num_experts = num_experts;
+    router.experts_per_token = slots;
+    router.scaling = 2.5f;
+    router.logits = device_->Upload(RandomRows(rows, num_experts, true, rng));
+    router.bias = device_->Upload(VectorView{DType::kF32, num_experts, bias.view.data});
+    std::vector<int32_t> ids[3];
+    std::vector<float> weights[3], out[3];
+    for (int i = 0; i < 3; ++i) {  // apart, then in one call, twice
+      args.ids = router.ids = device_->Allocate<int32_t>(pairs);
+      args.weights = router.weights = device_->Allocate<float>(pairs);
+      args.out = device_->Allocate<float>(int64_t{rows} * dim);
+      args.router = i == 0 ? nullptr : &router;
+      const KernelContext ctx = device_->context(Numerics::kFaithful);
+      if (i == 0) table_->router(ctx, router);
+      table_->moe(ctx, args);
+      ids[i] = device_->Download(router.ids, pairs);
+      weights[i] = device_->Download(router.weights, pairs);
+      out[i] = device_->Download(args.out, int64_t{rows} * dim);
     }
-    device_->Clear();
+    for (int i = 1; i < 3; ++i) {
+      EXPECT_EQ(ids[i], ids[0]) << "rows " << rows;
+      EXPECT_EQ(weights[i], weights[0]) << "rows " << rows;
+      EXPECT_EQ(out[i], out[0]) << "rows " << rows;
+    }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, MoeRoutingCudaTest,
+    testing::Values(RoutedCase{"ManyRows", DType::kI8, 24, 6, {1, 2, 5, 8, 33, 200, 1024, 1025}},
+                    RoutedCase{"FewExperts", DType::kI8, 8, 4, {1, 3, 4, 5, 8, 9}},
+                    RoutedCase{"Fp8", DType::kF8E4M3, 8, 4, {4, 7, 8, 9}},
+                    RoutedCase{"ManyExperts", DType::kF8E4M3, 300, 1, {9, 17, 32, 33}},
+                    RoutedCase{"Little", DType::kI8, 2, 1, {1, 3, 9}}),  // for racecheck
+    [](const auto& info) { return std::string(info.param.name); });
 
 // Thread blocks hand activations and sums to each other: the bits may not depend on who comes first.
 TEST_F(MoeCudaTest, RepeatsItself) {
