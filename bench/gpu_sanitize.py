@@ -14,6 +14,7 @@ Exit status 0 only when all are clean.
 import argparse
 import concurrent.futures
 import dataclasses
+import fnmatch
 import json
 import os
 import pathlib
@@ -31,6 +32,14 @@ TESTS = {  # those that run on a GPU, but for whole models
     "src/kernels/kernels_test": "*Cuda*:ForkTest.*",
     "tests/golden_test": "*nano*cuda*",
     "src/engine/engine_test": "*OnAGpu*",
+}
+# Racecheck follows every access to shared memory: steps of released shapes don't end under it. For these tests it takes those of
+# the same kernels that have "Little" in their names.
+LEFT_TO_LITTLE_CASES = {
+    "racecheck": ("*AttentionRowsCuda.*", "*AttentionLongListsCuda.*", "*AttentionCuda.*", "AttentionBlockCuda.*", "*MoeShapesCudaTest.*",
+                  "*MoeCancellingCudaTest.*", "*MoeRoutingCudaTest.*", "MoeCudaTest.*", "*LinearDTypesCudaTest.*",
+                  "*StreamedProductsCudaTest.*", "*LargeTilesCudaTest.*", "LinearCudaTest.*Many*", "LinearCudaTest.Streamed*",
+                  "IndexerLongCuda.*", "IndexerTilesCuda.*", "PicksCuda.*"),
 }
 RESULTS = ("clean", "finding", "failed", "not ended", "not run")
 FOUND = 9  # the exit status of a process in which a tool has found something
@@ -59,6 +68,10 @@ def tests_of(build, program, pattern):
         else:
             suite = name
     return names
+
+
+def is_left_out(tool, test):
+    return "Little" not in test and any(fnmatch.fnmatchcase(test, pattern) for pattern in LEFT_TO_LITTLE_CASES.get(tool, ()))
 
 
 def verdict(status, output):
@@ -106,6 +119,9 @@ def markdown(report, runs):
         of = [run for run in runs if (run.tool, run.program) == (tool, program)]
         lines.append(f"| {tool} | {program} | {len(of)} | " + " | ".join(str(number(of, result)) for result in RESULTS) +
                      f" | {max(run.seconds for run in of):.0f} |")
+    if report["left_out"]:
+        lines += ["", f"{len(report['left_out'])} tests are left to little cases of the same kernels, where a tool doesn't end on them "
+                  "(`LEFT_TO_LITTLE_CASES`)."]
     for result in RESULTS[1:]:
         of = [run for run in runs if run.result == result]
         if of:
@@ -133,13 +149,15 @@ def main():
     for program, pattern in TESTS.items():
         wanted = set(tests_of(build, program, args.filter))
         tests += [(program, test) for test in tests_of(build, program, pattern) if test in wanted]
-    runs = [Run(tool, program, test) for tool in args.tools.split(",") for program, test in tests]
+    all_runs = [Run(tool, program, test) for tool in args.tools.split(",") for program, test in tests]
+    runs = [run for run in all_runs if not is_left_out(run.tool, run.test)]
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda run: check(run, sanitizer, build, args.limit, began + args.seconds), runs))
     report = {"gpu": gpu, "driver": driver, "commit": args.commit or commit_of_checkout(), "date": time.strftime("%Y-%m-%d"),
               "version": re.sub(r"(?s).*Version (\S+).*", r"\1", version), "limit": args.limit, "jobs": args.jobs,
-              "seconds": round(time.monotonic() - began, 1)}
+              "seconds": round(time.monotonic() - began, 1),
+              "left_out": [f"{run.tool} {run.test}" for run in all_runs if is_left_out(run.tool, run.test)]}
     stem = report_stem(args.out, gpu + " sanitizer")
     of_runs = ",\n  ".join(json.dumps({key: value for key, value in dataclasses.asdict(run).items() if value != ""}) for run in runs)
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1)[:-2] + f',\n "runs": [\n  {of_runs}\n ]\n}}\n')
