@@ -102,7 +102,7 @@ def check(run, sanitizer, build, limit, deadline):
             os.killpg(process.pid, signal.SIGKILL)
             run.result = "not ended" if allowed == limit else "not run"
     run.seconds = round(time.monotonic() - began, 1)
-    print(f"{run.tool} {run.test}: {run.result}, {run.seconds} s", flush=True)
+    print(f"{run.tool} {run.test}: {run.result}, {run.seconds} s\n", end="", flush=True)  # whole, beside other threads' lines
 
 
 def number(runs, result):
