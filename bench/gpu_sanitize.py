@@ -74,6 +74,13 @@ def is_left_out(tool, test):
     return "Little" not in test and any(fnmatch.fnmatchcase(test, pattern) for pattern in LEFT_TO_LITTLE_CASES.get(tool, ()))
 
 
+def turn(tool, test):
+    """What comes when: racecheck's little cases, then all of memcheck and initcheck, then what takes long or finds little."""
+    if tool in LEFT_TO_LITTLE_CASES:
+        return 0 if "Little" in test else 3
+    return {"memcheck": 1, "initcheck": 2}.get(tool, 4)
+
+
 def verdict(status, output):
     """-> the result and what was told."""
     tool = [line[9:].strip() for line in output.splitlines() if line.startswith("=========")]
@@ -115,7 +122,7 @@ def markdown(report, runs):
              f"{report['limit']:.0f} s a test, {report['jobs']} side by side, {report['seconds']:.0f} s in all. "
              "Written by `bench/gpu_sanitize.py`.", "",
              "| tool | program | tests | " + " | ".join(RESULTS) + " | longest, s |", "|---" * (len(RESULTS) + 4) + "|"]
-    for tool, program in dict.fromkeys((run.tool, run.program) for run in runs):
+    for tool, program in sorted(dict.fromkeys((run.tool, run.program) for run in runs)):
         of = [run for run in runs if (run.tool, run.program) == (tool, program)]
         lines.append(f"| {tool} | {program} | {len(of)} | " + " | ".join(str(number(of, result)) for result in RESULTS) +
                      f" | {max(run.seconds for run in of):.0f} |")
@@ -150,7 +157,8 @@ def main():
         wanted = set(tests_of(build, program, args.filter))
         tests += [(program, test) for test in tests_of(build, program, pattern) if test in wanted]
     all_runs = [Run(tool, program, test) for tool in args.tools.split(",") for program, test in tests]
-    runs = [run for run in all_runs if not is_left_out(run.tool, run.test)]
+    # With little time (--seconds) the first ones are those that say the most.
+    runs = sorted((run for run in all_runs if not is_left_out(run.tool, run.test)), key=lambda run: turn(run.tool, run.test))
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda run: check(run, sanitizer, build, args.limit, began + args.seconds), runs))
