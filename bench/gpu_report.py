@@ -177,7 +177,8 @@ def main():
     commit = args.commit or commit_of_checkout()
     report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": [], "speculation": []}
     tests = report["tests"]
-    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
+    tests.append(gtest(args.build, "src/device/device_test", "Cuda*"))
+    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*:ForkTest.*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
     tests.append(gtest(args.build, "tests/purity_test", "*Schedule*cuda*", "--schedules=12"))
     # A repeat is all the device's, which lets processes take turns: 0.9 ms in one process, longer in all with more of them.
