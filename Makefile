@@ -3,7 +3,7 @@ PROMPT ?= The program reads a file and
 SECONDS ?= 300
 MAKEFLAGS += --no-print-directory
 
-.PHONY: run build test sanitize fuzz bench gpu format lint setup clean
+.PHONY: run build test sanitize fuzz bench gpu gpu-sanitize format lint setup clean
 
 run: build  ## Build, then let the embedded model write.
 	./build/release/foresight run -p "$(PROMPT)" --max-tokens 200
@@ -30,7 +30,10 @@ bench: build  ## What this machine reaches: the embedded model, then the release
 	./build/release/foresight bench --synthetic flash:6 --experts 24 --json build/bench-flash.json
 
 gpu: build  ## On a machine with an NVIDIA GPU and nvcc: its tests and benchmarks, with a report in bench/results.
-	python3 bench/gpu_report.py --sanitize
+	python3 bench/gpu_report.py
+
+gpu-sanitize: build  ## The tests of CUDA kernels under compute-sanitizer's tools, with a report beside the other; takes minutes.
+	python3 bench/gpu_sanitize.py
 
 format:
 	@scripts/setup.sh lint

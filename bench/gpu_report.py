@@ -1,13 +1,12 @@
 #!/usr/bin/env python3
 """Runs what needs a GPU, tests and benchmarks, and writes a report as JSON and markdown.
 
-usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4] [--sanitize]
+usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4]
 
 Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
 every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model and with layers of released shapes, and `foresight
-bench spec` with the small model and, replayed, with a deep stack of released layers (--replay). --sanitize runs the kernel tests
-under compute-sanitizer (memcheck, racecheck, initcheck, synccheck) as well, which takes minutes. Exit status 0
-only when every test has passed.
+bench spec` with the small model and, replayed, with a deep stack of released layers (--replay). Exit status 0 only when every test has
+passed. gpu_sanitize.py runs the tests under compute-sanitizer.
 """
 import argparse
 import concurrent.futures
@@ -34,21 +33,38 @@ def output_of(*command, env=None):
     return done.returncode, done.stdout + done.stderr
 
 
-def gtest(build, program, pattern, *extra, under=()):
+def gpu_and_driver():
+    status, text = output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+    if status != 0:
+        sys.exit(f"no GPU: {text.strip()}")
+    name, driver = (part.strip() for part in text.splitlines()[0].split(","))
+    return name, driver
+
+
+def commit_of_checkout():
+    return output_of("git", "rev-parse", "--short", "HEAD")[1].strip()
+
+
+def report_stem(out, gpu):
+    out.mkdir(parents=True, exist_ok=True)
+    return out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-"))
+
+
+def gtest(build, program, pattern, *extra, shards=SHARDS):
     """-> the counts of one run of a test program, in shards, and the names of what failed."""
     began = time.time()
 
     def shard(index):
-        env = os.environ | {"GTEST_TOTAL_SHARDS": str(SHARDS), "GTEST_SHARD_INDEX": str(index)}
-        return output_of(*under, str(build / program), f"--gtest_filter={pattern}", *extra, env=env)
+        env = os.environ | {"GTEST_TOTAL_SHARDS": str(shards), "GTEST_SHARD_INDEX": str(index)}
+        return output_of(str(build / program), f"--gtest_filter={pattern}", *extra, env=env)
 
-    with concurrent.futures.ThreadPoolExecutor(SHARDS) as pool:
-        outputs = list(pool.map(shard, range(SHARDS)))
+    with concurrent.futures.ThreadPoolExecutor(shards) as pool:
+        outputs = list(pool.map(shard, range(shards)))
     status = next((status for status, _ in outputs if status != 0), 0)
     text = "\n".join(text for _, text in outputs)
     failed = sorted(set(re.findall(r"^\[  FAILED  \] (\S+?),? .*\(\d+ ms\)$", text, re.MULTILINE)))
     result = {
-        "program": program, "filter": pattern, "under": " ".join(under), "status": status,
+        "program": program, "filter": pattern, "status": status,
         "passed": len(re.findall(r"^\[       OK \]", text, re.MULTILINE)),
         "skipped": len(re.findall(r"^\[  SKIPPED \] .*\(\d+ ms\)$", text, re.MULTILINE)),
         "failed": failed, "seconds": round(time.time() - began, 1)}
@@ -57,7 +73,7 @@ def gtest(build, program, pattern, *extra, under=()):
             print(output[-4000:], file=sys.stderr)
     if result["passed"] + result["skipped"] + len(failed) == 0:
         result["status"] = status or 1  # a filter that finds nothing has shown nothing
-    print(f"{' '.join(under)} {program} {pattern}: {result['passed']} passed, {result['skipped']} skipped, "
+    print(f"{program} {pattern}: {result['passed']} passed, {result['skipped']} skipped, "
           f"{len(failed)} failed, status {status}, {result['seconds']} s", flush=True)
     return result
 
@@ -124,8 +140,7 @@ def markdown(report):
              f"Commit {report['commit']}, driver {report['driver']}, {report['date']}. Written by `bench/gpu_report.py`.", "",
              "| tests | passed | skipped | failed |", "|---|---|---|---|"]
     for t in report["tests"]:
-        name = f"{t['under']} {t['program']} `{t['filter']}`".strip()
-        lines.append(f"| {name} | {t['passed']} | {t['skipped']} | {len(t['failed'])} |")
+        lines.append(f"| {t['program']} `{t['filter']}` | {t['passed']} | {t['skipped']} | {len(t['failed'])} |")
     lines += kernel_lines(report)
     for b in report["benchmarks"]:
         lines += ["", f"`foresight bench --device cuda {' '.join(b['flags'])}`", ""]
@@ -156,23 +171,18 @@ def main():
     parser.add_argument("--replay", default="flash:43", help="the shape for replayed drafts; empty: none")
     parser.add_argument("--replay-experts", default="24", help="routed experts of its layers, so that they fit")
     parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
-    parser.add_argument("--sanitize", action="store_true")
     args = parser.parse_args()
-    status, text = output_of("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
-    if status != 0:
-        sys.exit(f"no GPU: {text.strip()}")
-    name, driver = (part.strip() for part in text.splitlines()[0].split(","))
-    args.out.mkdir(parents=True, exist_ok=True)
-    commit = args.commit or output_of("git", "rev-parse", "--short", "HEAD")[1].strip()
+    name, driver = gpu_and_driver()
+    stem = report_stem(args.out, name)
+    commit = args.commit or commit_of_checkout()
     report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": [], "speculation": []}
     tests = report["tests"]
-    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*"))
+    tests.append(gtest(args.build, "src/device/device_test", "Cuda*"))
+    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*:ForkTest.*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
-    tests.append(gtest(args.build, "tests/purity_test", "*cuda*", "--schedules=12", f"--repeats={args.repeats}"))
-    if args.sanitize:
-        for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
-            under = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-            tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*-*Tiles*:*Large*:*Long*", under=under))
+    tests.append(gtest(args.build, "tests/purity_test", "*Schedule*cuda*", "--schedules=12"))
+    # A repeat is all the device's, which lets processes take turns: 0.9 ms in one process, longer in all with more of them.
+    tests.append(gtest(args.build, "tests/purity_test", "*Repeats*cuda*", f"--repeats={args.repeats}", shards=1))
     tests.append(gtest(args.build, "src/engine/engine_test", "*OnAGpu*:*DrawnOnDevice*"))
     report["kernels"] = figures_of(args.out, 20000, str(args.build / "bench/kernel_bench"), "--commit", commit)
     model = ["-m", args.model] if args.model else []
@@ -185,7 +195,6 @@ def main():
         report["speculation"].append(
             spec(args.build, args.out, "--synthetic", args.replay, "--experts", args.replay_experts, "--replay",
                  "bench/traces/foresight-mini.json", "-n", "48", "--concurrency", "1,2,4,8,16,32,64", "--no-domains"))
-    stem = args.out / ("gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(report))
     print(f"written: {stem}.json, {stem}.md")

@@ -205,6 +205,17 @@ TEST_F(AttentionBlockCuda, SeesTheWindowBeforeItAndAllOfItself) {
   }
 }
 
+// A window and a block that end within tiles, once: what racecheck can follow.
+TEST_F(AttentionBlockCuda, SeesALittleWindowAndItself) {
+  KernelHost host(2);
+  for (const Shape& shape : {Shapes()[1], Shapes()[3]}) {
+    const Block block(shape, 19, 5, 1);
+    const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {&block});
+    const auto got = Attend(CudaKernelsForHostArguments(), device_->context(shape.numerics), shape, {&block});
+    EXPECT_LE(RelativeL2(got[0], want[0]), tolerances::kBf16Probabilities);
+  }
+}
+
 TEST_F(AttentionBlockCuda, IsTheSameToTheBitInAnyCompany) {
   for (const Shape& shape : Shapes()) {
     const KernelContext ctx = device_->context(shape.numerics);

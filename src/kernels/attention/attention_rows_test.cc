@@ -237,5 +237,62 @@ TEST_P(AttentionLongListsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
 INSTANTIATE_TEST_SUITE_P(BothNumerics, AttentionLongListsCuda,
                          testing::Values(Numerics::kFaithful, Numerics::kClean));
 
+// As few rows and keys as choose a kernel and cross the borders of its tiles: what racecheck can follow,
+// which looks at every access to shared memory.
+struct LittleCase {
+  const char* name;
+  Shape shape;
+  int entries;  // of every second row, after one with a single key
+  int rows;
+};
+
+std::vector<LittleCase> LittleCases() {
+  const Shape picked{.heads = 64, .topk = 64};
+  Shape clean = picked;
+  clean.numerics = Numerics::kClean;
+  const Shape all{.heads = 16, .compressed = CompressedKeys::kAll};
+  const Shape all_of_many_heads{.heads = 64, .compressed = CompressedKeys::kAll};
+  return {{"ClusterOf8Heads", picked, 66, 1},
+          {"ClusterOf16Heads", picked, 66, 2},
+          {"PanelOf32Heads", picked, 66, 4},
+          {"PanelOf64Heads", picked, 66, 8},
+          {"PanelInClustersOf4", picked, 66, 16},
+          {"Pair", picked, 66, 32},
+          {"Wide", picked, 66, 70},
+          {"ClusterOf8HeadsClean", clean, 66, 1},
+          {"ClusterOf16HeadsClean", clean, 66, 2},
+          {"BlockClean", clean, 66, 4},
+          {"Block", {.heads = 17, .dim = 128, .topk = 64}, 66, 2},
+          // Lists of more than one chunk.
+          {"ClusterOfChunks", all, 1025, 2},
+          {"PanelOfChunks", all_of_many_heads, 1025, 4},
+          {"PairOfChunks", all, 2049, 2},
+          {"WideOfChunks", all_of_many_heads, 1025, 70}};
+}
+
+using AttentionLittleCuda = OnDevice<testing::TestWithParam<LittleCase>>;
+
+TEST_P(AttentionLittleCuda, FollowsTheDefinitionInEveryRow) {
+  const auto& [name, shape, entries, count] = GetParam();
+  KernelHost host(2);
+  auto positions = PositionsOf(shape, {entries});
+  if (count > 1) positions.insert(positions.begin(), 0);
+  const auto decodings = Prepare(shape, positions);
+  Rows rows;
+  for (int i = 0; i < count; ++i) rows.push_back(decodings[i % decodings.size()].get());
+  const auto got = Attend(CudaKernelsForHostArguments(), device_->context(shape.numerics), shape, rows);
+  for (int i = 0; i < count; ++i) {
+    if (i < std::ssize(decodings)) {
+      const auto want = Attend(RefKernels(), host.context(shape.numerics), shape, {rows[i]})[0];
+      EXPECT_LE(RelativeL2(got[i], want), 2 * ToleranceOf(shape.numerics)) << "row " << i;
+    } else {
+      EXPECT_EQ(got[i], got[i % decodings.size()]) << "row " << i;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, AttentionLittleCuda, testing::ValuesIn(LittleCases()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
 }  // namespace
 }  // namespace foresight

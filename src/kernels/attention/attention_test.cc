@@ -287,6 +287,22 @@ TEST_P(AttentionCuda, IsTheSameToTheBitInAnyChunksAndCompany) {
 
 INSTANTIATE_TEST_SUITE_P(Shapes, AttentionCuda, testing::ValuesIn(CudaCases()));
 
+// Rows of one sequence that see each other, by two kernels: what racecheck can follow.
+using AttentionLittleStepsCuda = OnDevice<>;
+
+TEST_F(AttentionLittleStepsCuda, FollowTheDefinition) {
+  const Case c = CudaCases().back();
+  KernelHost host(2);
+  for (int length : {5, 33}) {
+    Sequence s(c, length, length);
+    const auto want = RunAll(RefKernels(), host.context(c.numerics), c, {&s}, 0, kWhole);
+    const auto got = RunAll(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}, 0, kWhole);
+    EXPECT_LE(WorstRowError(got[0], want[0], static_cast<int64_t>(want[0].size())),
+              tolerances::kBf16Probabilities)
+        << "length " << length;
+  }
+}
+
 // The parts of one row are spread over threads when there is enough to do: released heads, one row.
 TEST(AttentionOfOneRow, IsTheSameToTheBitOnAnyThreads) {
   for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {

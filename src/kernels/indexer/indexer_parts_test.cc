@@ -146,5 +146,12 @@ TEST_F(PicksCuda, AreTheLargestInManyRows) {
   }
 }
 
+// A row for each kernel and each kind of list: what racecheck can follow.
+TEST_F(PicksCuda, AreTheLargestOfLittle) {
+  for (const auto& [rows, count] : {std::pair{1, 513}, {1, 8300}, {140, 520}}) {
+    ExpectLargest(*device_, Normal, rows, count, 512);
+  }
+}
+
 }  // namespace
 }  // namespace foresight

@@ -348,6 +348,19 @@ TEST_F(IndexerLongCuda, PicksAmongBlocksOfAnyScales) {
             6);
 }
 
+// All heads and few keys more than are picked, some of them no bytes: what racecheck can follow.
+TEST_F(IndexerLongCuda, PicksOfLittleAreTheDefinitions) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};
+  KernelHost host(2);
+  for (int rows : {1, 7}) {
+    LongSequence s(c, 600, rows, 2, /*all_equal=*/false, /*per_block=*/64, /*first_wide=*/400);
+    s.WidenQuery(c, 0, 17);
+    EXPECT_LE(Differences(c, LongPicks(CudaKernelsForHostArguments(), device_->context(c.numerics), c, {&s}),
+                          LongPicks(RefKernels(), host.context(c.numerics), c, {&s})),
+              rows);
+  }
+}
+
 // All heads of the released models, rows of verification, sequences below and above the number of picks.
 TEST_F(IndexerLongCuda, PicksTheSameAloneAndInCompany) {
   const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};

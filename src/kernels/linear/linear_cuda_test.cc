@@ -96,23 +96,31 @@ class LinearCudaTest : public OnDevice<> {
 constexpr LinearNumerics kKinds[] = {LinearNumerics::kProjection, LinearNumerics::kUnquantizedInput,
                                      LinearNumerics::kFloat32};
 
-TEST_F(LinearCudaTest, EqualsTheReferenceAndIsPure) {
+// A test for each dtype of weights.
+class LinearDTypesCudaTest : public LinearCudaTest, public testing::WithParamInterface<DType> {};
+
+std::string NameOf(const testing::TestParamInfo<DType>& info) {
+  return std::string(DTypeName(info.param));
+}
+
+TEST_P(LinearDTypesCudaTest, EqualsTheReferenceAndIsPure) {
   std::mt19937 rng(3);
-  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3, DType::kI8}) {
-    for (const auto& [n, k] :
-         {std::pair{1, 32}, {7, 64}, {16, 128}, {130, 160}, {257, 384}, {128, 1056}, {40, 8352}}) {
-      const RandomMatrix w(dtype, n, k, rng);
-      for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-        for (LinearNumerics kind : kKinds) {
-          for (int rows : {1, 3, 8, 9, 17, 40}) {
-            Check(numerics, {{w.view, device_->Upload(w.view), kind}}, rows, rng);
-            device_->Clear();
-          }
+  for (const auto& [n, k] :
+       {std::pair{1, 32}, {7, 64}, {16, 128}, {130, 160}, {257, 384}, {128, 1056}, {40, 8352}}) {
+    const RandomMatrix w(GetParam(), n, k, rng);
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      for (LinearNumerics kind : kKinds) {
+        for (int rows : {1, 3, 8, 9, 17, 40}) {
+          Check(numerics, {{w.view, device_->Upload(w.view), kind}}, rows, rng);
+          device_->Clear();
         }
       }
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, LinearDTypesCudaTest,
+                         testing::Values(DType::kF32, DType::kBF16, DType::kF8E4M3, DType::kI8), NameOf);
 
 // Widths that 16-byte loads can't take.
 TEST_F(LinearCudaTest, AnyWidthEqualsTheReferenceAndIsPure) {
@@ -149,31 +157,32 @@ TEST_F(LinearCudaTest, ManyTilesEqualTheReferenceAndArePure) {
 
 // K of whole rounds, in one piece or cut among the blocks of a cluster: few tiles and many, tiles and weights
 // that end early, and rows on both sides of where other kernels take over.
-TEST_F(LinearCudaTest, StreamedProductsEqualTheReferenceAndArePure) {
+class StreamedProductsCudaTest : public LinearCudaTest,
+                                 public testing::WithParamInterface<std::tuple<DType, std::pair<int, int>>> {
+};
+
+TEST_P(StreamedProductsCudaTest, EqualTheReferenceAndArePure) {
+  const auto& [dtype, shape] = GetParam();
+  const auto& [n, k] = shape;
   std::mt19937 rng(9);
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const auto& [n, k] : {std::pair{16, 1024},
-                               {9, 2048},
-                               {264, 4096},
-                               {72, 8192},
-                               {600, 1536},
-                               {3000, 256},
-                               {2500, 1024},
-                               {5000, 512},
-                               {17000, 256},
-                               {24, 7168}}) {
-      const RandomMatrix w(dtype, n, k, rng), v(dtype, 35, k, rng);
-      for (int rows : {1, 2, 5, 8, 9, 16, 30, 64, 70}) {
-        Check(Numerics::kFaithful,
-              {{w.view, device_->Upload(w.view), LinearNumerics::kProjection},
-               {v.view, device_->Upload(v.view), LinearNumerics::kProjection}},
-              rows, rng);
-        Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kFloat32}}, rows, rng);
-        device_->Clear();
-      }
-    }
+  const RandomMatrix w(dtype, n, k, rng), v(dtype, 35, k, rng);
+  for (int rows : {1, 2, 5, 8, 9, 16, 30, 64, 70}) {
+    Check(Numerics::kFaithful,
+          {{w.view, device_->Upload(w.view), LinearNumerics::kProjection},
+           {v.view, device_->Upload(v.view), LinearNumerics::kProjection}},
+          rows, rng);
+    Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kFloat32}}, rows, rng);
+    device_->Clear();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Shapes, StreamedProductsCudaTest,
+                         testing::Combine(testing::Values(DType::kBF16, DType::kF8E4M3),
+                                          testing::Values(std::pair{16, 1024}, std::pair{9, 2048},
+                                                          std::pair{264, 4096}, std::pair{72, 8192},
+                                                          std::pair{600, 1536}, std::pair{3000, 256},
+                                                          std::pair{2500, 1024}, std::pair{5000, 512},
+                                                          std::pair{17000, 256}, std::pair{24, 7168})));
 
 // FP8 and BF16 weights of one input.
 TEST_F(LinearCudaTest, StreamedPairsEqualTheReferenceAndArePure) {
@@ -207,16 +216,19 @@ TEST_F(LinearCudaTest, ManyRowsEqualTheReferenceAndArePure) {
 }
 
 // Enough of both to be cut into large tiles, whose bits are those of a row alone.
-TEST_F(LinearCudaTest, LargeTilesEqualTheReferenceAndArePure) {
+class LargeTilesCudaTest : public LinearCudaTest, public testing::WithParamInterface<DType> {};
+
+TEST_P(LargeTilesCudaTest, EqualTheReferenceAndArePure) {
   std::mt19937 rng(6);
-  for (DType dtype : {DType::kBF16, DType::kF8E4M3, DType::kI8}) {
-    const RandomMatrix w(dtype, 8 * 1024 + 40, 416, rng);
-    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-      Check(numerics, {{w.view, device_->Upload(w.view), LinearNumerics::kProjection}}, 650, rng);
-      device_->Clear();
-    }
+  const RandomMatrix w(GetParam(), 8 * 1024 + 40, 416, rng);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    Check(numerics, {{w.view, device_->Upload(w.view), LinearNumerics::kProjection}}, 650, rng);
+    device_->Clear();
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(All, LargeTilesCudaTest, testing::Values(DType::kBF16, DType::kF8E4M3, DType::kI8),
+                         NameOf);
 
 TEST_F(LinearCudaTest, TargetsOfOneCallAreIndependent) {
   std::mt19937 rng(7);
@@ -236,6 +248,51 @@ TEST_F(LinearCudaTest, TargetsOfOneCallAreIndependent) {
     }
   }
 }
+
+// As few tiles as choose a kernel, with one that ends early: what racecheck can follow, which looks at every
+// access to shared memory.
+struct LittleCase {
+  const char* name;
+  Numerics numerics;
+  std::vector<DType> dtypes;  // of weights of one call
+  int n, k;
+  int rows;
+};
+
+class LinearLittleCudaTest : public LinearCudaTest, public testing::WithParamInterface<LittleCase> {};
+
+TEST_P(LinearLittleCudaTest, EqualsTheReferenceAndIsPure) {
+  const LittleCase& c = GetParam();
+  std::mt19937 rng(12);
+  std::vector<RandomMatrix> weights;
+  weights.reserve(c.dtypes.size());
+  std::vector<Target> targets;
+  for (const DType dtype : c.dtypes) {
+    const MatrixView w = weights.emplace_back(dtype, c.n, c.k, rng).view;
+    targets.push_back({w, device_->Upload(w), LinearNumerics::kProjection});
+  }
+  Check(c.numerics, targets, c.rows, rng);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Kernels, LinearLittleCudaTest,
+    testing::Values(LittleCase{"Stream", Numerics::kFaithful, {DType::kBF16}, 24, 512, 3},
+                    LittleCase{"StreamFp8", Numerics::kFaithful, {DType::kF8E4M3}, 24, 1024, 8},
+                    LittleCase{"StreamInParts", Numerics::kFaithful, {DType::kF8E4M3}, 24, 4096, 5},
+                    // So many tiles that more than eight rows are streamed.
+                    LittleCase{"StreamOfMoreRows", Numerics::kFaithful, {DType::kF8E4M3}, 16904, 256, 9},
+                    LittleCase{"StreamPair", Numerics::kFaithful, {DType::kF8E4M3, DType::kBF16}, 24, 512, 3},
+                    LittleCase{"Wide", Numerics::kFaithful, {DType::kBF16}, 72, 256, 20},
+                    LittleCase{"WideOfMoreRows", Numerics::kFaithful, {DType::kBF16}, 72, 256, 70},
+                    LittleCase{"WideFp8", Numerics::kFaithful, {DType::kF8E4M3}, 72, 512, 40},
+                    LittleCase{"WideFp8OfMoreRows", Numerics::kFaithful, {DType::kF8E4M3}, 200, 256, 140},
+                    LittleCase{"Skinny", Numerics::kClean, {DType::kBF16}, 40, 160, 3},
+                    LittleCase{"SkinnyFp8", Numerics::kClean, {DType::kF8E4M3}, 40, 160, 12},
+                    LittleCase{"SkinnyOfMoreRows", Numerics::kClean, {DType::kF8E4M3}, 40, 160, 24},
+                    // So many tiles that every multiprocessor has one.
+                    LittleCase{"SkinnyAndTall", Numerics::kClean, {DType::kF8E4M3}, 4232, 64, 8},
+                    LittleCase{"Tiled", Numerics::kClean, {DType::kF8E4M3}, 132 * 128 + 8, 64, 40}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
   std::mt19937 rng(4);

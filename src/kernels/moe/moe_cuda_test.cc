@@ -110,6 +110,9 @@ TEST_F(RouterCudaTest, TakesIdsFromTheTableAndFromTheCaller) {
   ExpectEqual(args, vocabulary);
 }
 
+// What is unusual about a layer.
+enum class LayerKind { kUsual, kNoShared, kWideScales };
+
 class MoeCudaTest : public OnDevice<> {
  protected:
   struct Layer {
@@ -120,11 +123,8 @@ class MoeCudaTest : public OnDevice<> {
     MoeArgs device_args;
   };
 
-  // What is unusual about a layer.
-  enum class Kind { kUsual, kNoShared, kWideScales };
-
   void Make(DType dtype, int num_experts, int slots, int dim, int intermediate, float limit,
-            std::mt19937& rng, Layer& layer, Kind kind = Kind::kUsual) {
+            std::mt19937& rng, Layer& layer, LayerKind kind = LayerKind::kUsual) {
     layer.weights.reserve(3 * (num_experts + 1));
     auto expert = [&](DType type) {
       ExpertWeights w;
@@ -132,7 +132,7 @@ class MoeCudaTest : public OnDevice<> {
         const bool down = view == &w.w2;
         RandomMatrix& matrix =
             layer.weights.emplace_back(type, down ? dim : intermediate, down ? intermediate : dim, rng);
-        if (kind == Kind::kWideScales) {  // neighbours of one sum far apart, some beyond f16's range
+        if (kind == LayerKind::kWideScales) {  // neighbours of one sum far apart, some beyond f16's range
           for (uint8_t& s : matrix.scales) s = static_cast<uint8_t>(122 - rng() % (rng() % 4 == 0 ? 45 : 8));
         }
         *view = matrix.view;
@@ -146,7 +146,7 @@ class MoeCudaTest : public OnDevice<> {
                   .swiglu_limit = limit,
                   .experts = layer.experts,
                   .expert_dtype = dtype,
-                  .shared = kind == Kind::kNoShared ? ExpertWeights{} : expert(DType::kF8E4M3)};
+                  .shared = kind == LayerKind::kNoShared ? ExpertWeights{} : expert(DType::kF8E4M3)};
     for (const ExpertWeights& w : layer.experts) layer.on_device.push_back(Upload(w));
     layer.device_args = layer.args;
     if (layer.args.HasShared()) layer.device_args.shared = Upload(layer.args.shared);
@@ -185,82 +185,109 @@ class MoeCudaTest : public OnDevice<> {
   KernelHost host_{2};
 };
 
-TEST_F(MoeCudaTest, EqualsTheDefinitionAndIsPure) {
+struct MoeCase {
+  DType dtype;
+  int num_experts, slots, dim, intermediate;
+  float limit;
+  float scale;  // of x, for gates of about 1: where the activation bends, and some beyond the limit
+  std::vector<int> rows;
+  LayerKind kind = LayerKind::kUsual;
+};
+
+class MoeShapesCudaTest : public MoeCudaTest, public testing::WithParamInterface<MoeCase> {};
+
+TEST_P(MoeShapesCudaTest, EqualsTheDefinitionAndIsPure) {
+  const MoeCase& c = GetParam();
   std::mt19937 rng(3);
-  struct Case {
-    DType dtype;
-    int num_experts, slots, dim, intermediate;
-    float limit;
-    float scale;  // of x, for gates of about 1: where the activation bends, and some beyond the limit
-    std::vector<int> rows;
-    Kind kind = Kind::kUsual;
-  };
-  // Few and many rows per expert, so that every shape of tile gets its turn; short and long sums; blocks and
-  // scales that end anywhere.
-  const Case cases[] = {{DType::kI8, 8, 4, 512, 512, 2, 0.25f, {1, 2, 7, 8, 9, 30, 64, 100}},
-                        {DType::kF8E4M3, 8, 4, 512, 512, 2, 0x1p-8f, {1, 2, 7, 9, 30, 64, 100}},
-                        {DType::kI8, 8, 4, 256, 128, 2, 0.25f, {1, 9, 30, 100}},
-                        {DType::kI8, 40, 6, 160, 96, 0, 0.25f, {1, 5, 33, 70}},
-                        {DType::kF8E4M3, 3, 2, 416, 288, 1, 0x1p-8f, {1, 6, 17, 65}},
-                        {DType::kI8, 300, 1, 512, 512, 0, 0.25f, {1, 8, 150}},
-                        {DType::kI8, 9, 2, 4608, 1024, 10, 0.06f, {1, 3, 12}},
-                        {DType::kI8, 12, 4, 512, 512, 10, 0.25f, {1, 5, 17, 40}, Kind::kWideScales},
-                        {DType::kI8, 12, 4, 1152, 384, 10, 0.25f, {1, 5, 17}, Kind::kNoShared},
-                        {DType::kI8, 6, 2, 160, 96, 10, 0.25f, {1, 20}, Kind::kNoShared},
-                        {DType::kI8, 9, 2, 512, 2560, 10, 0.25f, {1, 8, 20}},
-                        {DType::kF8E4M3, 9, 2, 2560, 1536, 10, 0x1p-10f, {1, 8, 20}}};
-  for (const Case& c : cases) {
-    Layer layer;
-    Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer, c.kind);
-    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-      for (int rows : c.rows) {
-        std::vector<float> x = RandomRows(rows, c.dim, numerics == Numerics::kFaithful, rng);
-        for (float& v : x) v *= c.scale;
-        std::vector<int32_t> ids(rows * c.slots), order(c.num_experts);
-        std::vector<float> weights(ids.size());
-        for (int e = 0; e < c.num_experts; ++e) order[e] = e;
-        for (int t = 0; t < rows; ++t) {
-          std::shuffle(order.begin(), order.end(), rng);
-          std::copy_n(order.begin(), c.slots, ids.begin() + t * c.slots);
-        }
-        for (float& w : weights) w = 0.1f + static_cast<float>(rng() % 100) * 0.01f;
-        const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
-
-        const std::vector<float> want = RunRef(numerics, layer, rows, x.data(), ids.data(), weights.data());
-        EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
-            << DTypeName(c.dtype) << " experts " << c.num_experts << " rows " << rows;
-
-        for (int t : {0, rows / 2, rows - 1}) {
-          const std::vector<float> alone = RunCuda(numerics, layer, 1, x.data() + t * c.dim,
-                                                   ids.data() + t * c.slots, weights.data() + t * c.slots);
-          EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * c.dim, alone.size() * sizeof(float)), 0)
-              << DTypeName(c.dtype) << " experts " << c.num_experts << " row " << t << " of " << rows;
-        }
-      }
-    }
-    device_->Clear();
-  }
-}
-
-// As little as there can be of everything, for each kernel: also what a sanitizer can follow.
-TEST_F(MoeCudaTest, OneBlockOfOneExpert) {
-  std::mt19937 rng(9);
   Layer layer;
-  const int dim = 128;
-  Make(DType::kI8, 1, 1, dim, 128, 10, rng, layer);
-  for (int rows : {2, 20, 50}) {
-    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
-      const std::vector<float> x = RandomRows(rows, dim, true, rng);
-      const std::vector<int32_t> ids(rows, 0);
-      std::vector<float> weights(rows, 0.5f);
-      weights[1] = 1.5f;
+  Make(c.dtype, c.num_experts, c.slots, c.dim, c.intermediate, c.limit, rng, layer, c.kind);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    for (int rows : c.rows) {
+      std::vector<float> x = RandomRows(rows, c.dim, numerics == Numerics::kFaithful, rng);
+      for (float& v : x) v *= c.scale;
+      std::vector<int32_t> ids(rows * c.slots), order(c.num_experts);
+      std::vector<float> weights(ids.size());
+      for (int e = 0; e < c.num_experts; ++e) order[e] = e;
+      for (int t = 0; t < rows; ++t) {
+        std::shuffle(order.begin(), order.end(), rng);
+        std::copy_n(order.begin(), c.slots, ids.begin() + t * c.slots);
+      }
+      for (float& w : weights) w = 0.1f + static_cast<float>(rng() % 100) * 0.01f;
       const std::vector<float> got = RunCuda(numerics, layer, rows, x.data(), ids.data(), weights.data());
+
       const std::vector<float> want = RunRef(numerics, layer, rows, x.data(), ids.data(), weights.data());
       EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean)
-          << "rows " << rows;
+          << DTypeName(c.dtype) << " experts " << c.num_experts << " rows " << rows;
+
+      for (int t : {0, rows / 2, rows - 1}) {
+        const std::vector<float> alone = RunCuda(numerics, layer, 1, x.data() + t * c.dim,
+                                                 ids.data() + t * c.slots, weights.data() + t * c.slots);
+        EXPECT_EQ(std::memcmp(alone.data(), got.data() + t * c.dim, alone.size() * sizeof(float)), 0)
+            << DTypeName(c.dtype) << " experts " << c.num_experts << " row " << t << " of " << rows;
+      }
     }
   }
 }
+
+// Few and many rows per expert, so that every shape of tile gets its turn; short and long sums; blocks and
+// scales that end anywhere.
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, MoeShapesCudaTest,
+    testing::Values(MoeCase{DType::kI8, 8, 4, 512, 512, 2, 0.25f, {1, 2, 7, 8, 9, 30, 64, 100}},
+                    MoeCase{DType::kF8E4M3, 8, 4, 512, 512, 2, 0x1p-8f, {1, 2, 7, 9, 30, 64, 100}},
+                    MoeCase{DType::kI8, 8, 4, 256, 128, 2, 0.25f, {1, 9, 30, 100}},
+                    MoeCase{DType::kI8, 40, 6, 160, 96, 0, 0.25f, {1, 5, 33, 70}},
+                    MoeCase{DType::kF8E4M3, 3, 2, 416, 288, 1, 0x1p-8f, {1, 6, 17, 65}},
+                    MoeCase{DType::kI8, 300, 1, 512, 512, 0, 0.25f, {1, 8, 150}},
+                    MoeCase{DType::kI8, 9, 2, 4608, 1024, 10, 0.06f, {1, 3, 12}},
+                    MoeCase{DType::kI8, 12, 4, 512, 512, 10, 0.25f, {1, 5, 17, 40}, LayerKind::kWideScales},
+                    MoeCase{DType::kI8, 12, 4, 1152, 384, 10, 0.25f, {1, 5, 17}, LayerKind::kNoShared},
+                    MoeCase{DType::kI8, 6, 2, 160, 96, 10, 0.25f, {1, 20}, LayerKind::kNoShared},
+                    MoeCase{DType::kI8, 9, 2, 512, 2560, 10, 0.25f, {1, 8, 20}},
+                    MoeCase{DType::kF8E4M3, 9, 2, 2560, 1536, 10, 0x1p-10f, {1, 8, 20}}));
+
+// As little as there can be of everything, for each kernel: what racecheck can follow, which looks at every
+// access to shared memory.
+struct LittleCase {
+  const char* name;
+  DType dtype;
+  int dim, intermediate;
+  int rows;
+};
+
+class MoeLittleCudaTest : public MoeCudaTest, public testing::WithParamInterface<LittleCase> {};
+
+TEST_P(MoeLittleCudaTest, EqualsTheDefinition) {
+  const LittleCase& c = GetParam();
+  std::mt19937 rng(9);
+  Layer layer;
+  Make(c.dtype, 2, 1, c.dim, c.intermediate, 10, rng, layer);
+  for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+    std::vector<float> x = RandomRows(c.rows, c.dim, true, rng);
+    for (float& v : x) v *= c.dtype == DType::kI8 ? 0.25f : 0x1p-8f;
+    std::vector<int32_t> ids(c.rows, 0);
+    std::vector<float> weights(c.rows, 0.5f);
+    if (c.rows > 2) ids[1] = 1;
+    weights.back() = 1.5f;
+    const std::vector<float> got = RunCuda(numerics, layer, c.rows, x.data(), ids.data(), weights.data());
+    const std::vector<float> want = RunRef(numerics, layer, c.rows, x.data(), ids.data(), weights.data());
+    EXPECT_LE(RelativeL2(got, want), numerics == Numerics::kFaithful ? kFaithful : kClean);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, MoeLittleCudaTest,
+                         testing::Values(LittleCase{"SlabsOfOneRow", DType::kI8, 128, 128, 1},
+                                         LittleCase{"SlabsOfTwoRows", DType::kI8, 128, 128, 2},
+                                         LittleCase{"Units", DType::kI8, 128, 128, 3},
+                                         LittleCase{"UnitsAndBlocks", DType::kI8, 384, 256, 4},
+                                         LittleCase{"Wide", DType::kI8, 128, 128, 20},
+                                         LittleCase{"WideTiles", DType::kI8, 128, 128, 70},
+                                         LittleCase{"Fp8Slabs", DType::kF8E4M3, 128, 128, 2},
+                                         LittleCase{"Fp8Units", DType::kF8E4M3, 128, 128, 8},
+                                         LittleCase{"Fp8Wide", DType::kF8E4M3, 128, 128, 70},
+                                         LittleCase{"ByProduct", DType::kI8, 160, 96, 9},
+                                         LittleCase{"ByProductOfManyRows", DType::kI8, 160, 96, 70}),
+                         [](const auto& info) { return std::string(info.param.name); });
 
 // Every row has the same experts, and the same values, so that each row's outputs are to be equal.
 TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
@@ -293,58 +320,65 @@ TEST_F(MoeCudaTest, RowsOfOneExpertAreEqual) {
   }
 }
 
+struct RoutedCase {
+  const char* name;
+  DType dtype;
+  int num_experts, slots;
+  std::vector<int> rows;
+};
+
+class MoeRoutingCudaTest : public MoeCudaTest, public testing::WithParamInterface<RoutedCase> {};
+
 // Experts found by the call itself are those of the router, to the bit, and so is the output.
-TEST_F(MoeCudaTest, RoutesAsTheRouterDoes) {
+TEST_P(MoeRoutingCudaTest, RoutesAsTheRouterDoes) {
+  const auto& [name, dtype, num_experts, slots, all_rows] = GetParam();
   std::mt19937 rng(8);
-  struct Case {
-    DType dtype;
-    int num_experts, slots;
-    std::vector<int> rows;
-  };
   const int dim = 256;
-  const Case cases[] = {{DType::kI8, 24, 6, {1, 2, 5, 8, 33, 200, 1024, 1025}},
-                        {DType::kI8, 8, 4, {1, 3, 4, 5, 8, 9}},
-                        {DType::kF8E4M3, 8, 4, {4, 7, 8, 9}},
-                        {DType::kF8E4M3, 300, 1, {9, 17, 32, 33}}};
-  for (const auto& [dtype, num_experts, slots, all_rows] : cases) {
-    Layer layer;
-    Make(dtype, num_experts, slots, dim, 128, 10, rng, layer);
-    const RandomMatrix bias(DType::kF32, 1, num_experts, rng);
-    for (int rows : all_rows) {
-      const int64_t pairs = int64_t{rows} * slots;
-      MoeArgs args = layer.device_args;
-      args.rows = rows;
-      args.x = device_->Upload(RandomRows(rows, dim, true, rng));
-      RouterArgs router;
-      router.rows = rows;
-      router.num_experts = num_experts;
-      router.experts_per_token = slots;
-      router.scaling = 2.5f;
-      router.logits = device_->Upload(RandomRows(rows, num_experts, true, rng));
-      router.bias = device_->Upload(VectorView{DType::kF32, num_experts, bias.view.data});
-      std::vector<int32_t> ids[3];
-      std::vector<float> weights[3], out[3];
-      for (int i = 0; i < 3; ++i) {  // apart, then in one call, twice
-        args.ids = router.ids = device_->Allocate<int32_t>(pairs);
-        args.weights = router.weights = device_->Allocate<float>(pairs);
-        args.out = device_->Allocate<float>(int64_t{rows} * dim);
-        args.router = i == 0 ? nullptr : &router;
-        const KernelContext ctx = device_->context(Numerics::kFaithful);
-        if (i == 0) table_->router(ctx, router);
-        table_->moe(ctx, args);
-        ids[i] = device_->Download(router.ids, pairs);
-        weights[i] = device_->Download(router.weights, pairs);
-        out[i] = device_->Download(args.out, int64_t{rows} * dim);
-      }
-      for (int i = 1; i < 3; ++i) {
-        EXPECT_EQ(ids[i], ids[0]) << "rows " << rows;
-        EXPECT_EQ(weights[i], weights[0]) << "rows " << rows;
-        EXPECT_EQ(out[i], out[0]) << "rows " << rows;
-      }
+  Layer layer;
+  Make(dtype, num_experts, slots, dim, 128, 10, rng, layer);
+  const RandomMatrix bias(DType::kF32, 1, num_experts, rng);
+  for (int rows : all_rows) {
+    const int64_t pairs = int64_t{rows} * slots;
+    MoeArgs args = layer.device_args;
+    args.rows = rows;
+    args.x = device_->Upload(RandomRows(rows, dim, true, rng));
+    RouterArgs router;
+    router.rows = rows;
+    router.num_experts = num_experts;
+    router.experts_per_token = slots;
+    router.scaling = 2.5f;
+    router.logits = device_->Upload(RandomRows(rows, num_experts, true, rng));
+    router.bias = device_->Upload(VectorView{DType::kF32, num_experts, bias.view.data});
+    std::vector<int32_t> ids[3];
+    std::vector<float> weights[3], out[3];
+    for (int i = 0; i < 3; ++i) {  // apart, then in one call, twice
+      args.ids = router.ids = device_->Allocate<int32_t>(pairs);
+      args.weights = router.weights = device_->Allocate<float>(pairs);
+      args.out = device_->Allocate<float>(int64_t{rows} * dim);
+      args.router = i == 0 ? nullptr : &router;
+      const KernelContext ctx = device_->context(Numerics::kFaithful);
+      if (i == 0) table_->router(ctx, router);
+      table_->moe(ctx, args);
+      ids[i] = device_->Download(router.ids, pairs);
+      weights[i] = device_->Download(router.weights, pairs);
+      out[i] = device_->Download(args.out, int64_t{rows} * dim);
     }
-    device_->Clear();
+    for (int i = 1; i < 3; ++i) {
+      EXPECT_EQ(ids[i], ids[0]) << "rows " << rows;
+      EXPECT_EQ(weights[i], weights[0]) << "rows " << rows;
+      EXPECT_EQ(out[i], out[0]) << "rows " << rows;
+    }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, MoeRoutingCudaTest,
+    testing::Values(RoutedCase{"ManyRows", DType::kI8, 24, 6, {1, 2, 5, 8, 33, 200, 1024, 1025}},
+                    RoutedCase{"FewExperts", DType::kI8, 8, 4, {1, 3, 4, 5, 8, 9}},
+                    RoutedCase{"Fp8", DType::kF8E4M3, 8, 4, {4, 7, 8, 9}},
+                    RoutedCase{"ManyExperts", DType::kF8E4M3, 300, 1, {9, 17, 32, 33}},
+                    RoutedCase{"Little", DType::kI8, 2, 1, {1, 3, 9}}),  // for racecheck
+    [](const auto& info) { return std::string(info.param.name); });
 
 // Thread blocks hand activations and sums to each other: the bits may not depend on who comes first.
 TEST_F(MoeCudaTest, RepeatsItself) {
@@ -386,7 +420,7 @@ class MoeCancellingCudaTest : public MoeCudaTest, public testing::WithParamInter
   static constexpr int kDim = 1152, kIntermediate = 384;
 
   void MakeCancelling(int num_experts, int slots, std::mt19937& rng, Layer& layer) {
-    Make(GetParam(), num_experts, slots, kDim, kIntermediate, 0, rng, layer, Kind::kNoShared);
+    Make(GetParam(), num_experts, slots, kDim, kIntermediate, 0, rng, layer, LayerKind::kNoShared);
     const bool fp8 = GetParam() == DType::kF8E4M3;
     for (RandomMatrix& w : layer.weights) {
       const int64_t bytes = w.view.row_bytes(), block = fp8 ? 128 : 64;
@@ -486,7 +520,7 @@ INSTANTIATE_TEST_SUITE_P(Formats, MoeCancellingCudaTest, testing::Values(DType::
 TEST_F(MoeCudaTest, FewRowsAreThoseOfOneRow) {
   std::mt19937 rng(11);
   for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
-    for (const Kind kind : {Kind::kUsual, Kind::kNoShared}) {
+    for (const LayerKind kind : {LayerKind::kUsual, LayerKind::kNoShared}) {
       Layer layer;
       const int experts = 12, slots = 4, dim = 1152, most = 9;
       Make(dtype, experts, slots, dim, 384, 10, rng, layer, kind);

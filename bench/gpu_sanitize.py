@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Runs every test of a CUDA kernel under the tools of compute-sanitizer and writes what they found as JSON and markdown.
+
+usage: gpu_sanitize.py [--build DIR] [--out bench/results] [--tools memcheck,initcheck,racecheck,synccheck] [--filter '*'] [--limit 60]
+
+Each test is a process of its own, as many side by side as there are cores. It ends in one of:
+  clean      it passes, and the tool reports nothing
+  finding    the tool reports something
+  failed     the test fails or skips, and the tool reports nothing
+  not ended  after --limit seconds
+  not run    for want of time (--seconds)
+Exit status 0 only when all are clean.
+"""
+import argparse
+import concurrent.futures
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+from gpu_report import ROOT, commit_of_checkout, gpu_and_driver, report_stem
+
+TESTS = {  # those that run on a GPU, but for whole models
+    "src/device/device_test": "Cuda*",
+    "src/kernels/kernels_test": "*Cuda*:ForkTest.*",
+    "tests/golden_test": "*nano*cuda*",
+    "src/engine/engine_test": "*OnAGpu*",
+}
+# Racecheck follows every access to shared memory: steps of released shapes don't end under it. For these tests it takes those of
+# the same kernels that have "Little" in their names.
+LEFT_TO_LITTLE_CASES = {
+    "racecheck": ("*AttentionRowsCuda.*", "*AttentionLongListsCuda.*", "*AttentionCuda.*", "AttentionBlockCuda.*", "*MoeShapesCudaTest.*",
+                  "*MoeCancellingCudaTest.*", "*MoeRoutingCudaTest.*", "MoeCudaTest.*", "*LinearDTypesCudaTest.*",
+                  "*StreamedProductsCudaTest.*", "*LargeTilesCudaTest.*", "LinearCudaTest.*Many*", "LinearCudaTest.Streamed*",
+                  "IndexerLongCuda.*", "IndexerTilesCuda.*", "PicksCuda.*"),
+}
+RESULTS = ("clean", "finding", "failed", "not ended", "not run")
+FOUND = 9  # the exit status of a process in which a tool has found something
+
+
+@dataclasses.dataclass
+class Run:
+    tool: str
+    program: str
+    test: str
+    result: str = "not run"
+    seconds: float = 0.0
+    told: str = ""  # what a tool or a test says that isn't content
+
+
+def tests_of(build, program, pattern):
+    """-> the names of a program's tests, in its order."""
+    listed = subprocess.run([build / program, "--gtest_list_tests", f"--gtest_filter={pattern}"], cwd=ROOT, capture_output=True,
+                            text=True, check=True).stdout
+    names = []
+    suite = ""
+    for line in listed.splitlines():
+        name = line.split("#")[0].rstrip()
+        if name.startswith("  "):
+            names.append(suite + name.strip())
+        else:
+            suite = name
+    return names
+
+
+def is_left_out(tool, test):
+    return "Little" not in test and any(fnmatch.fnmatchcase(test, pattern) for pattern in LEFT_TO_LITTLE_CASES.get(tool, ()))
+
+
+def turn(tool, test):
+    """What comes when: racecheck's little cases, then all of memcheck and initcheck, then what takes long or finds little."""
+    if tool in LEFT_TO_LITTLE_CASES:
+        return 0 if "Little" in test else 3
+    return {"memcheck": 1, "initcheck": 2}.get(tool, 4)
+
+
+def verdict(status, output):
+    """-> the result and what was told."""
+    tool = [line[9:].strip() for line in output.splitlines() if line.startswith("=========")]
+    summary = next((line for line in reversed(tool) if "SUMMARY" in line), "")
+    if status == FOUND or re.search(r"SUMMARY: [1-9]", summary):
+        return "finding", " | ".join([line for line in tool if line and line != summary][1:4] + [summary])
+    # A tool that hasn't begun has found nothing either.
+    if status == 0 and "SUMMARY: 0" in summary and re.search(r"^\[  PASSED  \] 1 test", output, re.MULTILINE) and "SKIPPED" not in output:
+        return "clean", ""
+    return "failed", output[-300:]
+
+
+def check(run, sanitizer, build, limit, deadline):
+    began = time.monotonic()
+    allowed = min(limit, deadline - began)
+    if allowed <= 0:
+        return
+    command = [sanitizer, "--tool", run.tool, "--error-exitcode", str(FOUND), build / run.program, f"--gtest_filter={run.test}"]
+    # The tool starts the test as a child: both end with the session that is theirs.
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+                          start_new_session=True) as process:
+        try:
+            output, _ = process.communicate(timeout=allowed)
+            run.result, run.told = verdict(process.returncode, output)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            run.result = "not ended" if allowed == limit else "not run"
+    run.seconds = round(time.monotonic() - began, 1)
+    print(f"{run.tool} {run.test}: {run.result}, {run.seconds} s\n", end="", flush=True)  # whole, beside other threads' lines
+
+
+def number(runs, result):
+    return sum(run.result == result for run in runs)
+
+
+def markdown(report, runs):
+    lines = [f"# {report['gpu']}: compute-sanitizer", "",
+             f"Commit {report['commit']}, driver {report['driver']}, compute-sanitizer {report['version']}, {report['date']}. "
+             f"{report['limit']:.0f} s a test, {report['jobs']} side by side, {report['seconds']:.0f} s in all. "
+             "Written by `bench/gpu_sanitize.py`.", "",
+             "| tool | program | tests | " + " | ".join(RESULTS) + " | longest, s |", "|---" * (len(RESULTS) + 4) + "|"]
+    for tool, program in sorted(dict.fromkeys((run.tool, run.program) for run in runs)):
+        of = [run for run in runs if (run.tool, run.program) == (tool, program)]
+        lines.append(f"| {tool} | {program} | {len(of)} | " + " | ".join(str(number(of, result)) for result in RESULTS) +
+                     f" | {max(run.seconds for run in of):.0f} |")
+    if report["left_out"]:
+        lines += ["", f"{len(report['left_out'])} tests are left to little cases of the same kernels, where a tool doesn't end on them "
+                  "(`LEFT_TO_LITTLE_CASES`)."]
+    for result in RESULTS[1:]:
+        of = [run for run in runs if run.result == result]
+        if of:
+            lines += ["", f"{result.capitalize()}:", ""]
+            lines += [f"- {run.tool} `{run.test}`" + (f": {run.told}" if result == "finding" else "") for run in of]
+    return "\n".join(lines) + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
+    parser.add_argument("--tools", default="memcheck,initcheck,racecheck,synccheck")
+    parser.add_argument("--filter", default="*", help="of googletest, within the tests that run on a GPU")
+    parser.add_argument("--limit", type=float, default=60, help="seconds a test")
+    parser.add_argument("--seconds", type=float, default=3600, help="for all")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
+    parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
+    args = parser.parse_args()
+    gpu, driver = gpu_and_driver()
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    version = subprocess.run([sanitizer, "--version"], capture_output=True, text=True, check=True).stdout
+    build = args.build.resolve()
+    tests = []
+    for program, pattern in TESTS.items():
+        wanted = set(tests_of(build, program, args.filter))
+        tests += [(program, test) for test in tests_of(build, program, pattern) if test in wanted]
+    all_runs = [Run(tool, program, test) for tool in args.tools.split(",") for program, test in tests]
+    # With little time (--seconds) the first ones are those that say the most.
+    runs = sorted((run for run in all_runs if not is_left_out(run.tool, run.test)), key=lambda run: turn(run.tool, run.test))
+    began = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda run: check(run, sanitizer, build, args.limit, began + args.seconds), runs))
+    report = {"gpu": gpu, "driver": driver, "commit": args.commit or commit_of_checkout(), "date": time.strftime("%Y-%m-%d"),
+              "version": re.sub(r"(?s).*Version (\S+).*", r"\1", version), "limit": args.limit, "jobs": args.jobs,
+              "seconds": round(time.monotonic() - began, 1),
+              "left_out": [f"{run.tool} {run.test}" for run in all_runs if is_left_out(run.tool, run.test)]}
+    stem = report_stem(args.out, gpu + " sanitizer")
+    of_runs = ",\n  ".join(json.dumps({key: value for key, value in dataclasses.asdict(run).items() if value != ""}) for run in runs)
+    stem.with_suffix(".json").write_text(json.dumps(report, indent=1)[:-2] + f',\n "runs": [\n  {of_runs}\n ]\n}}\n')
+    stem.with_suffix(".md").write_text(markdown(report, runs))
+    print(markdown(report, runs) + f"written: {stem}.json, {stem}.md")
+    return 0 if runs and number(runs, "clean") == len(runs) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
