@@ -3,7 +3,8 @@
 
 usage: gpu_sanitize.py [--build DIR] [--out bench/results] [--tools memcheck,initcheck,racecheck,synccheck] [--filter '*'] [--limit 60]
 
-Each test is a process of its own, as many side by side as there are cores. It ends in one of:
+Each test is a process of its own, as many side by side as there are cores; small ones of a suite go together first, where a tool is
+quick, and one by one only if it isn't content with all of them. A test ends in one of:
   clean      it passes, and the tool reports nothing
   finding    the tool reports something
   failed     the test fails or skips, and the tool reports nothing
@@ -42,6 +43,7 @@ LEFT_TO_LITTLE_CASES = {
                   "IndexerLongCuda.*", "IndexerTilesCuda.*", "PicksCuda.*"),
 }
 RESULTS = ("clean", "finding", "failed", "not ended", "not run")
+BATCH = 6  # small tests
 FOUND = 9  # the exit status of a process in which a tool has found something
 
 
@@ -76,40 +78,64 @@ def is_left_out(tool, test):
 
 def turn(tool, test):
     """What comes when: racecheck's little cases, then all of memcheck and initcheck, then what takes long or finds little."""
-    if tool in LEFT_TO_LITTLE_CASES:
-        return 0 if "Little" in test else 3
-    return {"memcheck": 1, "initcheck": 2}.get(tool, 4)
+    if tool == "racecheck":
+        # Clusters of attention last: should racecheck not end on one, it takes the GPU from the others.
+        return (1 if "Attention" in test else 0) if "Little" in test else 4
+    return {"memcheck": 2, "initcheck": 3}.get(tool, 5)
 
 
-def verdict(status, output):
-    """-> the result and what was told."""
+def batches_of(runs):
+    """-> lists of runs that may share a process."""
+    batches = []
+    suite = None
+    for run in runs:
+        is_small = run.tool not in LEFT_TO_LITTLE_CASES and not is_left_out("racecheck", run.test)
+        before, suite = suite, (run.tool, run.program, run.test.split(".")[0]) if is_small else None
+        if is_small and before == suite and len(batches[-1]) < BATCH:
+            batches[-1].append(run)
+        else:
+            batches.append([run])
+    return batches
+
+
+def verdict(status, output, tests):
+    """-> the result of so many tests and what was told."""
     tool = [line[9:].strip() for line in output.splitlines() if line.startswith("=========")]
     summary = next((line for line in reversed(tool) if "SUMMARY" in line), "")
     if status == FOUND or re.search(r"SUMMARY: [1-9]", summary):
         return "finding", " | ".join([line for line in tool if line and line != summary][1:4] + [summary])
     # A tool that hasn't begun has found nothing either.
-    if status == 0 and "SUMMARY: 0" in summary and re.search(r"^\[  PASSED  \] 1 test", output, re.MULTILINE) and "SKIPPED" not in output:
+    if status == 0 and "SUMMARY: 0" in summary and re.search(rf"^\[  PASSED  \] {tests} tests?\.", output, re.MULTILINE) and "SKIPPED" not in output:
         return "clean", ""
     return "failed", output[-300:]
 
 
-def check(run, sanitizer, build, limit, deadline):
+def check(batch, sanitizer, build, limit, deadline):
     began = time.monotonic()
     allowed = min(limit, deadline - began)
     if allowed <= 0:
         return
-    command = [sanitizer, "--tool", run.tool, "--error-exitcode", str(FOUND), build / run.program, f"--gtest_filter={run.test}"]
+    of = batch[0]
+    command = [sanitizer, "--tool", of.tool, "--error-exitcode", str(FOUND), build / of.program,
+               "--gtest_filter=" + ":".join(run.test for run in batch)]
     # The tool starts the test as a child: both end with the session that is theirs.
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
                           start_new_session=True) as process:
         try:
             output, _ = process.communicate(timeout=allowed)
-            run.result, run.told = verdict(process.returncode, output)
+            result, told = verdict(process.returncode, output, len(batch))
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            run.result = "not ended" if allowed == limit else "not run"
-    run.seconds = round(time.monotonic() - began, 1)
-    print(f"{run.tool} {run.test}: {run.result}, {run.seconds} s\n", end="", flush=True)  # whole, beside other threads' lines
+            result, told = "not ended" if allowed == limit else "not run", ""
+    if len(batch) > 1 and result != "clean":
+        for run in batch:
+            check([run], sanitizer, build, limit, deadline)
+        return
+    seconds = round((time.monotonic() - began) / len(batch), 1)
+    for run in batch:
+        run.result, run.told, run.seconds = result, told, seconds
+        # Whole, beside other threads' lines.
+        print(f"{run.tool} {run.test}: {run.result}, {run.seconds} s\n", end="", flush=True)
 
 
 def number(runs, result):
@@ -161,7 +187,7 @@ def main():
     runs = sorted((run for run in all_runs if not is_left_out(run.tool, run.test)), key=lambda run: turn(run.tool, run.test))
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda run: check(run, sanitizer, build, args.limit, began + args.seconds), runs))
+        list(pool.map(lambda batch: check(batch, sanitizer, build, args.limit, began + args.seconds), batches_of(runs)))
     report = {"gpu": gpu, "driver": driver, "commit": args.commit or commit_of_checkout(), "date": time.strftime("%Y-%m-%d"),
               "version": re.sub(r"(?s).*Version (\S+).*", r"\1", version), "limit": args.limit, "jobs": args.jobs,
               "seconds": round(time.monotonic() - began, 1),

@@ -361,8 +361,9 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         }
       }
     } else {
-      if (block == 0) ClusterWait();
       await_tiles();
+      // Behind await_tiles() in all warps: racecheck takes it for a barrier.
+      if (block == 0) ClusterWait();
       if (warp == kSendWarp) {  // the tiles' slices go to their blocks
         const int bytes = own_tiles * static_cast<int>(sizeof(space.values[0]));
         const int last_bytes = own_tiles * 8 * kTileRowBytes;

@@ -380,6 +380,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     if (thread < 64) {
       space.turns[thread / 32][thread % 32] = (thread < 32 ? args.cos : args.sin)[row * 32 + thread % 32];
     }
+    ClusterWait();  // where the other warps do: racecheck takes it for a barrier
 #pragma unroll 1
     while (true) {
       gatherer.StoreKeys(panel);
@@ -408,7 +409,6 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
         }
       }
       if (!more) {
-        ClusterWait();
         ClusterArriveRelaxed();
         GroupBarrier<2>(256);
         if (thread < kHeads) {

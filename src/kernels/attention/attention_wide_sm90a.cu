@@ -215,7 +215,8 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
     float pairs[2][4];         // sums of its probabilities, of two keys of each tile of 8
     // From logits to probabilities in shared memory.
     const auto weigh_keys = [&](int buffer) {
-      const uint32_t present = space.present[buffer][warpgroup];
+      // Read by the lane alone that gives the buffer back.
+      const uint32_t present = __shfl_sync(0xffffffff, lane == 0 ? space.present[buffer][warpgroup] : 0, 0);
       if (present != 0xffffffff) {
 #pragma unroll
         for (int i = 0; i < 16; ++i) {
