@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/linear/stream_product.h"
@@ -13,12 +14,30 @@ constexpr int kMaxSplit = kLinearParts;                  // blocks of a cluster
 constexpr size_t kSharedBytesOfTwo = size_t{113} << 10;  // so that two thread blocks share a multiprocessor
 constexpr size_t kMostShared = size_t{200} << 10;
 
+// Divides whole numbers below 2^16 / `by` by it. A division takes a thread a hundred cycles.
+struct Divisor {
+  explicit Divisor(int by = 1) : by(by), inverse(65536u / static_cast<uint32_t>(by) + 1) {}
+  __device__ int Quotient(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * inverse >> 16); }
+  int by;
+  uint32_t inverse;
+};
+
 struct StreamArgs {
   StreamedProducts of;
   int split = 1;       // K, among the thread blocks of a cluster
   int clusters = 1;    // of a group
   int warps = 1;       // that share a tile, each with a part of the thread block's K
   int ring_bytes = 0;  // of a warp
+  // What follows from these (Complete), so that no thread block divides before it sends for weights. split
+  // and warps are powers of two.
+  int split_shift = 0;
+  int warps_shift = 0;
+  int part_blocks = 0;
+  int parts = 0;       // of all of K
+  int tiles_each = 0;  // of a cluster, one more of the first tiles_more
+  int tiles_more = 0;
+  Divisor by_rows;
+  Divisor by_clusters;
 };
 
 // Warps have tiles of 16 weight rows of their own, one after another, and the part of K of their thread
@@ -38,24 +57,24 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const int g = lane / 4;
   const int t = lane % 4;
 
-  const int rank = block_index % args.split;
-  const int cluster = block_index / args.split;
-  const int group = cluster / args.clusters;
-  const int within = cluster % args.clusters;
+  const int rank = block_index & (args.split - 1);
+  const int cluster = block_index >> args.split_shift;
+  const int group = args.by_clusters.Quotient(cluster);
+  const int within = cluster - group * args.clusters;
   const bool idle = group >= of.groups;
-  const int first = idle ? 0 : group * of.tiles + of.tiles * within / args.clusters;
-  const int end = idle ? 0 : group * of.tiles + of.tiles * (within + 1) / args.clusters;
-  const int slice = of.cols / args.split;
+  const int first = idle ? 0 : group * of.tiles + within * args.tiles_each + min(within, args.tiles_more);
+  const int end = idle ? 0 : first + args.tiles_each + (within < args.tiles_more ? 1 : 0);
+  const int slice = of.cols >> args.split_shift;
   const int k0 = rank * slice;
   const int blocks = slice / kBlockK;
-  const int rounds = blocks / kRoundBlocks / args.warps;
-  const int share = warp % args.warps;
-  const int warp_first = first + warp / args.warps;
-  const int step = kTileWarps / args.warps;
+  const int warp_blocks = blocks >> args.warps_shift;
+  const int rounds = warp_blocks / kRoundBlocks;
+  const int share = warp & (args.warps - 1);
+  const int warp_first = first + (warp >> args.warps_shift);
+  const int step = kTileWarps >> args.warps_shift;
   constexpr int kSlotsBefore = kSlots < 2 ? kSlots : 2;  // with more of them x would arrive late
   const bool sends = args.split * args.warps > 1;
-  const int part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
-  const int parts = of.cols / kBlockK / part_blocks;  // of all of K
+  const int parts = args.parts;
   const int columns = of.rows;
 
   // The warps' rings, the columns, their factors, and what the cluster sends.
@@ -64,7 +83,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
   float* received = factors + blocks * kColumns;
 
-  const int warp_k0 = k0 + share * (slice / args.warps);
+  const int warp_k0 = k0 + share * warp_blocks * kBlockK;
   TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
 #pragma unroll 1
   for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
@@ -97,15 +116,16 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);
-        LoadColumn<Format>(values[i], from + at % of.rows * stride + at / of.rows * block_stride);
+        const int block = args.by_rows.Quotient(at);
+        LoadColumn<Format>(values[i], from + (at - block * columns) * stride + block * block_stride);
       }
       if (real && begin == warp) fill();
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);  // the last one's more than once
-        const int block = at / of.rows;
-        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16, at % of.rows,
-                            columns, factors + block * kColumns);
+        const int block = args.by_rows.Quotient(at);
+        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16,
+                            at - block * columns, columns, factors + block * kColumns);
       }
     }
   };
@@ -130,9 +150,9 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     if (real && args.split > 1) ClusterWait();
 
     const int unit_bytes = columns * 16;
-    const uint8_t* lane_x = x + (share * (blocks / args.warps) * kBlockUnits + lane / 8) * unit_bytes +
-                            min(lane % 8, columns - 1) * 16;
-    const float* lane_factors = factors + share * (blocks / args.warps) * kColumns + 2 * t;
+    const uint8_t* lane_x =
+        x + (share * warp_blocks * kBlockUnits + lane / 8) * unit_bytes + min(lane % 8, columns - 1) * 16;
+    const float* lane_factors = factors + share * warp_blocks * kColumns + 2 * t;
     const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
     const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
     const int tiles_end = real ? end : min(end, warp_first + 1);
@@ -146,8 +166,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       const float* block_factors = lane_factors;
       float total[kTiles][4] = {};
       float sums[kTiles][4] = {};
-      int part_left = real ? part_blocks : kRoundBlocks;
-      int part = rank * (parts / args.split) + share * (parts / args.split / args.warps);
+      int part_left = real ? args.part_blocks : kRoundBlocks;
+      int part = ((rank << args.warps_shift) + share) * (parts >> args.split_shift >> args.warps_shift);
 #pragma unroll 1
       for (int round = 0; round < tile_rounds; ++round) {
         AwaitCopies<kSlots - 1>();
@@ -211,7 +231,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
               for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
             }
             if (--part_left == 0) {
-              part_left = part_blocks;
+              part_left = args.part_blocks;
               if (!sends) {
 #pragma unroll
                 for (int n = 0; n < kTiles; ++n) {
@@ -223,8 +243,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                 }
               } else {
                 const int local = tile_index - first;
-                float* to =
-                    received + ((local / args.split * parts + part) * columns + 2 * t) * kTileRows + g;
+                float* to = received +
+                            (((local >> args.split_shift) * parts + part) * columns + 2 * t) * kTileRows + g;
 #pragma unroll
                 for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -232,7 +252,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                     if (n * 8 + 2 * t + i % 2 < stored_columns) {
                       float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
                       if (args.split > 1) {
-                        StoreToBlock(own, local % args.split, sums[n][i]);
+                        StoreToBlock(own, local & (args.split - 1), sums[n][i]);
                       } else {
                         *own = sums[n][i];
                       }
@@ -273,11 +293,11 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       ClusterWait();
     }
     const int part_stride = real ? columns * kTileRows : 0;
-    const int mine = (end - first - rank + args.split - 1) / args.split;
+    const int mine = (end - first - rank + args.split - 1) >> args.split_shift;
     for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
       const int row = e % kTileRows;
-      const int column = e / kTileRows % of.rows;
-      const int local = e / kTileRows / of.rows;
+      const int local = args.by_rows.Quotient(e / kTileRows);
+      const int column = e / kTileRows - local * columns;
       const StreamTile to = StreamTile::Of<Format>(of, first + local * args.split + rank, k0);
       const float* from = real ? received + (local * parts * columns + column) * kTileRows + row
                                : reinterpret_cast<const float*>(x) + row;
@@ -358,6 +378,18 @@ size_t SharedBytes(const StreamArgs& args, int slots) {
   return size_t{kTileWarps} * kSlotBytes * slots + size_t{2} * slice * of.rows +
          slice / kBlockK * (of.rows <= 8 ? 8 : 16) * sizeof(float) + received;
 }
+// Once all choices are made.
+void Complete(StreamArgs& args) {
+  const StreamedProducts& of = args.of;
+  args.split_shift = std::countr_zero(static_cast<unsigned>(args.split));
+  args.warps_shift = std::countr_zero(static_cast<unsigned>(args.warps));
+  args.part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
+  args.parts = of.cols / kBlockK / args.part_blocks;
+  args.tiles_each = of.tiles / args.clusters;
+  args.tiles_more = of.tiles % args.clusters;
+  args.by_rows = Divisor(of.rows);
+  args.by_clusters = Divisor(args.clusters);
+}
 // A lane keeps the scales of one round.
 bool HasLaneForScales(const StreamArgs& args) {
   return args.of.products[0].w.dtype == DType::kBF16 || Rounds(args) <= 32;
@@ -384,6 +416,7 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   int slots = Slots(args);
   if (slots == 3 && SharedBytes(args, 3) > kSharedBytesOfTwo && of.rows <= 8) slots = 2;
   args.ring_bytes = slots * kSlotBytes;
+  Complete(args);
   if (SharedBytes(args, slots) > kMostShared) return false;
   auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;
   if (slots == 2) launch = of.rows <= 8 ? LaunchStream<Format, 1, 2> : LaunchStream<Format, 2, 2>;
@@ -436,6 +469,7 @@ bool StreamProducts(const KernelContext& ctx, StreamedProducts fp8, StreamedProd
     a.ring_bytes = kSlots * kSlotBytes;
     ChooseWarps(a);
     if (!HasLaneForScales(a)) return false;
+    Complete(a);
     shared_bytes = std::max(shared_bytes, SharedBytes(a, kSlots));
   }
   if (shared_bytes > kMostShared) return false;
