@@ -55,14 +55,15 @@ __global__ void PrepareQueryKernel(Indexing args) {
   for (int i = threadIdx.x; i < dim / 2; i += 32) values[i] = reinterpret_cast<float2*>(x)[i];
 }
 
-// The queries [turn_rows] of this turn's rows. One warp per eight heads; a row that needs no
+// The queries [turn_rows] of this turn's rows. One warp per four heads; a row that needs no
 // scores is left alone.
-__global__ void __launch_bounds__(64) PackQueryKernel(Indexing args, PackedQuery* queries) {
+__global__ void __launch_bounds__(128) PackQueryKernel(Indexing args, PackedQuery* queries) {
   AwaitInputs();
   const int row = args.first_row + blockIdx.y;
   const SequenceRows& sequence = SequenceOf(args.sequences, args.num_sequences, row);
   if (args.Visible(sequence, row) <= args.topk) return;
-  PackedHeads heads(args, row, (blockIdx.x * 2 + threadIdx.x / 32) * 8);
+  PackedHeads heads(args);
+  heads.Load(row, (blockIdx.x * 4 + threadIdx.x / 32) * kHeadsOfWarp);
   heads.Pack();
   heads.StoreTo(queries[blockIdx.y]);
 }
@@ -166,7 +167,7 @@ void PackedScores(const KernelContext& ctx, const Indexing& args) {
   PackedQuery* queries = nullptr;
   if (RowsShare(ctx, args)) {
     queries = ctx.scratch->Allocate<PackedQuery>(args.turn_rows);
-    Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 16, args.turn_rows), 64, 0, args, queries);
+    Launch(ctx, PackQueryKernel, dim3(kPackedHeads / 16, args.turn_rows), 128, 0, args, queries);
   }
   if (DeviceOf(ctx).capability() == 90) {
     LaunchPackedScoresSm90a(ctx, args, queries);

@@ -10,6 +10,7 @@ namespace foresight::cuda {
 
 constexpr int kPackedDim = 128;                    // of keys and queries
 constexpr int kPackedHeads = 64;                   // of a query, zeros behind the last
+constexpr int kHeadsOfWarp = 4;                    // that a warp packs
 constexpr int kStepBytes = 16 * kPackedHeads * 2;  // of a query: 16 dims of all heads
 
 // A dot product doesn't care for the order of its dims. Lane t of a quad takes dims [32t, 32t+32) of a key,
@@ -34,13 +35,14 @@ constexpr uint32_t kKeyShift = 32;
 
 // What is made of the sums of a row's products.
 struct alignas(16) QueryWeights {
-  float of_values[kPackedHeads];   // of twice the sums of values, which are 2^-kKeyShift of what they are
-  float of_bytes[kPackedHeads];    // with the power of two that a head's bytes are without
-  uint8_t wide[kPackedHeads / 8];  // not zero: one of eight heads can't be bytes
+  float of_values[kPackedHeads];  // of twice the sums of values, which are 2^-kKeyShift of what they are
+  float of_bytes[kPackedHeads];   // with the power of two that a head's bytes are without
+  uint32_t wide[kPackedHeads / kHeadsOfWarp / 4];  // bytes: one of a warp's heads can't be bytes
 
   __device__ bool IsWide() const {
-    static_assert(sizeof(wide) == sizeof(uint64_t));
-    return *reinterpret_cast<const uint64_t*>(wide) != 0;
+    uint32_t any = 0;
+    for (const uint32_t w : wide) any |= w;
+    return any != 0;
   }
 };
 
@@ -58,27 +60,34 @@ __device__ inline int QueryBytePlace(int head, int d) {
   return (matrix * kPackedHeads + head) * 16 + d / 32 * 4 + d % 4;
 }
 
-// Eight heads of a row's query, by one warp: rotated, transformed and rounded as the keys are. A quad of
-// lanes has a head: dim 32 b + 8 t + e is x[b][e] of its lane t.
+// kHeadsOfWarp heads of a row's query, by one warp: rotated, transformed and rounded as the keys are. Eight
+// lanes have a head: dim 32 b + 8 t + e is x[b % 2][e] of its lane 4 (b / 2) + t.
 class PackedHeads {
  public:
-  // Begins to load them.
-  __device__ PackedHeads(const Indexing& args, int64_t row, int first_head)
-      : args_(args), row_(row), head_(first_head + static_cast<int>(threadIdx.x) % 32 / 4) {
-    const float* from = args.iq + (row * args.heads + head_) * kPackedDim + T() * 8;
+  __device__ explicit PackedHeads(const Indexing& args) : args_(args) {}
+
+  // Begins to load kHeadsOfWarp heads and what they are turned by.
+  __device__ void Load(int64_t row, int first_head) {
+    head_ = first_head + static_cast<int>(threadIdx.x) % 32 / 8;
+    const float* from = args_.iq + (row * args_.heads + head_) * kPackedDim + U() * 64 + T() * 8;
 #pragma unroll
-    for (int b = 0; b < 4; ++b) {
+    for (int b = 0; b < 2; ++b) {
 #pragma unroll
       for (int e = 0; e < 8; e += 4) {
         float4 v = {};
-        if (head_ < args.heads) v = *reinterpret_cast<const float4*>(from + 32 * b + e);
+        if (head_ < args_.heads) v = *reinterpret_cast<const float4*>(from + 32 * b + e);
         x_[b][e] = v.x;
         x_[b][e + 1] = v.y;
         x_[b][e + 2] = v.z;
         x_[b][e + 3] = v.w;
       }
+      const int64_t first = row * (args_.rope_dim / 2) + TurnedPair(b);
+      if (TurnedPair(b) >= 0) {
+        cos_[b] = *reinterpret_cast<const float4*>(args_.cos + first);
+        sin_[b] = *reinterpret_cast<const float4*>(args_.sin + first);
+      }
     }
-    weight_ = head_ < args.heads ? args.w[row * args.heads + head_] * args.factor : 0.0f;
+    weight_ = head_ < args_.heads ? args_.w[row * args_.heads + head_] * args_.factor : 0.0f;
   }
 
   __device__ void Pack() {
@@ -91,25 +100,28 @@ class PackedHeads {
     StoreValues(query.values);
     StoreBytes(query);
     // Half of it, for twice the rectified dots are added up.
-    if (T() == 0) query.weights.of_values[head_] = weight_ * (0.5f * (1ll << kKeyShift));
+    if (T() + U() == 0) query.weights.of_values[head_] = weight_ * (0.5f * (1ll << kKeyShift));
   }
 
   __device__ void StoreValues(uint16_t* query) const {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      uint4 row;  // of a matrix: the upper halves are the bf16 values
-      uint32_t* pairs = reinterpret_cast<uint32_t*>(&row);
+      uint32_t pairs[2];  // of a row of a matrix: the upper halves are the bf16 values
 #pragma unroll
-      for (int b = 0; b < 4; ++b) {
+      for (int b = 0; b < 2; ++b) {
         pairs[b] = __byte_perm(__float_as_uint(x_[b][i]), __float_as_uint(x_[b][i + 4]), 0x7632);
       }
-      *reinterpret_cast<uint4*>(query + QueryPlace(head_, 8 * T() + i)) = row;
+      *reinterpret_cast<uint2*>(query + QueryPlace(head_, 64 * U() + 8 * T() + i)) = {pairs[0], pairs[1]};
     }
   }
 
  private:
+  // The lane's place among those of its head.
   __device__ static int T() {
     return threadIdx.x % 4;
+  }
+  __device__ static int U() {
+    return threadIdx.x / 4 % 2;
   }
 
   __device__ void StoreBytes(PackedQuery& query) const {
@@ -117,22 +129,22 @@ class PackedHeads {
     constexpr float kToWhole = 0x1.8p23f;  // the bits of it plus a whole number are its bits plus that
     float amax = 0;
 #pragma unroll
-    for (int b = 0; b < 4; ++b) {
+    for (int b = 0; b < 2; ++b) {
 #pragma unroll
       for (int e = 0; e < 8; ++e) amax = fmaxf(amax, fabsf(x_[b][e]));
     }
     amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 1));
     amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 2));
+    amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 4));
     // The head's largest value becomes 64 or 96.
     const int power = max(__float_as_int(amax) >> 23, 16);
     const float to_bytes = __int_as_float((2 * kExponent + 6 - power) << 23);
     bool fits = amax == 0 || abs(power - kExponent) <= 40;  // products by values are exact, too
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      uint4 row;  // of a matrix
-      uint32_t* quads = reinterpret_cast<uint32_t*>(&row);
+      uint32_t quads[2];  // of a row of a matrix
 #pragma unroll
-      for (int b = 0; b < 4; ++b) {
+      for (int b = 0; b < 2; ++b) {
         uint32_t bits[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -143,32 +155,44 @@ class PackedHeads {
         quads[b] =
             __byte_perm(__byte_perm(bits[0], bits[1], 0x0040), __byte_perm(bits[2], bits[3], 0x0040), 0x5410);
       }
-      *reinterpret_cast<uint4*>(query.bytes + QueryBytePlace(head_, 8 * T() + 4 * half)) = row;
+      *reinterpret_cast<uint2*>(query.bytes + QueryBytePlace(head_, 64 * U() + 8 * T() + 4 * half)) = {
+          quads[0], quads[1]};
     }
     const bool all_fit = __all_sync(0xffffffff, fits);
-    if (T() == 0) query.weights.of_bytes[head_] = weight_ * __int_as_float((power - 6) << 23);
-    if (threadIdx.x % 32 == 0) query.weights.wide[head_ / 8] = !all_fit;
+    if (T() + U() == 0) query.weights.of_bytes[head_] = weight_ * __int_as_float((power - 6) << 23);
+    if (threadIdx.x % 32 == 0) {
+      reinterpret_cast<uint8_t*>(query.weights.wide)[head_ / kHeadsOfWarp] = !all_fit;
+    }
+  }
+
+  // The first of the lane's four pairs in x[b] that turn, all or none; below 0: none.
+  __device__ int TurnedPair(int b) const {
+    return 32 * U() + 16 * b + 4 * T() - (kPackedDim - args_.rope_dim) / 2;
   }
 
   __device__ void Rotate() {
-    const int pairs = args_.rope_dim / 2;
 #pragma unroll
-    for (int b = 0; b < 4; ++b) {
-      const int pair = 16 * b + 4 * T() - (kPackedDim / 2 - pairs);  // of four, all or none of which turn
-      if (pair >= 0) {
-        const float4 cos = *reinterpret_cast<const float4*>(args_.cos + row_ * pairs + pair);
-        const float4 sin = *reinterpret_cast<const float4*>(args_.sin + row_ * pairs + pair);
-        Turn(b, 0, cos.x, sin.x);
-        Turn(b, 2, cos.y, sin.y);
-        Turn(b, 4, cos.z, sin.z);
-        Turn(b, 6, cos.w, sin.w);
+    for (int b = 0; b < 2; ++b) {
+      if (TurnedPair(b) >= 0) {
+        Turn(b, 0, cos_[b].x, sin_[b].x);
+        Turn(b, 2, cos_[b].y, sin_[b].y);
+        Turn(b, 4, cos_[b].z, sin_[b].z);
+        Turn(b, 6, cos_[b].w, sin_[b].w);
       }
-      if (args_.faithful) {
-#pragma unroll
-        for (float& v : x_[b]) v = RoundBf16(v);
-      }
+      if (args_.faithful) RoundAll(x_[b]);
     }
   }
+
+  // To bfloat16, by one conversion for two values.
+  __device__ static void RoundAll(float (&x)[8]) {
+#pragma unroll
+    for (int e = 0; e < 8; e += 2) {
+      const __nv_bfloat162 pair = __floats2bfloat162_rn(x[e], x[e + 1]);
+      x[e] = __low2float(pair);
+      x[e + 1] = __high2float(pair);
+    }
+  }
+
   __device__ void Turn(int b, int e, float cos, float sin) {
     const float2 v = Turned({x_[b][e], x_[b][e + 1]}, cos, sin);
     x_[b][e] = v.x;
@@ -191,29 +215,26 @@ class PackedHeads {
           if ((e & distance) == 0) combine(x[e], x[e + distance]);
         }
       }
-#pragma unroll
-      for (int lanes = 1; lanes < 4; lanes *= 2) {
-        const float sign = T() & lanes ? -1.0f : 1.0f;
-#pragma unroll
-        for (float& v : x) v = fmaf(sign, v, __shfl_xor_sync(0xffffffff, v, lanes));
-      }
+      CombineLanes(x, 1);
+      CombineLanes(x, 2);
     }
 #pragma unroll
-    for (int distance = 1; distance < 4; distance *= 2) {
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          if ((b & distance) == 0) combine(x_[b][e], x_[b + distance][e]);
-        }
-      }
-    }
+    for (int e = 0; e < 8; ++e) combine(x_[0][e], x_[1][e]);
+    CombineLanes(x_[0], 4);
+    CombineLanes(x_[1], 4);
     const float scale = 1.0f / sqrtf(static_cast<float>(kPackedDim));
 #pragma unroll
     for (auto& x : x_) {
 #pragma unroll
-      for (float& v : x) v = RoundBf16(v * scale);
+      for (float& v : x) v *= scale;
+      RoundAll(x);
     }
+  }
+
+  __device__ static void CombineLanes(float (&x)[8], int distance) {
+    const float sign = threadIdx.x & distance ? -1.0f : 1.0f;
+#pragma unroll
+    for (float& v : x) v = fmaf(sign, v, __shfl_xor_sync(0xffffffff, v, distance));
   }
 
   // To E2M1 times a scale for each b: value by value E2M1(ToE2M1(x / scale)) * scale.
@@ -240,10 +261,11 @@ class PackedHeads {
   }
 
   const Indexing& args_;
-  int64_t row_;
   int head_;
   float weight_;
-  float x_[4][8];
+  float x_[2][8];
+  float4 cos_[2];
+  float4 sin_[2];
 };
 
 }  // namespace foresight::cuda

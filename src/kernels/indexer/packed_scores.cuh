@@ -229,11 +229,16 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
       }
     };
     if constexpr (kRows == 1) {
-      PackedHeads heads(args, pass.first_row, warp % (kPackedHeads / 8) * 8);
+      PackedHeads heads(args);
+      heads.Load(pass.first_row, warp * kHeadsOfWarp);
       begin();
-      if (warp < kPackedHeads / 8) {
+#pragma unroll 1
+      for (int first = warp * kHeadsOfWarp;;) {
         heads.Pack();
         heads.StoreValues(shared.queries[0]);
+        first += kThreads / 32 * kHeadsOfWarp;
+        if (first >= kPackedHeads) break;
+        heads.Load(pass.first_row, first);
       }
     } else {
       begin();

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <bit>
 
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/linear/stream_product.h"
@@ -13,17 +14,37 @@ constexpr int kMaxSplit = kLinearParts;                  // blocks of a cluster
 constexpr size_t kSharedBytesOfTwo = size_t{113} << 10;  // so that two thread blocks share a multiprocessor
 constexpr size_t kMostShared = size_t{200} << 10;
 
+// Divides whole numbers below 2^16 / `by` by it, with one product instead of a division.
+struct Divisor {
+  explicit Divisor(int by = 1) : inverse(65536u / static_cast<uint32_t>(by) + 1) {}
+  __device__ int Quotient(int n) const { return static_cast<int>(static_cast<uint32_t>(n) * inverse >> 16); }
+  uint32_t inverse;
+};
+
 struct StreamArgs {
   StreamedProducts of;
   int split = 1;       // K, among the thread blocks of a cluster
   int clusters = 1;    // of a group
   int warps = 1;       // that share a tile, each with a part of the thread block's K
   int ring_bytes = 0;  // of a warp
+  // What follows from these (Complete), so that no thread block divides before it sends for weights. split
+  // and warps are powers of two.
+  int split_shift = 0;
+  int warps_shift = 0;
+  int part_blocks = 0;
+  int parts = 0;       // of all of K
+  int tiles_each = 0;  // of a cluster, one more of the first tiles_more
+  int tiles_more = 0;
+  Divisor by_rows;
+  Divisor by_clusters;
 };
 
 // Warps have tiles of 16 weight rows of their own, one after another, and the part of K of their thread
 // block. The blocks of a cluster bring the parts' sums of each tile together in one of them.
-template <typename Format, int kTiles, int kSlots>
+//
+// kPairs: a warp has two columns to prepare, at most, and does it at once. Where others have that code too,
+// they are up to 3 % slower.
+template <typename Format, int kTiles, int kSlots, bool kPairs>
 __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_index) {
   constexpr int kRoundBlocks = kRoundBytes / static_cast<int>(Format::Bytes(kBlockK));
   constexpr int kColumns = 8 * kTiles;
@@ -35,24 +56,24 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const int g = lane / 4;
   const int t = lane % 4;
 
-  const int rank = block_index % args.split;
-  const int cluster = block_index / args.split;
-  const int group = cluster / args.clusters;
-  const int within = cluster % args.clusters;
+  const int rank = block_index & (args.split - 1);
+  const int cluster = block_index >> args.split_shift;
+  const int group = args.by_clusters.Quotient(cluster);
+  const int within = cluster - group * args.clusters;
   const bool idle = group >= of.groups;
-  const int first = idle ? 0 : group * of.tiles + of.tiles * within / args.clusters;
-  const int end = idle ? 0 : group * of.tiles + of.tiles * (within + 1) / args.clusters;
-  const int slice = of.cols / args.split;
+  const int first = idle ? 0 : group * of.tiles + within * args.tiles_each + min(within, args.tiles_more);
+  const int end = idle ? 0 : first + args.tiles_each + (within < args.tiles_more ? 1 : 0);
+  const int slice = of.cols >> args.split_shift;
   const int k0 = rank * slice;
   const int blocks = slice / kBlockK;
-  const int rounds = blocks / kRoundBlocks / args.warps;
-  const int share = warp % args.warps;
-  const int warp_first = first + warp / args.warps;
-  const int step = kTileWarps / args.warps;
+  const int warp_blocks = blocks >> args.warps_shift;
+  const int rounds = warp_blocks / kRoundBlocks;
+  const int share = warp & (args.warps - 1);
+  const int warp_first = first + (warp >> args.warps_shift);
+  const int step = kTileWarps >> args.warps_shift;
   constexpr int kSlotsBefore = kSlots < 2 ? kSlots : 2;  // with more of them x would arrive late
   const bool sends = args.split * args.warps > 1;
-  const int part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
-  const int parts = of.cols / kBlockK / part_blocks;  // of all of K
+  const int parts = args.parts;
   const int columns = of.rows;
 
   // The warps' rings, the columns, their factors, and what the cluster sends.
@@ -61,7 +82,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
   float* received = factors + blocks * kColumns;
 
-  const int warp_k0 = k0 + share * (slice / args.warps);
+  const int warp_k0 = k0 + share * warp_blocks * kBlockK;
   TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
 #pragma unroll 1
   for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
@@ -94,22 +115,25 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);
-        LoadColumn<Format>(values[i], from + at % of.rows * stride + at / of.rows * block_stride);
+        const int block = args.by_rows.Quotient(at);
+        LoadColumn<Format>(values[i], from + (at - block * columns) * stride + block * block_stride);
       }
       if (real && begin == warp) fill();
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int at = min(begin + i * kTileWarps, count - 1);  // the last one's more than once
-        const int block = at / of.rows;
-        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16, at % of.rows,
-                            columns, factors + block * kColumns);
+        const int block = args.by_rows.Quotient(at);
+        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16,
+                            at - block * columns, columns, factors + block * kColumns);
       }
     }
   };
 
   // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing.
   RehearseAndRun(true, [&](bool real) {
-    if (count <= kTileWarps) {
+    if constexpr (kPairs) {
+      prepare.template operator()<2>(real);
+    } else if (count <= kTileWarps) {
       prepare.template operator()<1>(real);
     } else if (count <= 4 * kTileWarps) {
       prepare.template operator()<4>(real);
@@ -125,9 +149,9 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     if (real && args.split > 1) ClusterWait();
 
     const int unit_bytes = columns * 16;
-    const uint8_t* lane_x = x + (share * (blocks / args.warps) * kBlockUnits + lane / 8) * unit_bytes +
-                            min(lane % 8, columns - 1) * 16;
-    const float* lane_factors = factors + share * (blocks / args.warps) * kColumns + 2 * t;
+    const uint8_t* lane_x =
+        x + (share * warp_blocks * kBlockUnits + lane / 8) * unit_bytes + min(lane % 8, columns - 1) * 16;
+    const float* lane_factors = factors + share * warp_blocks * kColumns + 2 * t;
     const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
     const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
     const int tiles_end = real ? end : min(end, warp_first + 1);
@@ -141,8 +165,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       const float* block_factors = lane_factors;
       float total[kTiles][4] = {};
       float sums[kTiles][4] = {};
-      int part_left = real ? part_blocks : kRoundBlocks;
-      int part = rank * (parts / args.split) + share * (parts / args.split / args.warps);
+      int part_left = real ? args.part_blocks : kRoundBlocks;
+      int part = ((rank << args.warps_shift) + share) * (parts >> args.split_shift >> args.warps_shift);
 #pragma unroll 1
       for (int round = 0; round < tile_rounds; ++round) {
         AwaitCopies<kSlots - 1>();
@@ -206,7 +230,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
               for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
             }
             if (--part_left == 0) {
-              part_left = part_blocks;
+              part_left = args.part_blocks;
               if (!sends) {
 #pragma unroll
                 for (int n = 0; n < kTiles; ++n) {
@@ -218,8 +242,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                 }
               } else {
                 const int local = tile_index - first;
-                float* to =
-                    received + ((local / args.split * parts + part) * columns + 2 * t) * kTileRows + g;
+                float* to = received +
+                            (((local >> args.split_shift) * parts + part) * columns + 2 * t) * kTileRows + g;
 #pragma unroll
                 for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -227,7 +251,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                     if (n * 8 + 2 * t + i % 2 < stored_columns) {
                       float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
                       if (args.split > 1) {
-                        StoreToBlock(own, local % args.split, sums[n][i]);
+                        StoreToBlock(own, local & (args.split - 1), sums[n][i]);
                       } else {
                         *own = sums[n][i];
                       }
@@ -268,11 +292,11 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       ClusterWait();
     }
     const int part_stride = real ? columns * kTileRows : 0;
-    const int mine = (end - first - rank + args.split - 1) / args.split;
+    const int mine = (end - first - rank + args.split - 1) >> args.split_shift;
     for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
       const int row = e % kTileRows;
-      const int column = e / kTileRows % of.rows;
-      const int local = e / kTileRows / of.rows;
+      const int local = args.by_rows.Quotient(e / kTileRows);
+      const int column = e / kTileRows - local * columns;
       const StreamTile to = StreamTile::Of<Format>(of, first + local * args.split + rank, k0);
       const float* from = real ? received + (local * parts * columns + column) * kTileRows + row
                                : reinterpret_cast<const float*>(x) + row;
@@ -285,10 +309,10 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   });
 }
 
-template <typename Format, int kTiles, int kSlots>
+template <typename Format, int kTiles, int kSlots, bool kPairs>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1)
     StreamProductKernel(const __grid_constant__ StreamArgs args) {
-  StreamBlock<Format, kTiles, kSlots>(args, static_cast<int>(blockIdx.x));
+  StreamBlock<Format, kTiles, kSlots, kPairs>(args, static_cast<int>(blockIdx.x));
 }
 
 // Products of both kinds at once: the first thread blocks have FP8 weights, the others BF16.
@@ -297,15 +321,21 @@ __global__ void __launch_bounds__(kThreads, 2)
     StreamPairKernel(const __grid_constant__ StreamArgs fp8, const __grid_constant__ StreamArgs bf16,
                      int fp8_blocks) {
   if (static_cast<int>(blockIdx.x) < fp8_blocks) {
-    StreamBlock<Fp8Weights, 1, kSlots>(fp8, static_cast<int>(blockIdx.x));
+    StreamBlock<Fp8Weights, 1, kSlots, false>(fp8, static_cast<int>(blockIdx.x));
   } else {
-    StreamBlock<Bf16Weights, 1, kSlots>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
+    StreamBlock<Bf16Weights, 1, kSlots, false>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
   }
 }
 
 template <typename Format, int kTiles, int kSlots>
 void LaunchStream(const KernelContext& ctx, const StreamArgs& args, int clusters, size_t shared_bytes) {
-  LaunchClusters(ctx, StreamProductKernel<Format, kTiles, kSlots>, static_cast<unsigned>(args.split),
+  const int columns = args.of.cols / args.split / kBlockK * args.of.rows;  // of a thread block
+  auto* kernel = StreamProductKernel<Format, kTiles, kSlots, false>;
+  if constexpr (kTiles == 1 && kSlots == 2) {  // small products
+    if (columns > kTileWarps && columns <= 2 * kTileWarps)
+      kernel = StreamProductKernel<Format, kTiles, kSlots, true>;
+  }
+  LaunchClusters(ctx, kernel, static_cast<unsigned>(args.split),
                  dim3(static_cast<unsigned>(clusters * args.split)), kThreads, shared_bytes, args);
 }
 
@@ -347,6 +377,18 @@ size_t SharedBytes(const StreamArgs& args, int slots) {
   return size_t{kTileWarps} * kSlotBytes * slots + size_t{2} * slice * of.rows +
          slice / kBlockK * (of.rows <= 8 ? 8 : 16) * sizeof(float) + received;
 }
+// Once all choices are made.
+void Complete(StreamArgs& args) {
+  const StreamedProducts& of = args.of;
+  args.split_shift = std::countr_zero(static_cast<unsigned>(args.split));
+  args.warps_shift = std::countr_zero(static_cast<unsigned>(args.warps));
+  args.part_blocks = PartBlocks(of.cols / kBlockK, kLinearParts);
+  args.parts = of.cols / kBlockK / args.part_blocks;
+  args.tiles_each = of.tiles / args.clusters;
+  args.tiles_more = of.tiles % args.clusters;
+  args.by_rows = Divisor(of.rows);
+  args.by_clusters = Divisor(args.clusters);
+}
 // A lane keeps the scales of one round.
 bool HasLaneForScales(const StreamArgs& args) {
   return args.of.products[0].w.dtype == DType::kBF16 || Rounds(args) <= 32;
@@ -373,6 +415,7 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   int slots = Slots(args);
   if (slots == 3 && SharedBytes(args, 3) > kSharedBytesOfTwo && of.rows <= 8) slots = 2;
   args.ring_bytes = slots * kSlotBytes;
+  Complete(args);
   if (SharedBytes(args, slots) > kMostShared) return false;
   auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;
   if (slots == 2) launch = of.rows <= 8 ? LaunchStream<Format, 1, 2> : LaunchStream<Format, 2, 2>;
@@ -425,6 +468,7 @@ bool StreamProducts(const KernelContext& ctx, StreamedProducts fp8, StreamedProd
     a.ring_bytes = kSlots * kSlotBytes;
     ChooseWarps(a);
     if (!HasLaneForScales(a)) return false;
+    Complete(a);
     shared_bytes = std::max(shared_bytes, SharedBytes(a, kSlots));
   }
   if (shared_bytes > kMostShared) return false;
