@@ -32,7 +32,8 @@ class UnitMultiplier {
         weights_place_(Kept(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16)),
         to_other_half_(Kept(64 - g() % 2 * 128)),
         rows_place_(Kept(SharedAddress(&factors.of_rows[0][g()]))),
-        columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))) {}
+        columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))),
+        zero_(Kept(static_cast<uint32_t>(args.dim) % kBlockK)) {}
 
   __device__ void Run() {
     UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
@@ -70,12 +71,6 @@ class UnitMultiplier {
  private:
   static constexpr int kPairs = kBlockSteps / 2;  // of steps, whose values of a column lie together
 
-  // A value that the compiler would find again in every round keeps its register.
-  template <typename T>
-  __device__ static T Kept(T x) {
-    asm volatile("" : "+r"(x));
-    return x;
-  }
   __device__ static uint32_t SharedAddress(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
   }
@@ -136,19 +131,27 @@ class UnitMultiplier {
     LaneColumn<kSplit> column;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
+    float of_column[2];
+    const auto load_factors = [&](int block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
+    };
+    const auto send_factors = [&](int block) {
+      scales.Send();
+      load_factors(block);
+    };
+    load_factors(0);
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
       const int in_factors = block % kFactorBlocks;
       if (in_factors == 0) {
-        float of_column[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
         __syncwarp();  // all have read the blocks' before
         scales.template Take<F>(factors_);
 #pragma unroll
         for (int i = 0; i < 2; ++i) factors_.of_columns[2 * t() + i][g()] = of_column[i];
         __syncwarp();
+        if (kSplit) send_factors(block + kFactorBlocks);  // two terms leave no registers for it later
       }
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
@@ -174,6 +177,8 @@ class UnitMultiplier {
             LoadShared2(columns_place_ + (in_factors + b) * sizeof(factors_.of_columns[0]));
         const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
         if (block + b + 1 < blocks) x += kBlockK;
+        const uint16_t* next = x + Zero(column);
+        if (!kSplit && b == 0 && in_factors == 0) send_factors(block + kFactorBlocks);
         float acc[kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
@@ -182,7 +187,7 @@ class UnitMultiplier {
 #pragma unroll
             for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          column.Load(source, x, pair);  // the next block's, while this one is multiplied
+          column.Load(source, next, pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
@@ -194,6 +199,18 @@ class UnitMultiplier {
         }
       }
     }
+  }
+
+  // Nothing, but not before the column is there. The warp's loads share a scoreboard, and who waits for one
+  // of them waits for all: so further ones are sent for behind those that are waited for.
+  __device__ int Zero(const LaneColumn<kSplit>& column) const {
+    if constexpr (kSplit) return 0;
+    uint32_t all = 0;
+#pragma unroll
+    for (const uint4& values : column.high) all |= values.x;
+    int zero;
+    asm volatile("and.b32 %0, %1, %2;" : "=r"(zero) : "r"(all), "r"(zero_));
+    return zero;
   }
 
   template <typename F, int kChunks>
@@ -283,6 +300,7 @@ class UnitMultiplier {
   const int to_other_half_;       // of the round
   const uint32_t rows_place_;     // of the factors of row g in the first block
   const uint32_t columns_place_;  // and of columns 2 t and 2 t + 1
+  const uint32_t zero_;           // which the compiler doesn't know
   int slot_ = 0;                  // in bytes
   int ready_tiles_ = 0;           // known to be
 };

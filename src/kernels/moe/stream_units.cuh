@@ -42,6 +42,13 @@ struct StreamTile {
 };
 constexpr int kMostStreamPairs = 1 << 16;  // the shared expert's included
 
+// A value that the compiler would find again in every round keeps its register.
+template <typename T>
+__device__ inline T Kept(T x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <typename Format>
 __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
@@ -76,7 +83,10 @@ template <typename Format>
 class WeightRounds {
  public:
   __device__ WeightRounds(const StreamArgs& args, const StreamTile* tiles, int warp)
-      : args_(args), tiles_(tiles), next_(Unit::First(args, warp)) {}
+      : args_(args),
+        tiles_(tiles),
+        lane_bytes_(Kept(static_cast<int>(threadIdx.x % 8 * 16))),
+        next_(Unit::First(args, warp)) {}
 
   // Whether there is a further round among the first `tiles`.
   __device__ bool HasNext(int tiles, bool with_down) {
@@ -103,7 +113,7 @@ class WeightRounds {
   // The round that is there, to the slot whose address in shared memory is `place` less Place(), as a group
   // of copies.
   __device__ void Copy(uint32_t place) {
-    if (static_cast<int>(threadIdx.x % 8 * 16) < left_) {
+    if (lane_bytes_ < left_) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -123,6 +133,7 @@ class WeightRounds {
  private:
   const StreamArgs& args_;
   const StreamTile* tiles_;
+  const int lane_bytes_;  // before the lane's in a row of a round
   const CopyOnce policy_;
   int next_;                     // unit
   const uint8_t* from_[2] = {};  // the lane's first bytes in the first and in the second eight rows
@@ -152,7 +163,7 @@ class UnitScales {
 
   // Whether there is a unit; then `unit` is it.
   __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
-  // The next eight blocks', for the warp.
+  // Those that were sent for, for the warp.
   template <typename F>
   __device__ void Take(BlockFactors& factors) {
     const int g = static_cast<int>(threadIdx.x % 32 / 4);
@@ -173,6 +184,9 @@ class UnitScales {
         factors.of_rows[2 * t + i][g + row * 8] = of_row;
       }
     }
+  }
+  // For the eight blocks behind those that were taken.
+  __device__ void Send() {
     from_[0] += step_;
     from_[1] += step_;
     left_ -= kFactorBlocks;
