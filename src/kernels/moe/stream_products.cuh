@@ -9,6 +9,7 @@ namespace foresight::cuda {
 struct StreamShared : StreamStep {
   alignas(kRoundBytes) uint8_t rounds[kStreamWarps][kRingRounds * kRoundSize];
   BlockFactors factors[kStreamWarps];
+  StepUnits units;
   int ready_tiles;  // so many first tiles' activations are there
   int watched;      // 1 while a warp looks for further ones
   int done_warps;
@@ -21,12 +22,12 @@ class UnitMultiplier {
  public:
   // The warp's ring has kRingRounds rounds of `rounds` already, or as many as there are.
   __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
-                            int num_tiles, WeightRounds<Format>& rounds, uint32_t ring, BlockFactors& factors)
+                            WeightRounds<Format>& rounds, uint32_t ring, BlockFactors& factors)
       : args_(args),
         shared_(shared),
         factors_(factors),
         tiles_(tiles),
-        num_tiles_(num_tiles),
+        units_(shared.units),
         rounds_(rounds),
         sent_place_(Kept(ring + rounds.Place())),
         weights_place_(Kept(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16)),
@@ -36,7 +37,7 @@ class UnitMultiplier {
         zero_(Kept(static_cast<uint32_t>(args.dim) % kBlockK)) {}
 
   __device__ void Run() {
-    UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
+    UnitScales<Format> scales(args_, tiles_, units_, static_cast<int>(threadIdx.x / 32));
     for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};
@@ -64,7 +65,7 @@ class UnitMultiplier {
     int before = 0;
     if (lane() == 0) before = atomicAdd_block(&shared_.done_warps, 1);
     if (__shfl_sync(0xffffffff, before, 0) != 0) return;  // another warp does
-    AwaitActivation(num_tiles_ - 1);
+    AwaitActivation(units_.tiles - 1);
     LeaveCounters(args_);
   }
 
@@ -102,7 +103,7 @@ class UnitMultiplier {
     // No acquiring load: it would empty the first-level cache again and again.
     const int next = __shfl_sync(0xffffffff, atomicOr_block(&shared_.ready_tiles, 0), 0) + lane();
     const bool is_ready =
-        next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
+        next < units_.tiles && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
     const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
     if (more == 0) {
       __nanosleep(20);
@@ -234,7 +235,7 @@ class UnitMultiplier {
   // Sends for another round in place of this one, which the warp has read.
   __device__ void LeaveRound() {
     __syncwarp();
-    if (rounds_.HasNext(num_tiles_, true)) {
+    if (rounds_.HasNext(units_)) {
       rounds_.Copy(sent_place_ + slot_);
     } else {
       EndCopies();
@@ -283,7 +284,7 @@ class UnitMultiplier {
         to[16 * m + 8] = y[m][2 + i];
       }
     }
-    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != num_tiles_ - 1) return;
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != units_.tiles - 1) return;
     Fence();
     if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / kUnitRows] = 0;
     CombineUnit(args_, at.row);
@@ -293,7 +294,7 @@ class UnitMultiplier {
   StreamShared& shared_;
   BlockFactors& factors_;
   const StreamTile* tiles_;
-  const int num_tiles_;
+  const StepUnits& units_;
   WeightRounds<Format>& rounds_;
   const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
   const uint32_t weights_place_;  // and where it takes them

@@ -54,7 +54,30 @@ __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
 }
 
-// Where a unit is. All have numbers: those of w1 and w3, tile after tile, then those of w2.
+// Which units there are, or are known of.
+struct StepUnits {
+  int tiles;
+  int turned;  // from this number on, up to `end`, the other way round
+  int end;     // behind the last one, or behind its round of all warps
+
+  __device__ static StepUnits OfShared(const StreamArgs& args) {
+    const int end = args.shared_tiles * args.units[0];  // without those of w2
+    return {args.shared_tiles, end, end};
+  }
+  __device__ static StepUnits All(const StreamArgs& args, int tiles) {
+    const int all = tiles * (args.units[0] + args.units[1]);
+    const int round = kStreamWarps * static_cast<int>(gridDim.x);
+    const int last = all % round;
+    const int end = all - last + round;
+    // The first round may have begun before all units are known; one that nearly all warps are in stays.
+    const bool turns = all > round && last < round / 4 * 3;
+    return {tiles, turns ? end - round : end, end};
+  }
+};
+
+// Where a unit is. All have numbers: those of w1 and w3, tile after tile, then those of w2. Warps take every
+// so many, but in the last round the other way round: those that it doesn't reach then have one more of w1
+// and w3, which are twice as large.
 struct Unit {
   int tile;
   int row;  // the first in each of its weights
@@ -66,14 +89,17 @@ struct Unit {
     return item * args.span + warp % args.span;
   }
   __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
-  // False: it isn't one of the first `tiles`.
-  __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
-    is_down = number >= tiles * args.units[0];
-    if (is_down) number -= tiles * args.units[0];
+  // False: there is none.
+  __device__ bool Find(const StreamArgs& args, const StepUnits& units_of, int number) {
+    if (number >= units_of.end) return false;
+    if (number >= units_of.turned) number = units_of.turned + units_of.end - 1 - number;
+    const int first_down = units_of.tiles * args.units[0];
+    is_down = number >= first_down;
+    if (is_down) number -= first_down;
     const int units = args.units[is_down];
     tile = static_cast<int>(static_cast<unsigned>(number) / static_cast<unsigned>(units));
     row = (number - tile * units) * (is_down ? kUnitRows : kUnitRows / 2);
-    return is_down ? with_down && tile < tiles : true;
+    return tile < units_of.tiles;
   }
 };
 
@@ -88,11 +114,11 @@ class WeightRounds {
         lane_bytes_(Kept(static_cast<int>(threadIdx.x % 8 * 16))),
         next_(Unit::First(args, warp)) {}
 
-  // Whether there is a further round among the first `tiles`.
-  __device__ bool HasNext(int tiles, bool with_down) {
+  // Whether there is a further round.
+  __device__ bool HasNext(const StepUnits& units) {
     if (left_ > 0) return true;
     Unit unit = {};
-    if (!unit.Find(args_, tiles, with_down, next_)) return false;
+    if (!unit.Find(args_, units, next_)) return false;
     const StreamTile& tile = tiles_[unit.tile];
     const int cols = args_.Cols(unit.is_down);
     left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
@@ -156,13 +182,13 @@ struct BlockFactors {
 template <typename Format>
 class UnitScales {
  public:
-  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
-      : args_(args), tiles_(tiles), num_tiles_(num_tiles), next_(Unit::First(args, warp)) {
+  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, const StepUnits& units, int warp)
+      : args_(args), tiles_(tiles), units_(units), next_(Unit::First(args, warp)) {
     Open();
   }
 
   // Whether there is a unit; then `unit` is it.
-  __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
+  __device__ bool Get(Unit& unit) const { return unit.Find(args_, units_, next_); }
   // Those that were sent for, for the warp.
   template <typename F>
   __device__ void Take(BlockFactors& factors) {
@@ -246,7 +272,7 @@ class UnitScales {
 
   const StreamArgs& args_;
   const StreamTile* tiles_;
-  const int num_tiles_;
+  const StepUnits& units_;
   int next_;  // unit
   const uint8_t* from_[2] = {};
   int fragment_ = 0;       // from eight rows to those of the next fragment, in bytes
