@@ -41,10 +41,10 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
   shared.SetUp(args, memory);
 }
 
-// By the whole thread block: the routed experts' tiles. Returns how many tiles there are.
+// By the whole thread block: the routed experts' tiles, and what units there are.
 template <typename Format, bool kSplit>
-__device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
-                                StreamTile* tiles) {
+__device__ inline void FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
+                                 StreamTile* tiles) {
   const int thread = static_cast<int>(threadIdx.x);
   if (args.plans) {
     const int planning = args.routes ? kRouterThreads : 32;
@@ -56,6 +56,7 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
     __syncthreads();
   }
   const int num_tiles = args.shared_tiles + *shared.plan.num_tiles;
+  if (thread == 0) shared.units = StepUnits::All(args, num_tiles);
   for (int i = thread; i < args.max_tiles * kStreamColumns; i += kStreamThreads) {
     // Garbage behind the end; read beside the number.
     const ExpertTile from = shared.plan.tiles[i / kStreamColumns];
@@ -67,7 +68,6 @@ __device__ inline int FindTiles(const StreamArgs& args, StreamShared& shared, do
     if (column == 0) tiles[at].Set(args.experts[from.expert], from.count);
   }
   __syncthreads();
-  return num_tiles;
 }
 
 template <typename Format, bool kSplit>
@@ -82,19 +82,17 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   const uint32_t ring = static_cast<uint32_t>(__cvta_generic_to_shared(shared.rounds[warp]));
   WeightRounds<Format> rounds(args, tiles, warp);
   int sent = 0;
-  const auto fill = [&](int num_tiles, bool with_down) {
-    for (; sent < kRingRounds && rounds.HasNext(num_tiles, with_down); ++sent) {
+  const auto fill = [&](const StepUnits& units) {
+    for (; sent < kRingRounds && rounds.HasNext(units); ++sent) {
       rounds.Copy(ring + rounds.Place() + sent * kRoundSize);
     }
   };
-  fill(args.shared_tiles, false);
+  fill(StepUnits::OfShared(args));
   AwaitInputs();
-  const int num_tiles =
-      FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
-  fill(num_tiles, true);
+  FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
+  fill(shared.units);
   for (; sent < kRingRounds; ++sent) EndCopies();  // as many groups as slots
-  UnitMultiplier<Format, kSplit> multiplier(args, shared, tiles, num_tiles, rounds, ring,
-                                            shared.factors[warp]);
+  UnitMultiplier<Format, kSplit> multiplier(args, shared, tiles, rounds, ring, shared.factors[warp]);
   multiplier.Run();
   multiplier.Leave();
 }

@@ -9,6 +9,7 @@ namespace foresight::cuda {
 struct StreamShared : StreamStep {
   alignas(kRoundBytes) uint8_t rounds[kStreamWarps][kRingRounds * kRoundSize];
   BlockFactors factors[kStreamWarps];
+  StepUnits units;
   int ready_tiles;  // so many first tiles' activations are there
   int watched;      // 1 while a warp looks for further ones
   int done_warps;
@@ -21,21 +22,22 @@ class UnitMultiplier {
  public:
   // The warp's ring has kRingRounds rounds of `rounds` already, or as many as there are.
   __device__ UnitMultiplier(const StreamArgs& args, StreamShared& shared, const StreamTile* tiles,
-                            int num_tiles, WeightRounds<Format>& rounds, uint32_t ring, BlockFactors& factors)
+                            WeightRounds<Format>& rounds, uint32_t ring, BlockFactors& factors)
       : args_(args),
         shared_(shared),
         factors_(factors),
         tiles_(tiles),
-        num_tiles_(num_tiles),
+        units_(shared.units),
         rounds_(rounds),
         sent_place_(Kept(ring + rounds.Place())),
         weights_place_(Kept(ring + g() * kRoundBytes + (g() % 2 * 4 + t()) * 16)),
         to_other_half_(Kept(64 - g() % 2 * 128)),
         rows_place_(Kept(SharedAddress(&factors.of_rows[0][g()]))),
-        columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))) {}
+        columns_place_(Kept(SharedAddress(&factors.of_columns[0][2 * t()]))),
+        zero_(Kept(static_cast<uint32_t>(args.dim) % kBlockK)) {}
 
   __device__ void Run() {
-    UnitScales<Format> scales(args_, tiles_, num_tiles_, static_cast<int>(threadIdx.x / 32));
+    UnitScales<Format> scales(args_, tiles_, units_, static_cast<int>(threadIdx.x / 32));
     for (Unit at = {}; scales.Get(at);) {
       if (at.is_down) AwaitActivation(at.tile);
       float total[kM][4] = {};
@@ -63,19 +65,13 @@ class UnitMultiplier {
     int before = 0;
     if (lane() == 0) before = atomicAdd_block(&shared_.done_warps, 1);
     if (__shfl_sync(0xffffffff, before, 0) != 0) return;  // another warp does
-    AwaitActivation(num_tiles_ - 1);
+    AwaitActivation(units_.tiles - 1);
     LeaveCounters(args_);
   }
 
  private:
   static constexpr int kPairs = kBlockSteps / 2;  // of steps, whose values of a column lie together
 
-  // A value that the compiler would find again in every round keeps its register.
-  template <typename T>
-  __device__ static T Kept(T x) {
-    asm volatile("" : "+r"(x));
-    return x;
-  }
   __device__ static uint32_t SharedAddress(const void* p) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(p));
   }
@@ -107,7 +103,7 @@ class UnitMultiplier {
     // No acquiring load: it would empty the first-level cache again and again.
     const int next = __shfl_sync(0xffffffff, atomicOr_block(&shared_.ready_tiles, 0), 0) + lane();
     const bool is_ready =
-        next < num_tiles_ && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
+        next < units_.tiles && LoadRelaxed(args_.ready_blocks + next) == args_.intermediate / kBlockK;
     const int more = __clz(__brev(~__ballot_sync(0xffffffff, is_ready)));
     if (more == 0) {
       __nanosleep(20);
@@ -136,19 +132,27 @@ class UnitMultiplier {
     LaneColumn<kSplit> column;
 #pragma unroll
     for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
+    float of_column[2];
+    const auto load_factors = [&](int block) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
+    };
+    const auto send_factors = [&](int block) {
+      scales.Send();
+      load_factors(block);
+    };
+    load_factors(0);
 #pragma unroll 1
     for (int block = 0; block < blocks; block += 2) {
       const bool has_second = block + 1 < blocks;
       const int in_factors = block % kFactorBlocks;
       if (in_factors == 0) {
-        float of_column[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) of_column[i] = x_factors[min(block + 2 * t() + i, blocks - 1)];
         __syncwarp();  // all have read the blocks' before
         scales.template Take<F>(factors_);
 #pragma unroll
         for (int i = 0; i < 2; ++i) factors_.of_columns[2 * t() + i][g()] = of_column[i];
         __syncwarp();
+        if (kSplit) send_factors(block + kFactorBlocks);  // two terms leave no registers for it later
       }
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
@@ -174,6 +178,8 @@ class UnitMultiplier {
             LoadShared2(columns_place_ + (in_factors + b) * sizeof(factors_.of_columns[0]));
         const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
         if (block + b + 1 < blocks) x += kBlockK;
+        const uint16_t* next = x + Zero(column);
+        if (!kSplit && b == 0 && in_factors == 0) send_factors(block + kFactorBlocks);
         float acc[kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
@@ -182,7 +188,7 @@ class UnitMultiplier {
 #pragma unroll
             for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          column.Load(source, x, pair);  // the next block's, while this one is multiplied
+          column.Load(source, next, pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
@@ -194,6 +200,18 @@ class UnitMultiplier {
         }
       }
     }
+  }
+
+  // Nothing, but not before the column is there. The warp's loads share a scoreboard, and who waits for one
+  // of them waits for all: so further ones are sent for behind those that are waited for.
+  __device__ int Zero(const LaneColumn<kSplit>& column) const {
+    if constexpr (kSplit) return 0;
+    uint32_t all = 0;
+#pragma unroll
+    for (const uint4& values : column.high) all |= values.x;
+    int zero;
+    asm volatile("and.b32 %0, %1, %2;" : "=r"(zero) : "r"(all), "r"(zero_));
+    return zero;
   }
 
   template <typename F, int kChunks>
@@ -217,7 +235,7 @@ class UnitMultiplier {
   // Sends for another round in place of this one, which the warp has read.
   __device__ void LeaveRound() {
     __syncwarp();
-    if (rounds_.HasNext(num_tiles_, true)) {
+    if (rounds_.HasNext(units_)) {
       rounds_.Copy(sent_place_ + slot_);
     } else {
       EndCopies();
@@ -266,7 +284,7 @@ class UnitMultiplier {
         to[16 * m + 8] = y[m][2 + i];
       }
     }
-    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != num_tiles_ - 1) return;
+    if (args_.out == nullptr || WarpCount(args_.outputs + at.row / kUnitRows) != units_.tiles - 1) return;
     Fence();
     if (args_.watchers != nullptr && lane() == 0) args_.outputs[at.row / kUnitRows] = 0;
     CombineUnit(args_, at.row);
@@ -276,13 +294,14 @@ class UnitMultiplier {
   StreamShared& shared_;
   BlockFactors& factors_;
   const StreamTile* tiles_;
-  const int num_tiles_;
+  const StepUnits& units_;
   WeightRounds<Format>& rounds_;
   const uint32_t sent_place_;     // of the lane's bytes in the first slot, where they are sent to
   const uint32_t weights_place_;  // and where it takes them
   const int to_other_half_;       // of the round
   const uint32_t rows_place_;     // of the factors of row g in the first block
   const uint32_t columns_place_;  // and of columns 2 t and 2 t + 1
+  const uint32_t zero_;           // which the compiler doesn't know
   int slot_ = 0;                  // in bytes
   int ready_tiles_ = 0;           // known to be
 };

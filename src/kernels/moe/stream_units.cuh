@@ -42,12 +42,42 @@ struct StreamTile {
 };
 constexpr int kMostStreamPairs = 1 << 16;  // the shared expert's included
 
+// A value that the compiler would find again in every round keeps its register.
+template <typename T>
+__device__ inline T Kept(T x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <typename Format>
 __device__ inline bool IsFp8(const StreamArgs& args, int tile) {
   return Format::kDType == DType::kF8E4M3 || tile < args.shared_tiles;
 }
 
-// Where a unit is. All have numbers: those of w1 and w3, tile after tile, then those of w2.
+// Which units there are, or are known of.
+struct StepUnits {
+  int tiles;
+  int turned;  // from this number on, up to `end`, the other way round
+  int end;     // behind the last one, or behind its round of all warps
+
+  __device__ static StepUnits OfShared(const StreamArgs& args) {
+    const int end = args.shared_tiles * args.units[0];  // without those of w2
+    return {args.shared_tiles, end, end};
+  }
+  __device__ static StepUnits All(const StreamArgs& args, int tiles) {
+    const int all = tiles * (args.units[0] + args.units[1]);
+    const int round = kStreamWarps * static_cast<int>(gridDim.x);
+    const int last = all % round;
+    const int end = all - last + round;
+    // The first round may have begun before all units are known; one that nearly all warps are in stays.
+    const bool turns = all > round && last < round / 4 * 3;
+    return {tiles, turns ? end - round : end, end};
+  }
+};
+
+// Where a unit is. All have numbers: those of w1 and w3, tile after tile, then those of w2. Warps take every
+// so many, but in the last round the other way round: those that it doesn't reach then have one more of w1
+// and w3, which are twice as large.
 struct Unit {
   int tile;
   int row;  // the first in each of its weights
@@ -59,14 +89,17 @@ struct Unit {
     return item * args.span + warp % args.span;
   }
   __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
-  // False: it isn't one of the first `tiles`.
-  __device__ bool Find(const StreamArgs& args, int tiles, bool with_down, int number) {
-    is_down = number >= tiles * args.units[0];
-    if (is_down) number -= tiles * args.units[0];
+  // False: there is none.
+  __device__ bool Find(const StreamArgs& args, const StepUnits& units_of, int number) {
+    if (number >= units_of.end) return false;
+    if (number >= units_of.turned) number = units_of.turned + units_of.end - 1 - number;
+    const int first_down = units_of.tiles * args.units[0];
+    is_down = number >= first_down;
+    if (is_down) number -= first_down;
     const int units = args.units[is_down];
     tile = static_cast<int>(static_cast<unsigned>(number) / static_cast<unsigned>(units));
     row = (number - tile * units) * (is_down ? kUnitRows : kUnitRows / 2);
-    return is_down ? with_down && tile < tiles : true;
+    return tile < units_of.tiles;
   }
 };
 
@@ -76,13 +109,16 @@ template <typename Format>
 class WeightRounds {
  public:
   __device__ WeightRounds(const StreamArgs& args, const StreamTile* tiles, int warp)
-      : args_(args), tiles_(tiles), next_(Unit::First(args, warp)) {}
+      : args_(args),
+        tiles_(tiles),
+        lane_bytes_(Kept(static_cast<int>(threadIdx.x % 8 * 16))),
+        next_(Unit::First(args, warp)) {}
 
-  // Whether there is a further round among the first `tiles`.
-  __device__ bool HasNext(int tiles, bool with_down) {
+  // Whether there is a further round.
+  __device__ bool HasNext(const StepUnits& units) {
     if (left_ > 0) return true;
     Unit unit = {};
-    if (!unit.Find(args_, tiles, with_down, next_)) return false;
+    if (!unit.Find(args_, units, next_)) return false;
     const StreamTile& tile = tiles_[unit.tile];
     const int cols = args_.Cols(unit.is_down);
     left_ = IsFp8<Format>(args_, unit.tile) ? cols : cols / 2;
@@ -103,7 +139,7 @@ class WeightRounds {
   // The round that is there, to the slot whose address in shared memory is `place` less Place(), as a group
   // of copies.
   __device__ void Copy(uint32_t place) {
-    if (static_cast<int>(threadIdx.x % 8 * 16) < left_) {
+    if (lane_bytes_ < left_) {
 #pragma unroll
       for (int m = 0; m < kM; ++m) {
 #pragma unroll
@@ -123,6 +159,7 @@ class WeightRounds {
  private:
   const StreamArgs& args_;
   const StreamTile* tiles_;
+  const int lane_bytes_;  // before the lane's in a row of a round
   const CopyOnce policy_;
   int next_;                     // unit
   const uint8_t* from_[2] = {};  // the lane's first bytes in the first and in the second eight rows
@@ -145,14 +182,14 @@ struct BlockFactors {
 template <typename Format>
 class UnitScales {
  public:
-  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, int num_tiles, int warp)
-      : args_(args), tiles_(tiles), num_tiles_(num_tiles), next_(Unit::First(args, warp)) {
+  __device__ UnitScales(const StreamArgs& args, const StreamTile* tiles, const StepUnits& units, int warp)
+      : args_(args), tiles_(tiles), units_(units), next_(Unit::First(args, warp)) {
     Open();
   }
 
   // Whether there is a unit; then `unit` is it.
-  __device__ bool Get(Unit& unit) const { return unit.Find(args_, num_tiles_, true, next_); }
-  // The next eight blocks', for the warp.
+  __device__ bool Get(Unit& unit) const { return unit.Find(args_, units_, next_); }
+  // Those that were sent for, for the warp.
   template <typename F>
   __device__ void Take(BlockFactors& factors) {
     const int g = static_cast<int>(threadIdx.x % 32 / 4);
@@ -173,6 +210,9 @@ class UnitScales {
         factors.of_rows[2 * t + i][g + row * 8] = of_row;
       }
     }
+  }
+  // For the eight blocks behind those that were taken.
+  __device__ void Send() {
     from_[0] += step_;
     from_[1] += step_;
     left_ -= kFactorBlocks;
@@ -232,7 +272,7 @@ class UnitScales {
 
   const StreamArgs& args_;
   const StreamTile* tiles_;
-  const int num_tiles_;
+  const StepUnits& units_;
   int next_;  // unit
   const uint8_t* from_[2] = {};
   int fragment_ = 0;       // from eight rows to those of the next fragment, in bytes
