@@ -14,7 +14,7 @@
 namespace foresight {
 namespace {
 
-int g_requests = 100;
+int g_requests = 200;
 uint64_t g_seed = 1;
 
 constexpr int64_t kContextTokens = 768;
