@@ -155,7 +155,7 @@ def markdown(report, runs):
     if report["left_out"]:
         lines += ["", f"{len(report['left_out'])} tests are left to little cases of the same kernels, where a tool doesn't end on them "
                   "(`LEFT_TO_LITTLE_CASES`)."]
-    for result in RESULTS[1:]:
+    for result in RESULTS[1:-1]:
         of = [run for run in runs if run.result == result]
         if of:
             lines += ["", f"{result.capitalize()}:", ""]
