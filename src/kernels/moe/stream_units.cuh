@@ -60,13 +60,15 @@ struct StepUnits {
   int turned;  // from this number on, up to `end`, the other way round
   int end;     // behind the last one, or behind its round of all warps
 
+  // Of a round of all warps.
+  __device__ static int OfRound() { return kStreamWarps * static_cast<int>(gridDim.x); }
   __device__ static StepUnits OfShared(const StreamArgs& args) {
     const int end = args.shared_tiles * args.units[0];  // without those of w2
     return {args.shared_tiles, end, end};
   }
   __device__ static StepUnits All(const StreamArgs& args, int tiles) {
     const int all = tiles * (args.units[0] + args.units[1]);
-    const int round = kStreamWarps * static_cast<int>(gridDim.x);
+    const int round = OfRound();
     const int last = all % round;
     const int end = all - last + round;
     // The first round may have begun before all units are known; one that nearly all warps are in stays.
@@ -88,7 +90,6 @@ struct Unit {
     const int item = warp / args.span * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
     return item * args.span + warp % args.span;
   }
-  __device__ static int Step() { return kStreamWarps * static_cast<int>(gridDim.x); }
   // False: there is none.
   __device__ bool Find(const StreamArgs& args, const StepUnits& units_of, int number) {
     if (number >= units_of.end) return false;
@@ -128,7 +129,7 @@ class WeightRounds {
     const int64_t at = int64_t{at_row} * left_ + threadIdx.x % 8 * 16;
     from_[0] = tile.data[unit.is_down ? 2 : 0] + at;
     from_[1] = unit.is_down ? from_[0] + 2 * four_rows_ : tile.data[1] + at;
-    next_ += Unit::Step();
+    next_ += StepUnits::OfRound();
     return true;
   }
   // Where the lane's first bytes of a round go, from its slot's address on.
@@ -219,7 +220,7 @@ class UnitScales {
     if (left_ > 0) {
       Load();
     } else {
-      next_ += Unit::Step();
+      next_ += StepUnits::OfRound();
       Open();
     }
   }
