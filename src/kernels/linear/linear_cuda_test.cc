@@ -184,6 +184,22 @@ INSTANTIATE_TEST_SUITE_P(Shapes, StreamedProductsCudaTest,
                                                           std::pair{2500, 1024}, std::pair{5000, 512},
                                                           std::pair{17000, 256}, std::pair{24, 7168})));
 
+// Long K and more than one tile for every multiprocessor: warps share tiles and have several.
+TEST_F(LinearCudaTest, LongRowsEqualTheReferenceAndArePure) {
+  std::mt19937 rng(12);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const auto& [n, k] : {std::pair{2200, 8192}, {4300, 4096}, {2400, 2304}}) {
+      const RandomMatrix w(dtype, n, k, rng);
+      const MatrixView on_device = device_->Upload(w.view);
+      for (int rows : {1, 3, 9}) {
+        Check(Numerics::kFaithful, {{w.view, on_device, LinearNumerics::kProjection}}, rows, rng);
+        Check(Numerics::kFaithful, {{w.view, on_device, LinearNumerics::kFloat32}}, rows, rng);
+      }
+      device_->Clear();
+    }
+  }
+}
+
 // FP8 and BF16 weights of one input.
 TEST_F(LinearCudaTest, StreamedPairsEqualTheReferenceAndArePure) {
   std::mt19937 rng(11);

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/cluster.cuh"
 #include "kernels/linear/stream_product.h"
 #include "kernels/linear/stream_tiles.cuh"
@@ -40,7 +41,8 @@ struct StreamArgs {
 };
 
 // Warps have tiles of 16 weight rows of their own, one after another, and the part of K of their thread
-// block. The blocks of a cluster bring the parts' sums of each tile together in one of them.
+// block. The blocks of a cluster send the parts' sums of each tile to one of them, which counts the bytes: a
+// barrier of the cluster would also empty the first-level cache and wait for all memory.
 //
 // kPairs: a warp has two columns to prepare, at most, and does it at once. Where others have that code too,
 // they are up to 3 % slower.
@@ -76,11 +78,12 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const int parts = args.parts;
   const int columns = of.rows;
 
-  // The warps' rings, the columns, their factors, and what the cluster sends.
+  // The warps' rings, the columns, their factors, and what the cluster sends, with a barrier that counts it.
   uint8_t* ring = shared + warp * args.ring_bytes;
   uint8_t* x = shared + kTileWarps * args.ring_bytes;
   float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
-  float* received = factors + blocks * kColumns;
+  float* received = factors + blocks * kColumns + sizeof(TransferBarrier) / sizeof(float);
+  TransferBarrier& all_received = reinterpret_cast<TransferBarrier*>(received)[-1];
 
   const int warp_k0 = k0 + share * warp_blocks * kBlockK;
   TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
@@ -95,9 +98,21 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     }
   };
   if (warp_first < end) load_scales(warp_first);
-  if (args.split > 1) ClusterArriveRelaxed();  // nothing is sent yet, only where to
+  const int mine = (end - first - rank + args.split - 1) >> args.split_shift;  // tiles whose sums come here
+  if (args.split > 1) {
+    if (threadIdx.x == 0) {
+      all_received.Init();
+      all_received.Expect(mine * parts * columns * kTileRows * static_cast<int>(sizeof(float)));
+    }
+    __syncwarp();
+    ClusterArriveRelaxed();  // nothing is sent yet, only where to
+  }
 
-  const int count = idle ? 0 : blocks * of.rows;
+  // The warps of a share prepare its columns for themselves.
+  const int sharer = warp_first - first;
+  const int count = idle ? 0 : warp_blocks * of.rows;
+  uint8_t* share_x = x + share * warp_blocks * kBlockUnits * columns * 16;
+  float* share_factors = factors + share * warp_blocks * kColumns;
   const auto fill = [&] {
 #pragma unroll
     for (int slot = kSlotsBefore; slot < kSlots; ++slot) stream.Copy(ring + slot * kSlotBytes);
@@ -107,24 +122,24 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const auto prepare = [&]<int kBatch>(bool real) {  // as many loads at once
     const int64_t stride = real ? int64_t{of.groups} * of.cols : 0;
     const int block_stride = real ? kBlockK : 0;
-    const float* from =
-        real ? of.x + int64_t{group} * of.cols + k0 : reinterpret_cast<const float*>(of.products[0].w.data);
+    const float* from = real ? of.x + int64_t{group} * of.cols + warp_k0
+                             : reinterpret_cast<const float*>(of.products[0].w.data);
 #pragma unroll 1
-    for (int begin = warp; begin < count; begin += kTileWarps * kBatch) {
+    for (int begin = sharer; begin < count; begin += step * kBatch) {
       LaneValues values[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int at = min(begin + i * kTileWarps, count - 1);
+        const int at = min(begin + i * step, count - 1);
         const int block = args.by_rows.Quotient(at);
         LoadColumn<Format>(values[i], from + (at - block * columns) * stride + block * block_stride);
       }
-      if (real && begin == warp) fill();
+      if (real && begin == sharer) fill();
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int at = min(begin + i * kTileWarps, count - 1);  // the last one's more than once
+        const int at = min(begin + i * step, count - 1);  // the last one's more than once
         const int block = args.by_rows.Quotient(at);
-        StoreColumn<Format>(values[i], of.quantize, x + block * kBlockUnits * columns * 16,
-                            at - block * columns, columns, factors + block * kColumns);
+        StoreColumn<Format>(values[i], of.quantize, share_x + block * kBlockUnits * columns * 16,
+                            at - block * columns, columns, share_factors + block * kColumns);
       }
     }
   };
@@ -133,25 +148,24 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   RehearseAndRun(true, [&](bool real) {
     if constexpr (kPairs) {
       prepare.template operator()<2>(real);
-    } else if (count <= kTileWarps) {
+    } else if (count <= step) {
       prepare.template operator()<1>(real);
-    } else if (count <= 4 * kTileWarps) {
+    } else if (count <= 4 * step) {
       prepare.template operator()<4>(real);
     } else {
       prepare.template operator()<8>(real);
     }
     if (real) {
-      if (warp >= count) fill();
+      if (sharer >= count) fill();
     } else {
       AwaitCopies<0>();
     }
-    __syncthreads();
+    GroupBarrier(1 + share, 32 * step);
     if (real && args.split > 1) ClusterWait();
 
     const int unit_bytes = columns * 16;
-    const uint8_t* lane_x =
-        x + (share * warp_blocks * kBlockUnits + lane / 8) * unit_bytes + min(lane % 8, columns - 1) * 16;
-    const float* lane_factors = factors + share * warp_blocks * kColumns + 2 * t;
+    const uint8_t* lane_x = share_x + lane / 8 * unit_bytes + min(lane % 8, columns - 1) * 16;
+    const float* lane_factors = share_factors + 2 * t;
     const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
     const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
     const int tiles_end = real ? end : min(end, warp_first + 1);
@@ -251,7 +265,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                     if (n * 8 + 2 * t + i % 2 < stored_columns) {
                       float* own = to + (n * 8 + i % 2) * kTileRows + i / 2 * 8;
                       if (args.split > 1) {
-                        StoreToBlock(own, local & (args.split - 1), sums[n][i]);
+                        all_received.Store(local & (args.split - 1), own, sums[n][i]);
                       } else {
                         *own = sums[n][i];
                       }
@@ -288,11 +302,9 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     if (!real || args.split == 1) {
       __syncthreads();
     } else {
-      ClusterArrive();
-      ClusterWait();
+      all_received.Wait(0);  // nobody writes to a thread block that has ended
     }
     const int part_stride = real ? columns * kTileRows : 0;
-    const int mine = (end - first - rank + args.split - 1) >> args.split_shift;
     for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
       const int row = e % kTileRows;
       const int local = args.by_rows.Quotient(e / kTileRows);
@@ -370,10 +382,8 @@ int Slots(const StreamArgs& args) {
 size_t SharedBytes(const StreamArgs& args, int slots) {
   const StreamedProducts& of = args.of;
   const int slice = of.cols / args.split;
-  const size_t received =
-      args.split * args.warps == 1
-          ? 0
-          : size_t{CeilDiv(TilesOf(args), args.split)} * kLinearParts * of.rows * kTileRows * sizeof(float);
+  const size_t sums = size_t{CeilDiv(TilesOf(args), args.split)} * kLinearParts * of.rows * kTileRows;
+  const size_t received = args.split * args.warps == 1 ? 0 : sizeof(TransferBarrier) + sums * sizeof(float);
   return size_t{kTileWarps} * kSlotBytes * slots + size_t{2} * slice * of.rows +
          slice / kBlockK * (of.rows <= 8 ? 8 : 16) * sizeof(float) + received;
 }
