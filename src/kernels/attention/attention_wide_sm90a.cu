@@ -43,6 +43,55 @@ struct WideSpace {
   SharedBarrier empty[2];
 };
 
+// What absent keys are read from, so that no load depends on whether its key is there.
+alignas(16) __device__ const std::byte kAbsentKey[592] = {};
+
+// A thread's part of a key, eight values of each slice, in two halves of slices.
+struct KeyPart {
+  uint2 codes[7];
+  uint2 rotary[2];
+  uint32_t scales[2];  // of each half
+
+  // Stores a half, decoded, where the tile's first slice has the part, and takes the next key's, which
+  // arrives while the other half is worked on, and other keys.
+  template <int kHalf>
+  __device__ void Exchange(std::byte* to, const std::byte* next, int part) {
+    if (AreSmallScales(scales[kHalf])) {
+      Store<kHalf, true>(to);
+    } else {
+      Store<kHalf, false>(to);
+    }
+    Load<kHalf>(next, part);
+  }
+  template <int kHalf>
+  __device__ void Load(const std::byte* entry, int part) {
+    LoadGlobal(entry + 448 + 128 + 4 * kHalf, scales[kHalf]);
+#pragma unroll
+    for (int slice = 4 * kHalf; slice < (kHalf == 0 ? 4 : 7); ++slice) {
+      LoadGlobal(entry + 64 * slice + 8 * part, codes[slice]);
+    }
+    if constexpr (kHalf == 1) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) LoadGlobal(entry + 448 + 16 * part + 8 * i, rotary[i]);
+    }
+  }
+
+ private:
+  template <int kHalf, bool kSmallScales>
+  __device__ void Store(std::byte* to) const {
+    constexpr int kSliceBytes = 64 * kTileRowBytes;
+#pragma unroll
+    for (int slice = 4 * kHalf; slice < (kHalf == 0 ? 4 : 7); ++slice) {
+      const uint32_t scale = __byte_perm(scales[kHalf], 0, 0x4440 + slice % 4);
+      *reinterpret_cast<uint4*>(to + slice * kSliceBytes) =
+          kSmallScales ? DecodeSmallE4M3(codes[slice], scale) : DecodeE4M3(codes[slice], scale);
+    }
+    if constexpr (kHalf == 1) {
+      *reinterpret_cast<uint4*>(to + 7 * kSliceBytes) = {rotary[0].x, rotary[0].y, rotary[1].x, rotary[1].y};
+    }
+  }
+};
+
 // The third and fourth warpgroup's part: blocks of keys of the row's list into the buffers in turn. `count`
 // is of blocks filled so far.
 __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<64>& list, WideSpace& space,
@@ -52,8 +101,7 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
   const int thread = threadIdx.x % kThreads;
   const int group = thread / 8;  // eight threads take a key, 32 keys at a time
   const int part = thread % 8;
-  const auto find = [&](const KeyList<64>& list, int first_block, int num_blocks) {
-    constexpr int kAtOnce = 3;
+  const auto find = [&]<int kAtOnce>(const KeyList<64>& list, int first_block, int num_blocks) {
     for (int begin = 0; begin < num_blocks * 64; begin += kAtOnce * kThreads) {
       int compressed[kAtOnce];
 #pragma unroll
@@ -70,70 +118,59 @@ __device__ inline void GatherKeys(const Attending& args, int row, const KeyList<
         const int i = begin + n * kThreads + thread;
         if (i >= num_blocks * 64) continue;  // whole warps
         const int slot = (first_block + i / 64) % Space::kListed;
-        space.entries[slot][i % 64] = entries[n];
+        space.entries[slot][i % 64] = entries[n] == nullptr ? kAbsentKey : entries[n];
         const uint32_t mask = __ballot_sync(0xffffffff, entries[n] != nullptr);
         if (thread % 32 == 0) space.listed[slot][i / 32 % 2] = mask;
       }
     }
   };
-  const auto load = [&](const std::byte* entry, int offset) {
-    return entry == nullptr ? uint2{0, 0} : *reinterpret_cast<const uint2*>(entry + offset);
-  };
   GroupBarrier<2>(kThreads);  // nobody reads the last row's list any more
   const int end_block = list.blocks();
-  find(list, 0, min(end_block, Space::kListed));
+  find.template operator()<3>(list, 0, min(end_block, Space::kListed));
   GroupBarrier<2>(kThreads);
-  uint2 codes[2][7];
-  uint2 rotary[2][2];
-  uint2 scales[2];
+  KeyPart keys[2];  // of the keys `group` and `group` + 32 of a block
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const std::byte* entry = space.entries[0][group + 32 * i];
-    scales[i] = load(entry, 448 + 128);
-#pragma unroll
-    for (int slice = 0; slice < 7; ++slice) codes[i][slice] = load(entry, 64 * slice + 8 * part);
-    rotary[i][0] = load(entry, 448 + 16 * part);
-    rotary[i][1] = load(entry, 448 + 16 * part + 8);
+    keys[i].Load<0>(space.entries[0][group + 32 * i], part);
+    keys[i].Load<1>(space.entries[0][group + 32 * i], part);
   }
 #pragma unroll 1
   for (int block = 0; block < end_block; ++block) {
     const int buffer = count % 2;
+    const int next_slot = (block + 1) % Space::kListed;
+    const bool has_next = block + 1 < end_block;
+    const std::byte* next[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) next[i] = has_next ? space.entries[next_slot][group + 32 * i] : kAbsentKey;
+    std::byte* const to = ChunkOf(space.keys[buffer][0], group, part);
     space.empty[buffer].Wait(count / 2 % 2 ^ 1);
-    // Each value's place is taken by the next block's, which arrives while this one is worked on.
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int key = group + 32 * i;
-      const std::byte* next =
-          block + 1 < end_block ? space.entries[(block + 1) % Space::kListed][key] : nullptr;
-      const uint2 own_scales = scales[i];
-      scales[i] = load(next, 448 + 128);
-#pragma unroll
-      for (int slice = 0; slice < 7; ++slice) {
-        const uint32_t scale = (slice < 4 ? own_scales.x : own_scales.y) >> (8 * (slice % 4)) & 0xff;
-        *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][slice], key, part)) =
-            DecodeE4M3(codes[i][slice], scale);
-        codes[i][slice] = load(next, 64 * slice + 8 * part);
-      }
-      *reinterpret_cast<uint4*>(ChunkOf(space.keys[buffer][7], key, part)) = {rotary[i][0].x, rotary[i][0].y,
-                                                                              rotary[i][1].x, rotary[i][1].y};
-      rotary[i][0] = load(next, 448 + 16 * part);
-      rotary[i][1] = load(next, 448 + 16 * part + 8);
+      keys[i].Exchange<0>(to + 32 * i * kTileRowBytes, next[i], part);
+      keys[i].Exchange<1>(to + 32 * i * kTileRowBytes, next[i], part);
     }
     if (thread < 2) space.present[buffer][thread] = space.listed[block % Space::kListed][thread];
-    FenceForProducts();
-    space.full[buffer].Arrive();
+    space.full[buffer].Arrive();  // who multiplies has the fence for it: here it would wait for the loads
     ++count;
     if (block + Space::kListed < end_block) {
       GroupBarrier<2>(kThreads);
-      find(KeyList<64>(args, WarpSequenceOf(args, row), row), block + Space::kListed, 1);
+      find.template operator()<1>(KeyList<64>(args, WarpSequenceOf(args, row), row), block + Space::kListed,
+                                  1);
       GroupBarrier<2>(kThreads);
     }
   }
 }
 
+// Sends for an item's queries, to the second-level cache.
+__device__ inline void PrefetchQueries(const Attending& args, const WideWork& work, int item) {
+  const int first_head = item % work.head_groups * kWideHeads;
+  const int64_t first = int64_t{item / work.head_groups} * args.heads + first_head;
+  const int heads = min(kWideHeads, args.heads - first_head);
+  PrefetchL2(args.q + first * 512, heads * 512 * static_cast<int>(sizeof(float)));
+}
+
 template <bool kOneChunk>
 __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args, WideWork work) {
-  AwaitInputs();
   extern __shared__ __align__(1024) std::byte shared[];
   WideSpace& space = *reinterpret_cast<WideSpace*>(shared);
   const int warpgroup = threadIdx.x / 128;
@@ -143,13 +180,17 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       space.empty[i].Init(8);
     }
   }
+  if (kOneChunk) Prepare(args, static_cast<int>(blockIdx.x) / work.head_groups);
   __syncthreads();
+  AwaitInputs();
   int count = 0;  // of blocks
   if (warpgroup >= 2) {
     GiveUpRegisters<64>();
     for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
       const int row = item / work.head_groups;
       GatherKeys(args, row, KeyList<64>(args, WarpSequenceOf(args, row), row), space, count);
+      const int next = item + static_cast<int>(gridDim.x);
+      if (threadIdx.x % 256 == 0 && next < work.items) PrefetchQueries(args, work, next);
     }
     return;
   }
@@ -168,6 +209,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   const auto multiply_keys = [&](int buffer) {
     const uint64_t queries = Shared(q_at);
     const uint64_t at = Shared(Further(keys_at, buffer * static_cast<int>(sizeof(space.keys[0]))));
+    FenceForProducts();  // what was gathered
     WarpgroupFence();
 #pragma unroll
     for (int k = 0; k < 4 * kHalfSlices; ++k) {
@@ -194,11 +236,15 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
   for (int item = blockIdx.x; item < work.items; item += gridDim.x) {
     const int row = item / work.head_groups;
     const int first_head = item % work.head_groups * kWideHeads;
-    const KeyList<64> list(args, WarpSequenceOf(args, row), row);
     GroupBarrier<1>(256);  // nobody needs the last row's queries any more
-    LoadQueries<1, 4, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
-                            threadIdx.x / 32, 8);
+    ListBlocks list;
+    const auto find_list = [&] { list = KeyList<64>(args, WarpSequenceOf(args, row), row); };
+    if (!kOneChunk) find_list();                     // with fewer registers
+    constexpr int kHeadsAtOnce = kOneChunk ? 8 : 4;  // what registers allow
+    LoadQueries<1, kHeadsAtOnce, true>(args, row, first_head, kWideHeads, {space.q[0], sizeof(space.q[0]), 0},
+                                       threadIdx.x / 32, 8);
     FenceForProducts();
+    if (kOneChunk) find_list();  // it is in a cache by now
     GroupBarrier<1>(256);
 
     const int blocks = list.blocks();

@@ -32,6 +32,14 @@ __device__ inline void LoadIf(bool there, const std::byte* from, uint2& value) {
       : "r"(static_cast<int>(there)), "l"(from));
 }
 
+// What lies at `from` in global memory, whatever the compiler knows of the address.
+__device__ inline void LoadGlobal(const std::byte* from, uint32_t& value) {
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(value) : "l"(from));
+}
+__device__ inline void LoadGlobal(const std::byte* from, uint2& value) {
+  asm volatile("ld.global.v2.b32 {%0, %1}, [%2];" : "=r"(value.x), "=r"(value.y) : "l"(from));
+}
+
 // The part of x that its bf16 value leaves.
 __device__ inline float Remainder(float x) {
   return x - RoundBf16(x);

@@ -69,7 +69,10 @@ __device__ inline void AwaitProducts(float (&c)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
-// Makes a thread's writes to shared memory visible to products; before the barrier that announces them.
+// Makes writes to shared memory visible to products: the thread's own ones, before the barrier that announces
+// them, or others', behind that barrier. Either way it lies between write and product, in the thread block
+// of the product, which is what the order needs (Lustig, Cooksey and Giroux, Mixed-proxy extensions for the
+// NVIDIA PTX memory consistency model, 5.4). It waits for the thread's loads.
 __device__ inline void FenceForProducts() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
