@@ -17,10 +17,9 @@ constexpr uint64_t MixBits(uint64_t z) {
 
 // Draws of one purpose don't share numbers with those of another (dspark.md 3.5).
 enum class RandomStream : uint64_t {
-  kCoupled = 1,   // the target's draw at a position, and a draft coupled to it
-  kDraft = 2,     // a draft's own draw
-  kAccept = 3,    // accepting a draft token
-  kResidual = 4,  // the token after a rejection
+  kCoupled = 1,  // the target's draw at a position, with or without drafts, and a draft coupled to it
+  kDraft = 2,    // a draft's own draw
+  kAccept = 3,   // accepting a draft token
 };
 
 // Names a sequence of numbers. `position` is the absolute position that the drawn token will have; `round`

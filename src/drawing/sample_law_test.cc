@@ -117,9 +117,7 @@ TEST(SampleLaw, VerdictsAreTheSpeculators) {
       std::vector<SampleRow> judges;
       for (int k = 0; k <= num_drafts; ++k) {
         const int64_t position = block.position() + k;
-        SampleRow row = DeviceDraw(sampler.params(),
-                                   rejection ? sampler.Key(position, RandomStream::kResidual, block.round())
-                                             : sampler.Key(position, RandomStream::kCoupled, 0));
+        SampleRow row = DeviceDraw(sampler.params(), sampler.Key(position, RandomStream::kCoupled, 0));
         row.logits = p[k].data();
         if (k < num_drafts) {
           row.draft = block.tokens()[k];

@@ -82,9 +82,7 @@ void TokenDraws::AddRows(const DrawingSequence& s, int first_row) {
   const bool rejection = s.block != nullptr && s.block->rule() == AcceptanceRule::kRejection;
   for (int k = 0; k <= s.num_drafts; ++k) {
     const int64_t position = s.position + k;
-    SampleRow row =
-        DeviceDraw(params, rejection ? s.sampler->Key(position, RandomStream::kResidual, s.block->round())
-                                     : s.sampler->Key(position, RandomStream::kCoupled, 0));
+    SampleRow row = DeviceDraw(params, s.sampler->Key(position, RandomStream::kCoupled, 0));
     if (first_row >= 0) row.logits = logits_.OnDevice(first_row + k);
     row.sequence = static_cast<int32_t>(device_sequences_.size());
     if (k < s.num_drafts) {

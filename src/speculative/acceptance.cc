@@ -94,15 +94,16 @@ Speculator::Judgement Speculator::Judge(const Distribution& p, int k, const Samp
                                         const DraftBlock& block) {
   const TokenId draft = block.tokens()[k];
   const int64_t position = block.position() + k;
+  // A position gets one token that is no draft, and gets it once: by rejection nothing else has its noise.
+  const RandomKey own = sampler.Key(position, RandomStream::kCoupled, 0);
   if (block.rule() == AcceptanceRule::kCoupled) {
-    const TokenId token = chance_.Draw(sampler.Key(position, RandomStream::kCoupled, 0), p);
+    const TokenId token = chance_.Draw(own, p);
     return {.accepted = token == draft, .token = token};
   }
   const Distribution q = block.q(k);
   const RandomKey accept = sampler.Key(position, RandomStream::kAccept, block.round());
   if (chance_.Accept(accept, p.Probability(draft), q.Probability(draft))) return {true, draft};
-  const RandomKey residual = sampler.Key(position, RandomStream::kResidual, block.round());
-  return {.accepted = false, .token = chance_.Draw(residual, Residual(p, q))};
+  return {.accepted = false, .token = chance_.Draw(own, Residual(p, q))};
 }
 
 Result<VerifiedTokens> Speculator::Verify(std::span<const float> logits, int num_drafts, Sampler& sampler,
@@ -123,11 +124,7 @@ Result<VerifiedTokens> Speculator::Verify(std::span<const float> logits, int num
     if (k < num_drafts) {
       judgement = Judge(p, k, sampler, block);
     } else {  // behind the last draft: the target's own token
-      const bool coupled = block.rule() == AcceptanceRule::kCoupled;
-      judgement.token = chance_.Draw(
-          sampler.Key(block.position() + k, coupled ? RandomStream::kCoupled : RandomStream::kResidual,
-                      coupled ? 0 : block.round()),
-          p);
+      judgement.token = chance_.Draw(sampler.Key(block.position() + k, RandomStream::kCoupled, 0), p);
     }
     const std::span<TokenLogProb> top(top_.data() + static_cast<size_t>(k) * kTopLogProbsMax,
                                       kTopLogProbsMax);

@@ -59,13 +59,17 @@ TEST(Speculator, GreedyAcceptsTheLikeliestTokensByBothRules) {
 }
 
 TEST(Speculator, NoDraftIsAPlainStep) {
-  Fixture f(Seeded(3), AcceptanceRule::kCoupled);
-  const std::vector<float> target = Logits(1, 2);
-  f.block.Begin(17);
-  const VerifiedTokens verified = f.speculator.Verify(target, 0, f.sampler, f.block).value();
-  EXPECT_EQ(verified.accepted, 0);
-  ASSERT_EQ(verified.tokens.size(), 1u);
-  EXPECT_EQ(verified.tokens[0].token, f.sampler.Sample(target, 17)->token);
+  for (AcceptanceRule rule : {AcceptanceRule::kRejection, AcceptanceRule::kCoupled}) {
+    for (int seed = 0; seed < 20; ++seed) {
+      Fixture f(Seeded(seed), rule);
+      const std::vector<float> target = Logits(1, 2);
+      f.block.Begin(17);
+      const VerifiedTokens verified = f.speculator.Verify(target, 0, f.sampler, f.block).value();
+      EXPECT_EQ(verified.accepted, 0);
+      ASSERT_EQ(verified.tokens.size(), 1u);
+      EXPECT_EQ(verified.tokens[0].token, f.sampler.Sample(target, 17)->token) << "seed " << seed;
+    }
+  }
 }
 
 TEST(Speculator, EqualDistributionsAcceptEverything) {

@@ -258,6 +258,15 @@ TEST(Rejection, RepeatsItsTextForASeedAndASchedule) {
   }
 }
 
+// So that what drafts cost can be told from what another text costs.
+TEST(Rejection, WithoutDraftsHasThePlainTextOfTheSeed) {
+  std::vector<Request> requests = RandomRequests(30);
+  for (Request& request : requests) request.acceptance = Acceptance::kRejection;
+  const Outcome plain = RunAll(requests, SmallestDSparkConfig(), {.draft = DraftChoice::kNone});
+  const Setting setting{.draft = DraftChoice::kDSpark, .planner = "static:0", .batch = 8, .arrivals = 4};
+  ExpectSameText(RunAll(requests, SmallestDSparkConfig(), setting), plain, "static:0 by rejection");
+}
+
 TEST(Requests, CanDoWithoutDraftsAmongOthersThatHaveThem) {
   const ModelConfig config = SmallestDSparkConfig();
   std::vector<Request> requests = RandomRequests(10);
