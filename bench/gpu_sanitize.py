@@ -2,6 +2,7 @@
 """Runs every test of a CUDA kernel under the tools of compute-sanitizer and writes what they found as JSON and markdown.
 
 usage: gpu_sanitize.py [--build DIR] [--out bench/results] [--tools memcheck,initcheck,racecheck,synccheck] [--filter '*'] [--limit 60]
+                       [--seconds 3600] [--former REPORT.json]
 
 Each test is a process of its own, as many side by side as there are cores; small ones of a suite go together first, where a tool is
 quick, and one by one only if it isn't content with all of them. A test ends in one of:
@@ -10,6 +11,8 @@ quick, and one by one only if it isn't content with all of them. A test ends in 
   failed     the test fails or skips, and the tool reports nothing
   not ended  after --limit seconds
   not run    for want of time (--seconds)
+Each tool's shortest tests come first, as far as a former report tells how long they take. What it says is clean stays so if it is of the
+same commit, and isn't run again: a report that wants of time is gone on with.
 Exit status 0 only when all are clean.
 """
 import argparse
@@ -17,6 +20,7 @@ import concurrent.futures
 import dataclasses
 import fnmatch
 import json
+import math
 import os
 import pathlib
 import re
@@ -34,14 +38,16 @@ TESTS = {  # those that run on a GPU, but for whole models
     "tests/golden_test": "*nano*cuda*",
     "src/engine/engine_test": "*OnAGpu*",
 }
-# Racecheck follows every access to shared memory: steps of released shapes don't end under it. For these tests it takes those of
-# the same kernels that have "Little" in their names.
+# Racecheck follows every access to shared memory: steps of released shapes don't end under it, nor do long lists under initcheck. For
+# these tests they take those of the same kernels that have "Little" in their names.
 LEFT_TO_LITTLE_CASES = {
     "racecheck": ("*AttentionRowsCuda.*", "*AttentionLongListsCuda.*", "*AttentionCuda.*", "AttentionBlockCuda.*", "*MoeShapesCudaTest.*",
                   "*MoeCancellingCudaTest.*", "*MoeRoutingCudaTest.*", "MoeCudaTest.*", "*LinearDTypesCudaTest.*",
                   "*StreamedProductsCudaTest.*", "*LargeTilesCudaTest.*", "LinearCudaTest.*Many*", "LinearCudaTest.Streamed*",
                   "IndexerLongCuda.*", "IndexerTilesCuda.*", "PicksCuda.*"),
+    "initcheck": ("*AttentionLongListsCuda.*", "IndexerLongCuda.PicksWhat*", "IndexerLongCuda.PicksTheSame*"),
 }
+TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")
 RESULTS = ("clean", "finding", "failed", "not ended", "not run")
 BATCH = 6  # small tests
 FOUND = 9  # the exit status of a process in which a tool has found something
@@ -89,13 +95,29 @@ def batches_of(runs):
     batches = []
     suite = None
     for run in runs:
-        is_small = run.tool not in LEFT_TO_LITTLE_CASES and not is_left_out("racecheck", run.test)
+        is_small = run.tool != "racecheck" and not is_left_out("racecheck", run.test)
         before, suite = suite, (run.tool, run.program, run.test.split(".")[0]) if is_small else None
         if is_small and before == suite and len(batches[-1]) < BATCH:
             batches[-1].append(run)
         else:
             batches.append([run])
     return batches
+
+
+def read_former(path):
+    """-> of a report the runs by tool and test, and its commit."""
+    if path is None:
+        return {}, None
+    report = json.loads(path.read_text())
+    return {(run["tool"], run["test"]): run for run in report["runs"]}, report["commit"]
+
+
+def duration(former, run):
+    """In seconds, as a former report tells: under the tool, or under that where the test took longest."""
+    own = former.get((run.tool, run.test))
+    if own is not None and own["result"] != "not run":
+        return math.inf if own["result"] == "not ended" else own["seconds"]
+    return max((former[tool, run.test]["seconds"] for tool in TOOLS if (tool, run.test) in former), default=0.0)
 
 
 def verdict(status, output, tests):
@@ -146,6 +168,7 @@ def markdown(report, runs):
     lines = [f"# {report['gpu']}: compute-sanitizer", "",
              f"Commit {report['commit']}, driver {report['driver']}, compute-sanitizer {report['version']}, {report['date']}. "
              f"{report['limit']:.0f} s a test, {report['jobs']} side by side, {report['seconds']:.0f} s in all. "
+             + (f"{report['clean_before']} tests were clean in a former report of this commit. " if report["clean_before"] else "") +
              "Written by `bench/gpu_sanitize.py`.", "",
              "| tool | program | tests | " + " | ".join(RESULTS) + " | longest, s |", "|---" * (len(RESULTS) + 4) + "|"]
     for tool, program in sorted(dict.fromkeys((run.tool, run.program) for run in runs)):
@@ -167,10 +190,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
-    parser.add_argument("--tools", default="memcheck,initcheck,racecheck,synccheck")
+    parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--filter", default="*", help="of googletest, within the tests that run on a GPU")
     parser.add_argument("--limit", type=float, default=60, help="seconds a test")
     parser.add_argument("--seconds", type=float, default=3600, help="for all")
+    parser.add_argument("--former", type=pathlib.Path, help="a report of these tests, to go on with if it is of the same commit")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes side by side")
     parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
     args = parser.parse_args()
@@ -183,14 +207,23 @@ def main():
         wanted = set(tests_of(build, program, args.filter))
         tests += [(program, test) for test in tests_of(build, program, pattern) if test in wanted]
     all_runs = [Run(tool, program, test) for tool in args.tools.split(",") for program, test in tests]
-    # With little time (--seconds) the first ones are those that say the most.
-    runs = sorted((run for run in all_runs if not is_left_out(run.tool, run.test)), key=lambda run: turn(run.tool, run.test))
+    runs = [run for run in all_runs if not is_left_out(run.tool, run.test)]
+    former, former_commit = read_former(args.former)
+    commit = args.commit or commit_of_checkout()
+    if former_commit == commit:
+        for run in runs:
+            was = former.get((run.tool, run.test), {})
+            if was.get("result") == "clean":
+                run.result, run.seconds = "clean", was["seconds"]
+    # With little time (--seconds) the first ones are those that say the most, and of these the shortest.
+    batches = batches_of([run for run in runs if run.result != "clean"])
+    batches.sort(key=lambda batch: (turn(batch[0].tool, batch[0].test), sum(duration(former, run) for run in batch)))
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda batch: check(batch, sanitizer, build, args.limit, began + args.seconds), batches_of(runs)))
-    report = {"gpu": gpu, "driver": driver, "commit": args.commit or commit_of_checkout(), "date": time.strftime("%Y-%m-%d"),
+        list(pool.map(lambda batch: check(batch, sanitizer, build, args.limit, began + args.seconds), batches))
+    report = {"gpu": gpu, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"),
               "version": re.sub(r"(?s).*Version (\S+).*", r"\1", version), "limit": args.limit, "jobs": args.jobs,
-              "seconds": round(time.monotonic() - began, 1),
+              "seconds": round(time.monotonic() - began, 1), "clean_before": len(runs) - sum(len(batch) for batch in batches),
               "left_out": [f"{run.tool} {run.test}" for run in all_runs if is_left_out(run.tool, run.test)]}
     stem = report_stem(args.out, gpu + " sanitizer")
     of_runs = ",\n  ".join(json.dumps({key: value for key, value in dataclasses.asdict(run).items() if value != ""}) for run in runs)
