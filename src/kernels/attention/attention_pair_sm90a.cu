@@ -68,6 +68,7 @@ struct PairSpace {
   float turns[2][32];                             // cosines and sines
   SharedBarrier full[kTiles];
   SharedBarrier empty[kTiles];
+  SharedBarrier maxima_here[2];  // of each warpgroup's blocks in turn
   TransferBarrier logits_here[2];
   TransferBarrier weights_here[2];
   TransferBarrier squares_here;
@@ -355,6 +356,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       space.empty[i].Init(kMultiplying / 32);
     }
     for (int i = 0; i < 2; ++i) {
+      space.maxima_here[i].Init(kMultiplying / 2);
       space.logits_here[i].Init();
       space.weights_here[i].Init(kMultiplying / 2);
     }
@@ -489,14 +491,12 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       top = __fmul_rn(fmaxf(top, __shfl_xor_sync(0xffffffff, top, 2)), args.scale);
       float before = start;
       if (k > 0) {
-        GroupBarrier(3 + (warpgroup ^ 1), kMultiplying);
+        space.maxima_here[warpgroup ^ 1].Wait(turn_of(k - 1));
         before = space.maxima[warpgroup ^ 1][own_row];
       }
       now_max = fmaxf(before, top);
-      if (!last) {
-        if (t == 0) space.maxima[warpgroup][own_row] = now_max;
-        GroupArrive(3 + warpgroup, kMultiplying);
-      }
+      if (t == 0) space.maxima[warpgroup][own_row] = now_max;
+      space.maxima_here[warpgroup].Arrive();
       factor = Exp2(before - now_max);
       uint32_t words[8];
 #pragma unroll

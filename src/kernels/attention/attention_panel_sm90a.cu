@@ -51,8 +51,7 @@ struct PanelSpace {
   float maxima[2][kBlocks + 1][kHeads];  // where the panel starts and up to each block, of each warpgroup
   float all_max[kHeads];
   float all_sum[2][kHeads];
-  float shares[kHeads];  // 1 / the sum of all weights
-  float turns[2][32];    // cosines and sines
+  float turns[2][32];  // cosines and sines
   ListBlocks list;
   const std::byte* entries[kKeys];
   uint32_t present[kKeys / 32];
@@ -408,14 +407,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
           now_sum = 0;
         }
       }
-      if (!more) {
-        ClusterArriveRelaxed();
-        GroupBarrier<2>(256);
-        if (thread < kHeads) {
-          const float of_sink = Exp2(space.sinks[head] - space.all_max[head]);
-          space.shares[head] = 1 / (space.all_sum[0][head] + space.all_sum[1][head] + of_sink);
-        }
-      }
+      if (!more) ClusterArriveRelaxed();
       GroupBarrier<6>(kAll);  // the panel is done
       if (!more) break;
     }
@@ -695,7 +687,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   for (int half = 0; half < 2; ++half) {
     const int r = h + 8 * half;
     if (!has_heads || first_head + r >= args.heads) continue;
-    const float share = space.shares[r];
+    const float of_sink = Exp2(space.sinks[r] - space.all_max[r]);
+    const float share = 1 / (space.all_sum[0][r] + space.all_sum[1][r] + of_sink);
     const int first = 512 / kCluster * rank + kColumns * warpgroup + 2 * t;
     float* const out = args.out + (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first;
 #pragma unroll

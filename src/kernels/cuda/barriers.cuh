@@ -63,10 +63,6 @@ __device__ inline void GroupArrive(int threads) {
   asm volatile("bar.arrive %0, %1;" ::"n"(kId), "r"(threads) : "memory");
 }
 
-__device__ inline void GroupArrive(int id, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 // The value alone, without what was written before it.
 __device__ inline int LoadRelaxed(const int* from) {
   int value;
