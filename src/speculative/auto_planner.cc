@@ -14,8 +14,6 @@ constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
 constexpr double kTimesShare = 1.0 / 8;
-// Before the first draft nothing but hope says how many are accepted.
-constexpr double kFirstGainMin = 1.25;
 // Beside prompts drafts may cost so many times what the table says of them.
 constexpr double kUntimedCosts = 3;
 
@@ -83,7 +81,6 @@ AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCost
   plan_.Clear();
   Length best;
   double best_tokens_per_ms = 0;
-  double whole_cost_ms = 0;
   const int longest = Longest(depths);
   int next = 1;
   for (int tokens = 1; tokens <= longest; ++tokens) {
@@ -95,15 +92,13 @@ AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCost
     next = tokens + std::max(1, tokens / 2);
     const StepValue step = ValueOf(load, costs, drafting, tokens);
     const CapacityPlan::Best found = plan_.Maximize(step);
-    const double ms = step.Ms(found.drafts);
-    whole_cost_ms = ms - plain.Ms(0);
     if (found.tokens_per_ms <= best_tokens_per_ms) continue;
     best_tokens_per_ms = found.tokens_per_ms;
+    const double ms = step.Ms(found.drafts);
     best = {.tokens = tokens,
             .gain_ms = found.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms,
-            .cost_ms = whole_cost_ms};
+            .cost_ms = ms - plain.Ms(0)};
   }
-  best.whole_cost_ms = whole_cost_ms;
   return best;
 }
 
@@ -125,17 +120,17 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   }
   planner_.Start(load, history, *costs, depths);
   const Length best = BestLength(load, *costs, depths);
-  const double gain_min = has_drafted_ ? gain_min_ : std::max(gain_min_, kFirstGainMin);
-  const bool pays = best.gain_ms > (gain_min - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
+  const bool pays = best.gain_ms > (gain_min_ - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
   if (pays && (load.other_rows == 0 || AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
     step_back_off_.Succeeded();
     reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
     if (best.tokens == Longest(depths)) return;
     for (int& depth : depths) depth = std::min(depth, best.tokens);
     planner_.Start(load, history, *costs, depths);
-  } else if (load.other_rows == 0 && step_back_off_.Due() && Try(load, history, *costs, best, depths)) {
+  } else if (load.other_rows == 0 && step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
     tries_now_ = true;
+    Try(load, history, *costs, best, depths);
   } else {
     std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
   }
@@ -146,24 +141,19 @@ bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
   return guard_.Covers(kUntimedCosts * cost_ms);
 }
 
-bool AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                       const Length& all, std::span<int> depths) {
-  size_t chosen = tries_ % depths.size();
+  const size_t begin = tries_++ % depths.size();
+  size_t chosen = begin;
   while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
   all_depths_.assign(depths.begin(), depths.end());
   for (size_t r = 0; r < depths.size(); ++r) {
     if (r != chosen) depths[r] = 0;
   }
   planner_.Start(load, history, costs, depths);
-  Length tried = BestLength(load, costs, depths);
-  if (tried.gain_ms < all.gain_ms) {
-    std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
-    planner_.Start(load, history, costs, depths);
-    tried = all;
-  }
-  if (!guard_.CoversTry(tried.whole_cost_ms, ValueOf(load, costs, 0, 0).Ms(0))) return false;
-  ++tries_;
-  return true;
+  if (BestLength(load, costs, depths).gain_ms >= all.gain_ms) return;
+  std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
+  planner_.Start(load, history, costs, depths);
 }
 
 void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {
@@ -187,7 +177,6 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
     }
     return;
   }
-  has_drafted_ = true;
   const double token_ms = plain.Ms(0) / plain.requests();
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
   const double cost_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted) - plain.Ms(0);

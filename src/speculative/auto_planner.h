@@ -48,11 +48,6 @@ class LossGuard {
   void Count(double gain_ms) { credit_ms_ += gain_ms; }
   // Whether what was won makes up for drafts that cost so much and may be worth nothing.
   bool Covers(double cost_ms) const { return credit_ms_ >= cost_ms; }
-  // The same for a try from which no gain is expected. However few steps there are, it loses little of them:
-  // a cheap one may come at once, a dear one when enough steps have passed.
-  bool CoversTry(double cost_ms, double plain_ms) const {
-    return credit_ms_ + kTrySteps * plain_ms >= kTryCosts * cost_ms;
-  }
   // A step with drafts whose cost is only known not to be more took at least so much less. It counts where
   // it has lost; won it has nothing that is known, and what was won before has got older.
   void CountUntimed(double gain_ms) { credit_ms_ += std::min(0.0, gain_ms) - kAging * credit_ms_; }
@@ -60,9 +55,6 @@ class LossGuard {
  private:
   static constexpr double kAllowedShare = 0.005;
   static constexpr double kGainSteps = 16;
-  static constexpr double kTrySteps = 0.3;
-  // A first draft also takes up what its request has left behind, and costs are known by 15 % or so.
-  static constexpr double kTryCosts = 1.5;
   static constexpr double kAging = 1.0 / 32;
   double credit_ms_ = 0;
 };
@@ -124,17 +116,15 @@ class AutoPlanner final : public Planner {
   struct Length {
     int tokens = 0;
     double gain_ms = 0;
-    double cost_ms = 0;        // more than a plain step
-    double whole_cost_ms = 0;  // the same of drafts in their whole length
+    double cost_ms = 0;  // more than a plain step
   };
   // The best length (1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
   // expects of them, which has started for these depths. One of them is above 0.
   Length BestLength(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
   // Nothing is to be gained by what is expected: one of the requests drafts all the same, each in turn, or
   // all do if that loses less (`all` says how much; a device may draft for many at the price of one). Whole
-  // drafts, so that all positions are seen. Returns false while that costs more than the
-  // guard covers; then there are to be no drafts.
-  bool Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
+  // drafts, so that all positions are seen.
+  void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
            std::span<int> depths);
 
   // Whether a step with rows of prompts may have drafts that cost so much.
@@ -145,7 +135,6 @@ class AutoPlanner final : public Planner {
   std::vector<Request> requests_;  // [slots_max]
   BackOff step_back_off_;
   size_t tries_ = 0;
-  bool has_drafted_ = false;
   // What rows would have cost that confidences spared, or could have, beyond what they were worth: of a step,
   // a moving average. Nothing: not known.
   std::optional<double> spared_ms_;
