@@ -464,7 +464,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     float factor = 1;   // of what was before that block
     float pairs[8];     // sums of its probabilities, of two keys of each tile of 8
     // From logits to probabilities here and in the peer. `start` is the chunk's first maximum.
-    const auto weigh_keys = [&](int k, bool last, float start) {
+    const auto weigh_keys = [&](int k, float start) {
       const int turn = turn_of(k);
       const uint2 present = *reinterpret_cast<const uint2*>(space.present[tile_of(k)]);
       space.logits_here[warpgroup].Wait(turn);
@@ -596,7 +596,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     multiply_keys(k);
     AwaitProducts<0>(s);
     send_logits(k);
-    weigh_keys(k, k + 1 == blocks, start);
+    weigh_keys(k, start);
     if (k == 1) {
       add_values(0);
       AwaitProducts<0>(o);
@@ -609,7 +609,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       AwaitProducts<0>(s);
       send_logits(k);
       add_values(k - 2);
-      weigh_keys(k, k + 1 == blocks, start);
+      weigh_keys(k, start);
       AwaitProducts<0>(o);
       release(k - 2);
       add_values(k - 1);

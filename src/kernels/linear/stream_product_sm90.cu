@@ -82,8 +82,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   uint8_t* ring = shared + warp * args.ring_bytes;
   uint8_t* x = shared + kTileWarps * args.ring_bytes;
   float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
-  float* received = factors + blocks * kColumns + sizeof(TransferBarrier) / sizeof(float);
-  TransferBarrier& all_received = reinterpret_cast<TransferBarrier*>(received)[-1];
+  TransferBarrier& all_received = *reinterpret_cast<TransferBarrier*>(factors + blocks * kColumns);
+  float* received = reinterpret_cast<float*>(&all_received + 1);
 
   const int warp_k0 = k0 + share * warp_blocks * kBlockK;
   TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
