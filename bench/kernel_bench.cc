@@ -65,7 +65,7 @@ class KernelBench {
   void Measure(const std::string& name, double bytes, double flops, int calls,
                const std::function<void(int)>& launch);
   void Linear(const std::string& what, int rows, const std::vector<std::pair<DType, int64_t>>& weights,
-              int64_t cols, LinearNumerics numerics);
+              int64_t cols, LinearNumerics numerics, bool of_heads = false);
   void GroupedLinear(int rows);
   void Moe(int rows, bool with_shared);
   void Attention(const std::string& what, int heads, int sequences, int rows_each, int topk, int entries,
@@ -146,9 +146,15 @@ std::vector<float> Values(int64_t count) {
   return x;
 }
 
+std::vector<bf16> Packed(const std::vector<float>& x) {
+  std::vector<bf16> packed(x.size());
+  std::transform(x.begin(), x.end(), packed.begin(), FloatToBf16);
+  return packed;
+}
+
 void KernelBench::Linear(const std::string& what, int rows,
                          const std::vector<std::pair<DType, int64_t>>& weights, int64_t cols,
-                         LinearNumerics numerics) {
+                         LinearNumerics numerics, bool of_heads) {
   const std::string name = fmt::format("linear {}, {} rows", what, rows);
   if (!Wants(name)) return;
   ArenaScope scope(data_.arena());
@@ -162,7 +168,8 @@ void KernelBench::Linear(const std::string& what, int rows,
   for (auto& list : targets) {
     for (const auto& [dtype, n] : weights) {
       list.push_back({.w = data_.Matrix(dtype, n, cols),
-                      .out = data_.Allocate<float>(rows * n),
+                      .out = of_heads ? ActivationBuffer(data_.Allocate<bf16>(rows * n))
+                                      : data_.Allocate<float>(rows * n),
                       .numerics = dtype == DType::kBF16 ? numerics : LinearNumerics::kProjection});
     }
   }
@@ -180,7 +187,7 @@ void KernelBench::GroupedLinear(int rows) {
   const int64_t n = kFlash.o_groups * kFlash.o_lora;
   std::vector<MatrixView> weights;
   for (int i = 0; i < 14; ++i) weights.push_back(data_.Matrix(DType::kF8E4M3, n, cols));
-  const float* x = data_.Upload(Values(rows * kFlash.o_groups * cols));
+  const bf16* x = data_.Upload(Packed(Values(rows * kFlash.o_groups * cols)));
   float* out = data_.Allocate<float>(rows * n);
   Measure(name, static_cast<double>(weights[0].bytes()), 2.0 * rows * static_cast<double>(n * cols), 14,
           [&](int i) {
@@ -314,14 +321,14 @@ void KernelBench::Attention(const std::string& what, int heads, int sequences, i
     picks.push_back(data_.Upload(of_call));
   }
   const int64_t q_count = int64_t{rows} * heads * kFlash.head_dim;
-  float* q = data_.Upload(Values(q_count));
-  float* out = data_.Allocate<float>(q_count);
+  bf16* q = data_.Upload(Packed(Values(q_count)));
+  bf16* out = data_.Allocate<bf16>(q_count);
   std::vector<std::byte> own(static_cast<size_t>(rows * entry.bytes()), std::byte{0x38});
   const std::byte* entries_of_step = data_.Upload(own);
   const float* angles = data_.Upload(std::vector<float>(rows * kFlash.rope_dim / 2, 0.5f));
   const VectorView sink = data_.Vector(DType::kF32, heads);
   const double keys = 128.0 + (compressed == CompressedKeys::kPicked ? topk : entries);
-  Measure(name, rows * (keys * static_cast<double>(entry.bytes()) + 8.0 * heads * kFlash.head_dim),
+  Measure(name, rows * (keys * static_cast<double>(entry.bytes()) + 4.0 * heads * kFlash.head_dim),
           rows * keys * 4.0 * heads * kFlash.head_dim, calls, [&](int i) {
             backend_.kernels->attention(context(),
                                         {.sequences = {lists[i % sets], static_cast<size_t>(sequences)},
@@ -646,7 +653,8 @@ void KernelBench::RunAll() {
              copy_gb_per_second_);
   using enum DType;
   for (int rows : {1, 8, 64, 512, 4096}) {
-    Linear("wq_b 32768 x 1024", rows, {{kF8E4M3, 32768}}, 1024, LinearNumerics::kProjection);
+    Linear("wq_b 32768 x 1024", rows, {{kF8E4M3, 32768}}, 1024, LinearNumerics::kProjection,
+           /*of_heads=*/true);
     Linear("wo_b 4096 x 8192", rows, {{kF8E4M3, 4096}}, 8192, LinearNumerics::kProjection);
     Linear("wq_a, wkv 1536 x 4096", rows, {{kF8E4M3, 1024}, {kF8E4M3, 512}}, 4096,
            LinearNumerics::kProjection);

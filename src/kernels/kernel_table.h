@@ -30,6 +30,9 @@ struct KernelTable {
   std::string_view description;  // one line for the start-up report
   bool is_host = true;           // whose memory it works in: the machine's, or a device's
   int capability_max = 0;        // the newest compute capability it makes use of; 0: whatever there is
+  // In faithful numerics heads' queries and outputs, the largest activations of a layer, are bf16 in memory:
+  // linear's outputs that become attention's q, and attention's that become grouped_linear's x.
+  bool packs_heads = false;
 
   void (*embed)(const KernelContext&, const EmbedArgs&) = nullptr;
   void (*hyper_connection_pre)(const KernelContext&, const HyperConnectionPreArgs&) = nullptr;

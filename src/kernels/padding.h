@@ -17,7 +17,7 @@ inline void CopyToPadding(const AttentionArgs& args) {
   const int64_t width = int64_t{args.heads} * args.layout.dim;
   const int end = last.first_row + last.num_rows;
   for (int row = end; row < args.rows; ++row) {
-    std::copy_n(args.out + (end - 1) * width, width, args.out + row * width);
+    std::copy_n(args.out.f32() + (end - 1) * width, width, args.out.f32() + row * width);
   }
 }
 

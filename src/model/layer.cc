@@ -79,6 +79,11 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
     targets[num_targets++] = {.w = weight, .out = y, .numerics = numerics};
     return y;
   };
+  const int64_t head_values = rows * c.num_attention_heads * c.head_dim;
+  auto of_heads = [&]() -> ActivationBuffer {
+    if (table_.packs_heads && ctx_.faithful()) return arena_.Allocate<bf16>(head_values);
+    return arena_.Allocate<float>(head_values);
+  };
   float* qr = project(attn.wq_a, LinearNumerics::kProjection);
   float* kv = project(attn.wkv, LinearNumerics::kProjection);
   float *a = nullptr, *b = nullptr, *index_a = nullptr, *index_b = nullptr, *index_w = nullptr;
@@ -122,7 +127,8 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   // The compressed query qr gives the heads' queries and the indexer's.
   num_targets = 0;
-  float* q = project(attn.wq_b, LinearNumerics::kProjection);
+  const ActivationBuffer q = of_heads();
+  targets[num_targets++] = {.w = attn.wq_b, .out = q};
   float* index_q = attn.indexer ? project(attn.indexer->wq_b, LinearNumerics::kProjection) : nullptr;
   int32_t* picks = attn.indexer ? arena_.Allocate<int32_t>(rows * c.index_topk) : nullptr;
   const auto multiply = [&](int first, int count) {
@@ -160,7 +166,7 @@ void Model::Attention(const BlockWeights& w, int layer, StepState& step, const f
 
   if (step.has_branch) device().Join();
   step.has_branch = false;
-  float* heads_out = buffer(int64_t{c.num_attention_heads} * c.head_dim);
+  const ActivationBuffer heads_out = of_heads();
   table_.attention(ctx_, {.sequences = sequences,
                           .rows = step.rows,
                           .entries_max = w.kind == LayerKind::kHca

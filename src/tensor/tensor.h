@@ -66,4 +66,41 @@ struct MatrixView {
   explicit operator bool() const { return data != nullptr; }
 };
 
+// Where a step's activations go, rows one after another: float32 or, where every value is one anyway,
+// bfloat16.
+struct ActivationBuffer {
+  DType dtype = DType::kF32;
+  void* data = nullptr;
+
+  ActivationBuffer() = default;
+  ActivationBuffer(float* x) : dtype(DType::kF32), data(x) {}  // NOLINT(google-explicit-constructor)
+  ActivationBuffer(bf16* x) : dtype(DType::kBF16), data(x) {}  // NOLINT(google-explicit-constructor)
+
+  float* f32() const {
+    DCHECK(dtype == DType::kF32);
+    return static_cast<float*>(data);
+  }
+};
+
+// The same to be read.
+struct ActivationView {
+  DType dtype = DType::kF32;
+  const void* data = nullptr;
+
+  ActivationView() = default;
+  ActivationView(const float* x) : dtype(DType::kF32), data(x) {}  // NOLINT(google-explicit-constructor)
+  ActivationView(const bf16* x) : dtype(DType::kBF16), data(x) {}  // NOLINT(google-explicit-constructor)
+  ActivationView(const ActivationBuffer& x)                        // NOLINT(google-explicit-constructor)
+      : dtype(x.dtype), data(x.data) {}
+
+  const float* f32() const {
+    DCHECK(dtype == DType::kF32);
+    return static_cast<const float*>(data);
+  }
+  const bf16* b16() const {
+    DCHECK(dtype == DType::kBF16);
+    return static_cast<const bf16*>(data);
+  }
+};
+
 }  // namespace foresight

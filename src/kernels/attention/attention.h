@@ -27,9 +27,9 @@ enum class CompressedKeys : uint8_t {
 // o[t, h] = sum_s softmax_s(d^-0.5 q'[t, h] . k_s, sink_h) * k_s, then the inverse RoPE of position p on the
 // last dims. q' is q by the head's norm and RoPE (QueryArgs).
 //
-// Shapes   q [T, H, d] f32, the projection, which may be changed · entries [T, layout.bytes()]: the step's
-// own raw keys · sink [H] f32 · picks [T, topk] i32
-//          ascending, -1 behind the last · cos, sin [T, rope_dim/2] · out [T, H, d] f32
+// Shapes   q [T, H, d], the projection, which may be changed · entries [T, layout.bytes()]: the step's own
+//          raw keys · sink [H] f32 · picks [T, topk] i32 ascending, -1 behind the last · cos, sin
+//          [T, rope_dim/2] · out [T, H, d]; q and out are packed as KernelTable::packs_heads says, else f32
 // State    cache.window holds the raw keys of positions before the step; cache.compressed every visible
 // entry. Order    keys are visited in one order: raw by position, then compressed by index; what is visible
 // depends on the
@@ -49,14 +49,14 @@ struct AttentionArgs {
   CompressedKeys compressed = CompressedKeys::kNone;
   int ratio = 0;  // of the compressed entries
   int topk = 0;   // row length of picks
-  float* q = nullptr;
+  ActivationBuffer q;
   float query_eps = 0;  // of q's norm
   const std::byte* entries = nullptr;
   VectorView sink;
   const int32_t* picks = nullptr;
   const float* cos = nullptr;
   const float* sin = nullptr;
-  float* out = nullptr;
+  ActivationBuffer out;
 };
 
 // The raw keys [first, end) of a row, as positions.
@@ -79,7 +79,7 @@ inline QueryArgs QueriesOf(const AttentionArgs& args) {
           .eps = args.query_eps,
           .cos = args.cos,
           .sin = args.sin,
-          .q = args.q};
+          .q = args.q.f32()};
 }
 
 void AttentionRef(const KernelContext& ctx, const AttentionArgs& args);

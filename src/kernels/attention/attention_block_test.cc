@@ -38,6 +38,7 @@ struct Block {
       EncodeEntry(layout, random.Vector(shape.dim).data(), &entries[i * layout.bytes()]);
     }
     q = random.Vector(int64_t{rows} * shape.heads * shape.dim, 2);
+    if (shape.numerics == Numerics::kFaithful) std::transform(q.begin(), q.end(), q.begin(), RoundBf16);
     cos = random.Vector(rows * 32);
     sin = random.Vector(rows * 32);
   }

@@ -89,7 +89,7 @@ class GroupAttention {
 
   // The group's outputs.
   float* Out(const Group& group) const {
-    return args_.out + FirstRow(group) * static_cast<int64_t>(args_.heads) * dim_;
+    return args_.out.f32() + FirstRow(group) * static_cast<int64_t>(args_.heads) * dim_;
   }
 
   // Lists the keys that the group's rows see: raw by position, then compressed by index.
@@ -114,7 +114,7 @@ class GroupAttention {
     work->count = key - work->keys;
     work->heads = args_.heads * group.rows;
     for (int h = 0; h < work->heads; ++h) {
-      Units::Pack(args_.q + (t * args_.heads + h) * dim_, dim_, work->q + h * q_units_);
+      Units::Pack(args_.q.f32() + (t * args_.heads + h) * dim_, dim_, work->q + h * q_units_);
     }
   }
 

@@ -77,6 +77,7 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
   const bool packed = args.layout.format == CacheFormat::kPacked;
   const int64_t slices = CeilDiv(args.layout.dim, kSliceDims);
   CHECK(packed == ctx.faithful());
+  CHECK(args.q.dtype == (packed ? DType::kBF16 : DType::kF32) && args.out.dtype == args.q.dtype);
   CHECK(slices <= kMaxSlices);
   CHECK(args.layout.dim % 8 == 0 && args.layout.rope_dim % 8 == 0);
   const Attending attending = {
@@ -93,14 +94,14 @@ void Attention(const KernelContext& ctx, const AttentionArgs& args) {
       .ratio = args.ratio,
       .topk = args.topk,
       .scale = static_cast<float>(1.4426950408889634 / std::sqrt(static_cast<double>(args.layout.dim))),
-      .q = args.q,
+      .q = args.q.data,
       .query_eps = args.query_eps,
       .entries = args.entries,
       .sink = args.sink,
       .picks = args.picks,
       .cos = args.cos,
       .sin = args.sin,
-      .out = args.out};
+      .out = args.out.data};
   const int rows = args.rows;
   const int capability = DeviceOf(ctx).capability();
   const bool released_shape = args.layout.dim == 512 && args.layout.rope_dim == 64;

@@ -281,9 +281,7 @@ __device__ inline void LoadHalfQueries(const Attending& args, int row, int first
   for (int i = 0; i < kEach; ++i) {
     const int head = first_head + warp + kWarps * i;
     if (head >= args.heads) continue;
-    const float* from = args.q + (int64_t{row} * args.heads + head) * 512 + 256 * rank + 8 * lane;
-    *reinterpret_cast<float4*>(x[i]) = reinterpret_cast<const float4*>(from)[0];
-    *reinterpret_cast<float4*>(x[i] + 4) = reinterpret_cast<const float4*>(from)[1];
+    LoadQuery<true>(args, (int64_t{row} * args.heads + head) * 512 + 256 * rank + 8 * lane, x[i]);
   }
   const bool rotary = rank == 1 && lane >= 24;
   float cos[4] = {}, sin[4] = {};

@@ -8,6 +8,7 @@
 #include "kernels/attention/attention_hopper.h"
 #include "kernels/attention/key_list.cuh"
 #include "kernels/attention/key_tile.cuh"
+#include "kernels/attention/output_tile.cuh"
 #include "kernels/attention/query_tile.cuh"
 #include "kernels/cuda/barriers.cuh"
 #include "kernels/cuda/cluster.cuh"
@@ -686,21 +687,27 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = h + 8 * half;
-    if (!has_heads || first_head + r >= args.heads) continue;
+    if (!has_heads) continue;
     const float of_sink = Exp2(space.sinks[r] - space.all_max[r]);
     const float share = 1 / (space.all_sum[0][r] + space.all_sum[1][r] + of_sink);
-    const int first = 512 / kCluster * rank + kColumns * warpgroup + 2 * t;
-    float* const out = args.out + (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first;
+    const int first = 512 / kCluster * rank + kColumns * warpgroup;
+    const int64_t at = (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first;
 #pragma unroll
-    for (int n = 0; n < kColumns / 8; ++n) {
-      float2 v = {outputs[4 * n + 2 * half], outputs[4 * n + 2 * half + 1]};
-      const int turn = (first + 8 * n - 448) / 2;
-      if (turn >= 0) {
-        v = OutputOf<true, Dims::kRotary>(v, share, space.turns[0][turn], space.turns[1][turn]);
-      } else {
-        v = OutputOf<true, Dims::kOthers>(v, share, 0, 0);
+    for (int of_four = 0; of_four < kColumns / 8; of_four += 4) {
+      uint32_t words[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int n = of_four + i;
+        float2 v = {outputs[4 * n + 2 * half], outputs[4 * n + 2 * half + 1]};
+        const int turn = (first + 8 * n - 448) / 2 + t;
+        if (turn >= 0) {
+          v = OutputOf<true, Dims::kRotary>(v, share, space.turns[0][turn], space.turns[1][turn]);
+        } else {
+          v = OutputOf<true, Dims::kOthers>(v, share, 0, 0);
+        }
+        words[i] = PackBf16(v.x, v.y);
       }
-      *reinterpret_cast<float2*>(out + 8 * n) = v;
+      StoreWords(args, at + 8 * of_four, words, first_head + r < args.heads);
     }
   }
   ClusterWait();

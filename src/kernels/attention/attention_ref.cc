@@ -71,7 +71,7 @@ void AttentionRef(const KernelContext& ctx, const AttentionArgs& args) {
       const int64_t t = sequence.first_row + i;
       const int64_t count = GatherKeys(args, sequence, sequence.first_position + i, keys);
       for (int h = 0; h < args.heads; ++h) {
-        const float* q = args.q + (t * args.heads + h) * dim;
+        const float* q = args.q.f32() + (t * args.heads + h) * dim;
         double top = args.sink[h];
         for (int64_t s = 0; s < count; ++s) {
           double dot = 0;
@@ -87,7 +87,7 @@ void AttentionRef(const KernelContext& ctx, const AttentionArgs& args) {
         if (ctx.faithful()) {
           for (int64_t s = 0; s < count; ++s) logits[s] = RoundBf16(static_cast<float>(logits[s]));
         }
-        float* out = args.out + (t * args.heads + h) * dim;
+        float* out = args.out.f32() + (t * args.heads + h) * dim;
         for (int c = 0; c < dim; ++c) {
           double sum = 0;
           for (int64_t s = 0; s < count; ++s) sum += logits[s] * keys[s * dim + c];

@@ -56,6 +56,7 @@ struct Decoding {
     own.resize(layout.bytes());
     encode_key(own.data());
     q = random.Vector(int64_t{shape.heads} * shape.dim, 2);
+    if (shape.numerics == Numerics::kFaithful) std::transform(q.begin(), q.end(), q.begin(), RoundBf16);
     cos = random.Vector(32);
     sin = random.Vector(32);
     std::vector<int32_t> all(entries);

@@ -33,6 +33,7 @@ class Sequence {
     RandomFloats random(seed);
     const EntryLayout layout = c.layout();
     q = random.Vector(int64_t{length} * c.heads * c.dim, 2);
+    if (c.numerics == Numerics::kFaithful) std::transform(q.begin(), q.end(), q.begin(), RoundBf16);
     cos = random.Vector(length * 32);
     sin = random.Vector(length * 32);
     entries.resize(length * layout.bytes());

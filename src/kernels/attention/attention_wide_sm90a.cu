@@ -166,7 +166,8 @@ __device__ inline void PrefetchQueries(const Attending& args, const WideWork& wo
   const int first_head = item % work.head_groups * kWideHeads;
   const int64_t first = int64_t{item / work.head_groups} * args.heads + first_head;
   const int heads = min(kWideHeads, args.heads - first_head);
-  PrefetchL2(args.q + first * 512, heads * 512 * static_cast<int>(sizeof(float)));
+  const auto* q = static_cast<const uint16_t*>(args.q);
+  PrefetchL2(q + first * 512, heads * 512 * static_cast<int>(sizeof(*q)));
 }
 
 template <bool kOneChunk>

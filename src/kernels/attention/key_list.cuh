@@ -23,15 +23,15 @@ struct Attending {
   CompressedKeys compressed;
   int ratio;
   int topk;
-  float scale;  // of logits, to base 2
-  const float* q;
+  float scale;    // of logits, to base 2
+  const void* q;  // bf16 in faithful numerics, else float32
   float query_eps;
   const std::byte* entries;
   VectorView sink;
   const int32_t* picks;
   const float* cos;
   const float* sin;
-  float* out;
+  void* out;  // the same
 };
 
 // To base 2, as all logits.
@@ -65,17 +65,41 @@ constexpr float kLowest = -1e30f;  // where maxima start: finite, whatever the s
 
 enum class Dims { kRotary, kOthers };
 
+// Eight neighbours of the queries, from value `at` on.
+template <bool kFaithful>
+__device__ inline void LoadQuery(const Attending& args, int64_t at, float (&v)[8]) {
+  if constexpr (kFaithful) {
+    const uint4 words = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(args.q) + at);
+    *reinterpret_cast<float2*>(v) = UnpackBf16(words.x);
+    *reinterpret_cast<float2*>(v + 2) = UnpackBf16(words.y);
+    *reinterpret_cast<float2*>(v + 4) = UnpackBf16(words.z);
+    *reinterpret_cast<float2*>(v + 6) = UnpackBf16(words.w);
+  } else {
+    const float4* from = reinterpret_cast<const float4*>(static_cast<const float*>(args.q) + at);
+    *reinterpret_cast<float4*>(v) = from[0];
+    *reinterpret_cast<float4*>(v + 4) = from[1];
+  }
+}
+
 // Two neighbours of the output: sums of weighted values times 1 / the sum of weights; rotary dims are turned
-// back by their angle.
+// back by their angle. What stores them rounds them in faithful numerics.
 template <bool kFaithful, Dims kDims>
 __device__ inline float2 OutputOf(float2 v, float factor, float cos, float sin) {
   v = {__fmul_rn(v.x, factor), __fmul_rn(v.y, factor)};
-  if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
   if constexpr (kDims == Dims::kRotary) {
-    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
     if constexpr (kFaithful) v = {RoundBf16(v.x), RoundBf16(v.y)};
+    v = {__fmaf_rn(v.x, cos, __fmul_rn(v.y, sin)), __fmaf_rn(v.y, cos, -__fmul_rn(v.x, sin))};
   }
   return v;
+}
+
+template <bool kFaithful>
+__device__ inline void StorePair(const Attending& args, int64_t at, float2 v) {
+  if constexpr (kFaithful) {
+    *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(args.out) + at) = PackBf16(v.x, v.y);
+  } else {
+    *reinterpret_cast<float2*>(static_cast<float*>(args.out) + at) = v;
+  }
 }
 
 // Dims d and d + 1 of a row and head.
@@ -89,15 +113,19 @@ __device__ inline void StoreOutput(const Attending& args, int row, int head, int
   } else {
     v = OutputOf<kFaithful, Dims::kOthers>(v, factor, 0, 0);
   }
-  *reinterpret_cast<float2*>(args.out + (static_cast<int64_t>(row) * args.heads + head) * dim + d) = v;
+  StorePair<kFaithful>(args, (static_cast<int64_t>(row) * args.heads + head) * dim + d, v);
 }
 
 // One dim that isn't rotary.
 template <bool kFaithful>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float v, float factor) {
   v = __fmul_rn(v, factor);
-  args.out[(static_cast<int64_t>(row) * args.heads + head) * args.layout.dim + d] =
-      kFaithful ? RoundBf16(v) : v;
+  const int64_t at = (static_cast<int64_t>(row) * args.heads + head) * args.layout.dim + d;
+  if constexpr (kFaithful) {
+    static_cast<uint16_t*>(args.out)[at] = Bf16Bits(v);
+  } else {
+    static_cast<float*>(args.out)[at] = v;
+  }
 }
 
 // SequenceOf by a whole warp: looks at 128 sequences in the time of one.

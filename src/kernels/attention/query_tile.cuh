@@ -55,13 +55,11 @@ __device__ inline void LoadQueries(const Attending& args, int row, int first_hea
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int head = first_head + begin + i * warps;
-      const float* from = args.q + (static_cast<int64_t>(row) * args.heads + head) * dim + 8 * lane;
+      const int64_t first = (static_cast<int64_t>(row) * args.heads + head) * dim + 8 * lane;
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         if (head >= args.heads || 8 * (32 * group + lane) >= dim) continue;
-        const float4* chunk = reinterpret_cast<const float4*>(from + 256 * group);
-        *reinterpret_cast<float4*>(x[i][group]) = chunk[0];
-        *reinterpret_cast<float4*>(x[i][group] + 4) = chunk[1];
+        LoadQuery<kParts == 1>(args, first + 256 * group, x[i][group]);
       }
     }
     float halves[kAtOnce][kGroups] = {};

@@ -42,6 +42,13 @@ struct PlainRows {
   __device__ float operator()(int64_t row, int64_t i) const { return x[row * stride + i]; }
 };
 
+// The same of bf16 values.
+struct Bf16Rows {
+  const uint16_t* x;
+  int64_t stride;
+  __device__ float operator()(int64_t row, int64_t i) const { return Bf16(x[row * stride + i]); }
+};
+
 // What a projection does to its input, one of these at most: model spec 2.1, 6.1.
 struct InputNumerics {
   bool quantize = false;

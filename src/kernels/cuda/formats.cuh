@@ -28,6 +28,10 @@ __device__ inline uint32_t PackBf16(float low, float high) {
   return Bf16Bits(low) | static_cast<uint32_t>(Bf16Bits(high)) << 16;
 }
 
+__device__ inline float2 UnpackBf16(uint32_t word) {
+  return {__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000)};
+}
+
 // 2^(byte-127); byte 0 is the subnormal 2^-127, byte 255 NaN.
 __device__ inline float E8M0(uint8_t byte) {
   const uint32_t bits = byte == 0 ? 0x00400000 : static_cast<uint32_t>(byte) << 23;

@@ -11,6 +11,14 @@
 
 namespace foresight {
 
+namespace host_arguments {
+
+inline const KernelTable& Cuda() {
+  return **CudaKernels();
+}
+
+}  // namespace host_arguments
+
 // The copies of one call's arguments in scratch memory.
 class DeviceCopies {
  public:
@@ -29,6 +37,13 @@ class DeviceCopies {
     T* copy = const_cast<T*>(In(host, count));
     outputs_.push_back({host, copy, count * static_cast<int64_t>(sizeof(T))});
     return copy;
+  }
+  // As the table packs heads: of float32 values of the host, which in faithful numerics are bf16 values.
+  ActivationBuffer Heads(float* host, int64_t count) {
+    if (!host_arguments::Cuda().packs_heads || !ctx_.faithful()) return InOut(host, count);
+    std::vector<bf16>& packed = packed_.emplace_back(host, std::vector<bf16>(count)).second;
+    std::transform(host, host + count, packed.begin(), FloatToBf16);
+    return InOut(packed.data(), count);
   }
   VectorView In(VectorView v) {
     v.data = In(v.data, v.size * static_cast<int64_t>(DTypeBytes(v.dtype)));
@@ -62,6 +77,9 @@ class DeviceCopies {
       const Status status = ctx_.device->Download(host, copy, bytes);
       ASSERT_TRUE(status.ok()) << status.message();
     }
+    for (const auto& [host, packed] : packed_) {
+      std::transform(packed.begin(), packed.end(), host, Bf16ToFloat);
+    }
   }
 
  private:
@@ -73,13 +91,10 @@ class DeviceCopies {
   const KernelContext& ctx_;
   ArenaScope scope_;
   std::vector<Output> outputs_;
+  std::vector<std::pair<float*, std::vector<bf16>>> packed_;
 };
 
 namespace host_arguments {
-
-inline const KernelTable& Cuda() {
-  return **CudaKernels();
-}
 
 inline int64_t Rows(std::span<const SequenceRows> sequences) {
   return sequences.empty() ? 0 : sequences.back().first_row + sequences.back().num_rows;
@@ -173,7 +188,7 @@ inline void Attention(const KernelContext& ctx, const AttentionArgs& host) {
   AttentionArgs args = host;
   const int64_t values = int64_t{args.rows} * args.heads * args.layout.dim;
   args.sequences = copies.In(args.sequences, args.compressed == CompressedKeys::kNone ? 0 : args.ratio);
-  args.q = copies.InOut(args.q, values);
+  args.q = copies.Heads(host.q.f32(), values);
   args.entries = copies.In(args.entries, args.rows * args.layout.bytes());
   args.sink = copies.In(args.sink);
   if (args.compressed == CompressedKeys::kPicked) {
@@ -181,7 +196,7 @@ inline void Attention(const KernelContext& ctx, const AttentionArgs& host) {
   }
   args.cos = copies.In(args.cos, int64_t{args.rows} * args.layout.rope_dim / 2);
   args.sin = copies.In(args.sin, int64_t{args.rows} * args.layout.rope_dim / 2);
-  args.out = copies.InOut(args.out, values);
+  args.out = copies.Heads(host.out.f32(), values);
   Cuda().attention(ctx, args);
   copies.Finish();
 }

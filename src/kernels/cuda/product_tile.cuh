@@ -4,6 +4,7 @@
 #include "kernels/cuda/activations.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/weight_formats.cuh"
+#include "kernels/linear/product.h"
 
 namespace foresight::cuda {
 
@@ -26,6 +27,14 @@ __host__ __device__ constexpr int PartsOf() {
   return 1;
 }
 
+__device__ inline void StoreOutput(void* out, int64_t at, OutputType type, float y) {
+  if (type == OutputType::kBf16) {
+    static_cast<uint16_t*>(out)[at] = Bf16Bits(y);
+  } else {
+    static_cast<float*>(out)[at] = type == OutputType::kRounded ? RoundBf16(y) : y;
+  }
+}
+
 // What one thread block multiplies. "Rows" are the weight's, "columns" are rows of x.
 struct ProductTile {
   const uint8_t* weights;
@@ -39,12 +48,13 @@ struct ProductTile {
   const int32_t* ids;  // of the tile's columns; null: first_id, first_id + 1, ...
   int first_id;
   int columns;
-  float* out;  // [id][row]
+  void* out;  // [id][row]
   int64_t out_stride;
-  bool round_output;  // to bf16
+  OutputType output;
   // Unless null, what x would be prepared from, for the skinny kernel to prepare by itself: without ids,
   // column id's at plain_x + id * plain_stride.
-  const float* plain_x;
+  const void* plain_x;
+  bool plain_is_bf16;
   int64_t plain_stride;
   bool quantize;
 
@@ -52,11 +62,10 @@ struct ProductTile {
   __device__ const uint16_t* Column(int column) const {
     return column < columns ? x + Id(column) / id_divisor * x_stride : nullptr;
   }
-  // Where a row's product with a column goes; null outside of the weight and of the columns.
-  __device__ float* Output(int64_t at_row, int column) const {
-    return at_row < row_end && column < columns ? out + Id(column) * out_stride + at_row : nullptr;
+  // A row's product with a column, unless it lies outside of the weight or of the columns.
+  __device__ void Store(int64_t at_row, int column, float y) const {
+    if (at_row < row_end && column < columns) StoreOutput(out, Id(column) * out_stride + at_row, output, y);
   }
-  __device__ float Rounded(float y) const { return round_output ? RoundBf16(y) : y; }
 };
 
 // Sixteen bytes of two rows, eight apart: half an operand A.

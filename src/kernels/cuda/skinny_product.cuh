@@ -62,11 +62,19 @@ class WarpColumns {
  private:
   __device__ int Padded() const { return (cols_ + kBlockK - 1) / kBlockK * kBlockK; }
   __device__ void Prepare(const ProductTile& tile) {
-    constexpr int kBatch = 4;  // as many loads at once
     prepared_ = tile.plain_x;
+    const int64_t first = tile.first_id * tile.plain_stride;
+    if (tile.plain_is_bf16) {
+      Prepare(tile, Bf16Rows{static_cast<const uint16_t*>(tile.plain_x) + first, tile.plain_stride});
+    } else {
+      Prepare(tile, PlainRows{static_cast<const float*>(tile.plain_x) + first, tile.plain_stride});
+    }
+  }
+  template <typename Source>
+  __device__ void Prepare(const ProductTile& tile, const Source& source) {
+    constexpr int kBatch = 4;  // as many loads at once
     const int warp = threadIdx.x / 32;
     const int count = (Padded() / kBlockK - warp + kSkinnyWarps - 1) / kSkinnyWarps * tile.columns;
-    const PlainRows source = {tile.plain_x + tile.first_id * tile.plain_stride, tile.plain_stride};
     const int columns = tile.columns;
     const bool quantize = tile.quantize;
     __syncwarp();  // nobody is at work on what was here
@@ -95,7 +103,7 @@ class WarpColumns {
 
   uint8_t* const staged_;
   const int cols_;
-  const float* prepared_ = nullptr;
+  const void* prepared_ = nullptr;
   int block_bytes_ = 0;  // from a round's block to the next one's
   int low_bytes_ = 0;
 };
@@ -146,7 +154,7 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
   if constexpr (Tasks::kKnownBeforehand) AwaitInputs();
 
   const uint8_t* x[kTiles];
-  float* out[kSums];  // of the threads' rows of a tile that begins at row 0; null: nobody's
+  int64_t out[kSums];  // where the thread's rows of a tile that begins at row 0 go; below zero: nowhere
   int slot = 0;
   int buffer = 0;
   bool other = true;
@@ -161,7 +169,7 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
       for (int s = 0; s < kSums; ++s) {
         const int o = s * kProductThreads + threadIdx.x;
         const int column = o / kRows;
-        out[s] = column < tile.columns ? tile.out + tile.Id(column) * tile.out_stride + o % kRows : nullptr;
+        out[s] = column < tile.columns ? tile.Id(column) * tile.out_stride + o % kRows : -1;
       }
     }
     // Where in their words the scales of the rows g, g + 8, ... lie: the same place in all of the warp's
@@ -240,7 +248,7 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
       __syncthreads();  // one for two buffers: who is here has read the other one
 #pragma unroll
       for (int s = 0; s < kSums; ++s) {
-        if (out[s] == nullptr) continue;
+        if (out[s] < 0) continue;
         const int o = s * kProductThreads + threadIdx.x;
         const float* of = sums_of.of[buffer] + o / kRows * Sums::kColumnStride + o % kRows;
         if constexpr (PartsOf<Tasks>() > 1) {
@@ -266,7 +274,9 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
     for (int s = 0; s < kSums; ++s) {
       const int row = (s * kProductThreads + threadIdx.x) % kRows;
       if constexpr (PartsOf<Tasks>() > 1) sums[s] += totals[s];
-      if (out[s] != nullptr && run.row + row < run.row_end) out[s][run.row] = tile.Rounded(sums[s]);
+      if (out[s] >= 0 && run.row + row < run.row_end) {
+        StoreOutput(tile.out, out[s] + run.row, tile.output, sums[s]);
+      }
     }
     other = run.Next();
   }

@@ -168,9 +168,8 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
     for (int n = 0; n < 4; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        float* to = tile.Output(row + 16 * m + i / 2 * 8, first_column + n * 8 + 2 * t + i % 2);
         if constexpr (PartsOf<Tasks>() > 1) sums[m][n][i] = __fadd_rn(totals[m][n][i], sums[m][n][i]);
-        if (to != nullptr) *to = tile.Rounded(sums[m][n][i]);
+        tile.Store(row + 16 * m + i / 2 * 8, first_column + n * 8 + 2 * t + i % 2, sums[m][n][i]);
       }
     }
   }

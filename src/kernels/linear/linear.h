@@ -23,13 +23,13 @@ enum class LinearNumerics : uint8_t {
 
 struct LinearTarget {
   MatrixView w;          // [N, K] F32, BF16, F8_E4M3 or MXFP4
-  float* out = nullptr;  // [T, N] f32, contiguous
+  ActivationBuffer out;  // [T, N], contiguous; bf16 with tables that pack heads, where outputs are rounded
   LinearNumerics numerics = LinearNumerics::kProjection;
 };
 
 // out = x w^T for several weights that share their input, in one call.
 //
-// Shapes   x [T, K] f32 · each w [N_i, K] · each out [T, N_i] f32, all different
+// Shapes   x [T, K] f32 · each w [N_i, K] · each out [T, N_i], all different
 // Aliasing no out overlaps x or another out.
 // Source   model spec 2.1 "linear", 3.2
 struct LinearArgs {
@@ -41,11 +41,12 @@ struct LinearArgs {
 // Block-diagonal product (wo_a): out[t, j, :] = w_j x[t, j, :] for the groups j (model spec 2.8),
 // kUnquantizedInput.
 //
-// Shapes   x [T, groups, K] f32 · w [groups*N, K] (group j owns rows [j*N, (j+1)*N)) · out [T, groups, N] f32
+// Shapes   x [T, groups, K], packed as KernelTable::packs_heads says · w [groups*N, K] (group j owns rows
+//          [j*N, (j+1)*N)) · out [T, groups, N] f32
 struct GroupedLinearArgs {
   int rows = 0;
   int groups = 0;
-  const float* x = nullptr;
+  ActivationView x;
   MatrixView w;
   float* out = nullptr;
 };

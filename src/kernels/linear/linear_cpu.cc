@@ -79,7 +79,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
         .end = end < target.w.rows ? end : target.w.rows,
         .x = {plan.x.data + first_row * plan.x.stride, plan.x.stride, plan.x.terms},
         .rows = static_cast<int>(rows < kJobRows ? rows : kJobRows),
-        .out = target.out + first_row * target.w.rows + begin,
+        .out = target.out.f32() + first_row * target.w.rows + begin,
         .out_stride = target.w.rows,
         .round_to_bf16 = ctx.faithful() && target.numerics != LinearNumerics::kFloat32,
         .scratch = scratch + thread * scratch_bytes,
@@ -94,7 +94,7 @@ void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
   const int64_t k = args.w.cols;
   const int64_t outputs = args.w.rows / args.groups;
   // Packed as rows of (row, group).
-  const PackedRows x = Pack(ctx, args.x, k, int64_t{args.rows} * args.groups, k,
+  const PackedRows x = Pack(ctx, args.x.f32(), k, int64_t{args.rows} * args.groups, k,
                             FormOf(ctx, args.w.dtype, /*is_projection=*/false));
   const int64_t per_job = JobOutputs(args.w, outputs, args.rows, threads);
   const int64_t blocks = CeilDiv(outputs, per_job);

@@ -22,8 +22,8 @@ struct PlainTasks {
   int count = 0;
   int rows = 0;
   int64_t rows_per_column = 1;
-  PreparedRows x;                  // or, where the kernel prepares them,
-  const float* plain_x = nullptr;  // the rows as they are
+  PreparedRows x;          // or, where the kernel prepares them,
+  ActivationView plain_x;  // the rows as they are
   bool quantize = false;
 
   __device__ int ColumnTiles(int launched) const { return launched; }
@@ -45,8 +45,11 @@ struct PlainTasks {
     tile.columns = rows - tile.first_id < tile_columns ? rows - tile.first_id : tile_columns;
     tile.out = p.out;
     tile.out_stride = p.w.rows;
-    tile.round_output = p.round_output;
-    tile.plain_x = plain_x != nullptr ? plain_x + p.prepared_row * p.w.cols : nullptr;
+    tile.output = p.output;
+    tile.plain_is_bf16 = plain_x.dtype == DType::kBF16;
+    tile.plain_x = plain_x.data == nullptr ? nullptr
+                                           : static_cast<const std::byte*>(plain_x.data) +
+                                                 p.prepared_row * p.w.cols * (tile.plain_is_bf16 ? 2 : 4);
     tile.plain_stride = rows_per_column * p.w.cols;
     tile.quantize = quantize;
     return true;
@@ -75,7 +78,8 @@ constexpr int64_t kMaxStagedBytes = StagedBytes(8192, 1, false);
 
 // Products that share prepared activations.
 template <typename Format, typename Tasks>
-void RunAs(const KernelContext& ctx, Tasks& tasks, const float* x, int64_t x_rows, InputNumerics numerics) {
+void RunAs(const KernelContext& ctx, Tasks& tasks, const ActivationView& x, int64_t x_rows,
+           InputNumerics numerics) {
   ArenaScope scope(*ctx.scratch);
   const int64_t k = tasks.products[0].w.cols;
   int64_t weight_rows = 0;
@@ -87,8 +91,10 @@ void RunAs(const KernelContext& ctx, Tasks& tasks, const float* x, int64_t x_row
   if (staged) {
     tasks.plain_x = x;
     tasks.quantize = numerics.quantize;
+  } else if (x.dtype == DType::kBF16) {
+    tasks.x = Prepare<Format>(ctx, Bf16Rows{x.b16(), k}, x_rows, k, numerics);
   } else {
-    tasks.x = Prepare<Format>(ctx, PlainRows{x, k}, x_rows, k, numerics);
+    tasks.x = Prepare<Format>(ctx, PlainRows{x.f32(), k}, x_rows, k, numerics);
   }
   unsigned row_tiles = 0;
   for (int i = 0; i < tasks.count; ++i) {
@@ -100,7 +106,7 @@ void RunAs(const KernelContext& ctx, Tasks& tasks, const float* x, int64_t x_row
 }
 
 template <int kParts>
-StreamedProducts Streamed(const PlainTasks<kParts>& tasks, const float* x, InputNumerics numerics) {
+StreamedProducts Streamed(const PlainTasks<kParts>& tasks, const ActivationView& x, InputNumerics numerics) {
   StreamedProducts streamed;
   streamed.parts = kParts;
   streamed.count = tasks.count;
@@ -113,7 +119,7 @@ StreamedProducts Streamed(const PlainTasks<kParts>& tasks, const float* x, Input
   return streamed;
 }
 
-void Run(const KernelContext& ctx, LinearTasks& tasks, const float* x, int64_t x_rows,
+void Run(const KernelContext& ctx, LinearTasks& tasks, const ActivationView& x, int64_t x_rows,
          InputNumerics numerics) {
   if (!numerics.split) {
     const StreamedProducts streamed = Streamed(tasks, x, numerics);
@@ -154,8 +160,8 @@ __device__ float WeightValue(const MatrixView& w, int64_t row, int64_t col) {
 }
 
 // One warp per weight row and eight rows of x: float32, lanes stride over K, then one tree.
-__global__ void PlainProductKernel(Product product, const float* x, int rows, int64_t x_stride,
-                                   bool quantize) {
+template <typename Rows>
+__global__ void PlainProductKernel(Product product, Rows x, int rows, bool quantize) {
   AwaitInputs();
   constexpr int kColumns = 8;
   const int64_t row = product.row_begin + int64_t{blockIdx.x} * (blockDim.x / 32) + threadIdx.x / 32;
@@ -173,11 +179,11 @@ __global__ void PlainProductKernel(Product product, const float* x, int rows, in
     }
     for (int c = 0; c < kColumns; ++c) {
       if (first + c >= rows) break;
-      const float* from = x + (first + c) * x_stride + product.prepared_row * k + block;
+      const int64_t from = product.prepared_row * k + block + lane;
       float v[4];
       float amax = 0;
       for (int i = 0; i < 4; ++i) {
-        v[i] = block + i * 32 + lane < k ? from[i * 32 + lane] : 0.0f;
+        v[i] = block + i * 32 + lane < k ? x(first + c, from + i * 32) : 0.0f;
         amax = fmaxf(amax, fabsf(v[i]));
       }
       if (quantize) amax = WarpMax(amax);
@@ -191,18 +197,23 @@ __global__ void PlainProductKernel(Product product, const float* x, int rows, in
   for (int c = 0; c < kColumns; ++c) {
     if (first + c >= rows) break;
     const float y = WarpSum(sums[c]);
-    if (lane == 0) {
-      product.out[(first + c) * product.w.rows + row] = product.round_output ? RoundBf16(y) : y;
-    }
+    if (lane == 0) StoreOutput(product.out, (first + c) * product.w.rows + row, product.output, y);
   }
 }
 
-void RunPlain(const KernelContext& ctx, const Product& product, const float* x, int rows, int64_t x_stride,
-              bool quantize) {
+void RunPlain(const KernelContext& ctx, const Product& product, const ActivationView& x, int rows,
+              int64_t x_stride, bool quantize) {
   constexpr int kWarps = 4;
-  Launch(ctx, PlainProductKernel,
-         dim3(CeilDiv(product.row_end - product.row_begin, kWarps), CeilDiv(rows, 8)), kWarps * 32, 0,
-         product, x, rows, x_stride, quantize);
+  const auto run = [&](const auto& x_rows) {
+    Launch(ctx, PlainProductKernel<std::remove_cvref_t<decltype(x_rows)>>,
+           dim3(CeilDiv(product.row_end - product.row_begin, kWarps), CeilDiv(rows, 8)), kWarps * 32, 0,
+           product, x_rows, rows, quantize);
+  };
+  if (x.dtype == DType::kBF16) {
+    run(Bf16Rows{x.b16(), x_stride});
+  } else {
+    run(PlainRows{x.f32(), x_stride});
+  }
 }
 
 InputNumerics NumericsOf(const KernelContext& ctx, DType dtype, LinearNumerics numerics) {
@@ -212,10 +223,15 @@ InputNumerics NumericsOf(const KernelContext& ctx, DType dtype, LinearNumerics n
 }
 
 Product ProductOf(const KernelContext& ctx, const LinearTarget& target) {
+  const bool rounds = ctx.faithful() && target.numerics != LinearNumerics::kFloat32;
+  const bool is_bf16 = target.out.dtype == DType::kBF16;
+  CHECK(rounds || !is_bf16);
   return {.w = target.w,
           .row_end = target.w.rows,
-          .out = target.out,
-          .round_output = ctx.faithful() && target.numerics != LinearNumerics::kFloat32};
+          .out = target.out.data,
+          .output = is_bf16  ? OutputType::kBf16
+                    : rounds ? OutputType::kRounded
+                             : OutputType::kFloat32};
 }
 
 }  // namespace
@@ -224,6 +240,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
   if (args.rows == 0) return;
   const size_t count = args.targets.size();
   CHECK(count <= kMaxProducts);
+  const ActivationView x = args.x;
   // Targets that are multiplied together.
   struct Group {
     InputNumerics numerics;
@@ -235,7 +252,7 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
     const InputNumerics numerics = NumericsOf(ctx, target.w.dtype, target.numerics);
     const Product product = ProductOf(ctx, target);
     if (NeedsPlainProduct(target.w)) {
-      RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
+      RunPlain(ctx, product, x, args.rows, target.w.cols, numerics.quantize);
       continue;
     }
     Group* group = std::find_if(groups, end, [&](const Group& g) {
@@ -253,33 +270,33 @@ void Linear(const KernelContext& ctx, const LinearArgs& args) {
     const Group& fp8 = groups[fp8_first ? 0 : 1];
     const Group& bf16 = groups[fp8_first ? 1 : 0];
     if (fp8.tasks.products[0].w.dtype == DType::kF8E4M3 && bf16.tasks.products[0].w.dtype == DType::kBF16 &&
-        StreamProducts(ctx, Streamed(fp8.tasks, args.x, fp8.numerics),
-                       Streamed(bf16.tasks, args.x, bf16.numerics))) {
+        StreamProducts(ctx, Streamed(fp8.tasks, x, fp8.numerics), Streamed(bf16.tasks, x, bf16.numerics))) {
       return;
     }
   }
   for (Group* group = groups; group != end; ++group) {
-    Run(ctx, group->tasks, args.x, args.rows, group->numerics);
+    Run(ctx, group->tasks, x, args.rows, group->numerics);
   }
 }
 
 void LinearInOneSum(const KernelContext& ctx, const LinearArgs& args) {
   CHECK(args.targets.size() <= kMaxProducts);
   const InputNumerics numerics = NumericsOf(ctx, DType::kF8E4M3, LinearNumerics::kProjection);
+  const ActivationView x = args.x;
   PlainTasks<1> tasks;
   tasks.rows = args.rows;
   for (const LinearTarget& target : args.targets) {
     CHECK(target.w.dtype == DType::kF8E4M3 && target.numerics == LinearNumerics::kProjection);
     const Product product = ProductOf(ctx, target);
     if (NeedsPlainProduct(target.w)) {
-      RunPlain(ctx, product, args.x, args.rows, target.w.cols, numerics.quantize);
+      RunPlain(ctx, product, x, args.rows, target.w.cols, numerics.quantize);
     } else {
       tasks.products[tasks.count++] = product;
     }
   }
   if (tasks.count == 0) return;
-  if (!numerics.split && WideProducts(ctx, Streamed(tasks, args.x, numerics))) return;
-  RunAs<Fp8Weights>(ctx, tasks, args.x, args.rows, numerics);
+  if (!numerics.split && WideProducts(ctx, Streamed(tasks, x, numerics))) return;
+  RunAs<Fp8Weights>(ctx, tasks, x, args.rows, numerics);
 }
 
 void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
@@ -296,7 +313,7 @@ void GroupedLinear(const KernelContext& ctx, const GroupedLinearArgs& args) {
                                      .row_end = (group + 1) * n,
                                      .prepared_row = group,
                                      .out = args.out,
-                                     .round_output = ctx.faithful()};
+                                     .output = ctx.faithful() ? OutputType::kRounded : OutputType::kFloat32};
   }
   if (!NeedsPlainProduct(args.w)) {
     Run(ctx, tasks, args.x, int64_t{args.rows} * args.groups, numerics);

@@ -24,19 +24,32 @@ class LinearCudaTest : public OnDevice<> {
     LinearNumerics numerics;
   };
 
+  static bool Rounds(Numerics numerics, const Target& target) {
+    return numerics == Numerics::kFaithful && target.numerics != LinearNumerics::kFloat32;
+  }
+  // `packed`: outputs that are rounded come in bf16.
   std::vector<std::vector<float>> RunCuda(Numerics numerics, const std::vector<Target>& targets, int rows,
-                                          const float* x) {
+                                          const float* x, bool packed = false) {
     const int64_t k = targets[0].host.cols;
     std::vector<LinearTarget> args;
     for (const Target& t : targets) {
-      args.push_back(
-          {.w = t.device, .out = device_->Allocate<float>(rows * t.host.rows), .numerics = t.numerics});
+      const int64_t count = rows * t.host.rows;
+      ActivationBuffer out = device_->Allocate<float>(count);
+      if (packed && Rounds(numerics, t)) out = device_->Allocate<bf16>(count);
+      args.push_back({.w = t.device, .out = out, .numerics = t.numerics});
     }
     const float* at = device_->Upload(std::span(x, static_cast<size_t>(rows * k)));
     table_->linear(device_->context(numerics), {.rows = rows, .x = at, .targets = args});
     std::vector<std::vector<float>> out;
-    for (const LinearTarget& t : args) out.push_back(device_->Download(t.out, rows * t.w.rows));
+    for (const LinearTarget& t : args) out.push_back(Values(t.out, rows * t.w.rows));
     return out;
+  }
+  std::vector<float> Values(const ActivationBuffer& x, int64_t count) {
+    if (x.dtype == DType::kF32) return device_->Download(x.f32(), count);
+    const std::vector<bf16> packed = device_->Download(static_cast<const bf16*>(x.data), count);
+    std::vector<float> values(packed.size());
+    std::transform(packed.begin(), packed.end(), values.begin(), Bf16ToFloat);
+    return values;
   }
   std::vector<float> RunRef(Numerics numerics, const Target& target, int rows, const float* x) {
     std::vector<float> out(static_cast<size_t>(rows * target.host.rows), NAN);
@@ -67,19 +80,19 @@ class LinearCudaTest : public OnDevice<> {
     std::vector<float> x = RandomRows(rows, k, numerics == Numerics::kFaithful, rng);
     const auto got = RunCuda(numerics, targets, rows, x.data());
     const int r = static_cast<int>(rng() % rows);
-    const auto alone = RunCuda(numerics, targets, 1, x.data() + r * k);
+    const auto alone = RunCuda(numerics, targets, 1, x.data() + r * k, /*packed=*/true);
     for (size_t i = 0; i < targets.size(); ++i) {
       const Target& t = targets[i];
-      const bool rounds = numerics == Numerics::kFaithful && t.numerics != LinearNumerics::kFloat32;
       const std::vector<float> want = RunRef(numerics, t, rows, x.data());
-      EXPECT_LE(L2Distance(got[i], want) / TypicalL2(t.host, rows, x.data()), rounds ? kBf16 : kFloat32)
+      EXPECT_LE(L2Distance(got[i], want) / TypicalL2(t.host, rows, x.data()),
+                Rounds(numerics, t) ? kBf16 : kFloat32)
           << DTypeName(t.host.dtype) << " " << t.host.rows << "x" << k << " rows " << rows << " numerics "
           << static_cast<int>(numerics) << " kind " << static_cast<int>(t.numerics);
     }
     for (int64_t i = 0; i < rows * k; ++i) {
       if (i / k != r) x[i] = NAN;
     }
-    const auto beside = RunCuda(numerics, targets, rows, x.data());
+    const auto beside = RunCuda(numerics, targets, rows, x.data(), /*packed=*/true);
     for (size_t i = 0; i < targets.size(); ++i) {
       const int64_t n = targets[i].host.rows;
       for (const auto* batch : {&got[i], &beside[i]}) {
@@ -319,14 +332,21 @@ TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
       const MatrixView on_device = device_->Upload(w.view);
       for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
         const std::vector<float> x = RandomRows(rows, groups * k, numerics == Numerics::kFaithful, rng);
-        auto run = [&](int count, const float* from) {
+        auto run = [&](int count, const float* from, bool packed) {
           float* out = device_->Allocate<float>(count * groups * n);
-          const float* at = device_->Upload(std::span(from, static_cast<size_t>(count * groups * k)));
+          const std::span values(from, static_cast<size_t>(count * groups * k));
+          ActivationView at = device_->Upload(values);
+          if (packed) {
+            std::vector<bf16> in_16_bits(values.size());
+            std::transform(values.begin(), values.end(), in_16_bits.begin(), FloatToBf16);
+            at = device_->Upload(in_16_bits);
+          }
           table_->grouped_linear(device_->context(numerics),
                                  {.rows = count, .groups = groups, .x = at, .w = on_device, .out = out});
           return device_->Download(out, count * groups * n);
         };
-        const std::vector<float> got = run(rows, x.data());
+        const bool packed = numerics == Numerics::kFaithful;
+        const std::vector<float> got = run(rows, x.data(), packed);
         std::vector<float> want(got.size());
         RefKernels().grouped_linear(
             host_.context(numerics),
@@ -335,12 +355,14 @@ TEST_F(LinearCudaTest, GroupedEqualsTheReferenceAndIsPure) {
             << DTypeName(dtype);
         for (int r = 0; r < rows; r += 23) {
           for (int count : {1, 7, 20, 40}) {
-            const std::vector<float> fewer =
-                run(std::min(count, rows - r), x.data() + int64_t{r} * groups * k);
-            EXPECT_EQ(
-                std::memcmp(fewer.data(), got.data() + int64_t{r} * groups * n, fewer.size() * sizeof(float)),
-                0)
-                << count << " rows of " << n << "x" << k;
+            for (bool of_fewer : {packed, false}) {
+              const std::vector<float> fewer =
+                  run(std::min(count, rows - r), x.data() + int64_t{r} * groups * k, of_fewer);
+              EXPECT_EQ(std::memcmp(fewer.data(), got.data() + int64_t{r} * groups * n,
+                                    fewer.size() * sizeof(float)),
+                        0)
+                  << count << " rows of " << n << "x" << k << (of_fewer ? " in bf16" : "");
+            }
           }
         }
       }

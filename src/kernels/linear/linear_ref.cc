@@ -58,7 +58,8 @@ void Multiply(const KernelContext& ctx, const MatrixView& w, LinearNumerics nume
 
 void LinearRef(const KernelContext& ctx, const LinearArgs& args) {
   for (const LinearTarget& target : args.targets) {
-    Multiply(ctx, target.w, target.numerics, args.rows, args.x, target.w.cols, target.out, target.w.rows);
+    Multiply(ctx, target.w, target.numerics, args.rows, args.x, target.w.cols, target.out.f32(),
+             target.w.rows);
   }
 }
 
@@ -72,7 +73,7 @@ void GroupedLinearRef(const KernelContext& ctx, const GroupedLinearArgs& args) {
     args.w.DecodeRow(o, row);
     const int64_t group = o / n;
     for (int t = 0; t < args.rows; ++t) {
-      const float y = static_cast<float>(Dot(args.x + (t * args.groups + group) * k, row, k));
+      const float y = static_cast<float>(Dot(args.x.f32() + (t * args.groups + group) * k, row, k));
       args.out[t * args.w.rows + o] = ctx.faithful() ? RoundBf16(y) : y;
     }
   }

@@ -5,6 +5,9 @@
 
 namespace foresight::cuda {
 
+// How a product's float32 sums are stored.
+enum class OutputType : uint8_t { kFloat32, kRounded, kBf16 };  // rounded: to bf16, in float32
+
 // One weight, or the rows of one group of it. Column c of the product is row c * rows_per_column +
 // prepared_row of x.
 struct Product {
@@ -12,8 +15,8 @@ struct Product {
   int64_t row_begin = 0;
   int64_t row_end = 0;
   int64_t prepared_row = 0;
-  float* out = nullptr;  // [rows, w.rows]
-  bool round_output = false;
+  void* out = nullptr;  // [rows, w.rows]
+  OutputType output = OutputType::kFloat32;
 };
 
 constexpr int kMaxProducts = 24;  // of one launch

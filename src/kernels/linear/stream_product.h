@@ -18,7 +18,7 @@ struct StreamedProducts {
   int rows = 0;
   int cols = 0;
   int parts = kLinearParts;  // of a sum, at most; WideProducts alone takes another number
-  const float* x = nullptr;  // [rows, groups, cols]
+  ActivationView x;          // [rows, groups, cols]; bf16 of groups alone
   bool quantize = false;
 };
 

@@ -46,7 +46,7 @@ struct StreamArgs {
 //
 // kPairs: a warp has two columns to prepare, at most, and does it at once. Where others have that code too,
 // they are up to 3 % slower.
-template <typename Format, int kTiles, int kSlots, bool kPairs>
+template <typename Format, typename X, int kTiles, int kSlots, bool kPairs>
 __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_index) {
   constexpr int kRoundBlocks = kRoundBytes / static_cast<int>(Format::Bytes(kBlockK));
   constexpr int kColumns = 8 * kTiles;
@@ -122,8 +122,8 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const auto prepare = [&]<int kBatch>(bool real) {  // as many loads at once
     const int64_t stride = real ? int64_t{of.groups} * of.cols : 0;
     const int block_stride = real ? kBlockK : 0;
-    const float* from = real ? of.x + int64_t{group} * of.cols + warp_k0
-                             : reinterpret_cast<const float*>(of.products[0].w.data);
+    const X* from = real ? static_cast<const X*>(of.x.data) + int64_t{group} * of.cols + warp_k0
+                         : reinterpret_cast<const X*>(of.products[0].w.data);
 #pragma unroll 1
     for (int begin = sharer; begin < count; begin += step * kBatch) {
       LaneValues values[kBatch];
@@ -290,10 +290,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
           for (int i = 0; i < 4; ++i) {
             const int column = n * 8 + 2 * t + i % 2;
             const int row = g + i / 2 * 8;
-            if (column < stored_columns && row < tile.rows) {
-              const float y = total[n][i];
-              tile.out[column * tile.out_stride + row] = tile.round_output ? RoundBf16(y) : y;
-            }
+            if (column < stored_columns) tile.Store(row, column, total[n][i]);
           }
         }
       }
@@ -315,16 +312,15 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       float sum = 0;
 #pragma unroll 8
       for (int p = 0; p < parts; ++p) sum = __fadd_rn(sum, from[p * part_stride]);
-      if (row < to.rows && real)
-        to.out[column * to.out_stride + row] = to.round_output ? RoundBf16(sum) : sum;
+      if (real) to.Store(row, column, sum);
     }
   });
 }
 
-template <typename Format, int kTiles, int kSlots, bool kPairs>
+template <typename Format, typename X, int kTiles, int kSlots, bool kPairs>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1)
     StreamProductKernel(const __grid_constant__ StreamArgs args) {
-  StreamBlock<Format, kTiles, kSlots, kPairs>(args, static_cast<int>(blockIdx.x));
+  StreamBlock<Format, X, kTiles, kSlots, kPairs>(args, static_cast<int>(blockIdx.x));
 }
 
 // Products of both kinds at once: the first thread blocks have FP8 weights, the others BF16.
@@ -333,19 +329,22 @@ __global__ void __launch_bounds__(kThreads, 2)
     StreamPairKernel(const __grid_constant__ StreamArgs fp8, const __grid_constant__ StreamArgs bf16,
                      int fp8_blocks) {
   if (static_cast<int>(blockIdx.x) < fp8_blocks) {
-    StreamBlock<Fp8Weights, 1, kSlots, false>(fp8, static_cast<int>(blockIdx.x));
+    StreamBlock<Fp8Weights, float, 1, kSlots, false>(fp8, static_cast<int>(blockIdx.x));
   } else {
-    StreamBlock<Bf16Weights, 1, kSlots, false>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
+    StreamBlock<Bf16Weights, float, 1, kSlots, false>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
   }
 }
 
 template <typename Format, int kTiles, int kSlots>
 void LaunchStream(const KernelContext& ctx, const StreamArgs& args, int clusters, size_t shared_bytes) {
   const int columns = args.of.cols / args.split / kBlockK * args.of.rows;  // of a thread block
-  auto* kernel = StreamProductKernel<Format, kTiles, kSlots, false>;
+  auto* kernel = StreamProductKernel<Format, float, kTiles, kSlots, false>;
   if constexpr (kTiles == 1 && kSlots == 2) {  // small products
     if (columns > kTileWarps && columns <= 2 * kTileWarps)
-      kernel = StreamProductKernel<Format, kTiles, kSlots, true>;
+      kernel = StreamProductKernel<Format, float, kTiles, kSlots, true>;
+  }
+  if constexpr (kTiles == 1) {
+    if (args.of.x.dtype == DType::kBF16) kernel = StreamProductKernel<Format, bf16, kTiles, kSlots, false>;
   }
   LaunchClusters(ctx, kernel, static_cast<unsigned>(args.split),
                  dim3(static_cast<unsigned>(clusters * args.split)), kThreads, shared_bytes, args);
@@ -439,7 +438,8 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
 }  // namespace
 
 bool StreamProducts(const KernelContext& ctx, StreamedProducts products) {
-  if (DeviceOf(ctx).capability() < 90 || products.rows > 16) return false;
+  const int most_rows = products.x.dtype == DType::kBF16 ? 8 : 16;
+  if (DeviceOf(ctx).capability() < 90 || products.rows > most_rows) return false;
   if (!PlaceTiles(products, 1)) return false;
   // Columns that take long to prepare pay where every thread block has many tiles for them.
   const bool many_tiles = products.tiles * products.groups >= 8 * DeviceOf(ctx).num_sms();

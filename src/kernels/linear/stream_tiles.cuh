@@ -25,7 +25,7 @@ inline bool PlaceTiles(StreamedProducts& of, int multiple) {
   const DType dtype = of.products[0].w.dtype;
   const int blocks = of.cols / kBlockK;
   if ((dtype != DType::kF8E4M3 && dtype != DType::kBF16) || of.cols % (2 * kBlockK) != 0 ||
-      blocks % PartBlocks(blocks, of.parts) != 0 || !IsAligned(of.x, 16)) {
+      blocks % PartBlocks(blocks, of.parts) != 0 || !IsAligned(of.x.data, 16)) {
     return false;
   }
   int tiles = 0;
@@ -66,15 +66,23 @@ __device__ inline void LoadColumn(LaneValues& values, const float* block) {
   values.x[2] = x.z;
   values.x[3] = x.w;
 }
+template <typename Format>
+__device__ inline void LoadColumn(LaneValues& values, const uint16_t* block) {
+  const uint2 x = *reinterpret_cast<const uint2*>(
+      block + Format::Source(SlotOf(4 * (static_cast<int>(threadIdx.x) % 32))));
+  *reinterpret_cast<float2*>(values.x) = UnpackBf16(x.x);
+  *reinterpret_cast<float2*>(values.x + 2) = UnpackBf16(x.y);
+}
 
 // A tile of 16 weight rows, of which the first `rows` are there, none if it is not positive.
 struct StreamTile {
   const uint8_t* weights;
   const uint8_t* scales;
-  float* out;
-  int64_t out_stride;
+  int64_t row;  // the first, of the weight
   int rows;
-  bool round_output;
+  void* out;  // [column][row of the weight]
+  int64_t out_stride;
+  OutputType output;
 
   template <typename Format>
   __device__ static StreamTile Of(const StreamedProducts& of, int index, int k0) {
@@ -86,11 +94,16 @@ struct StreamTile {
     tile.weights = reinterpret_cast<const uint8_t*>(p.w.data) + Format::Bytes(row * of.cols + k0);
     tile.scales = Format::kHasScales ? p.w.scales + min(row, p.row_end - 1) / 128 * (of.cols / 128) + k0 / 128
                                      : nullptr;
-    tile.out = p.out + row;
-    tile.out_stride = p.w.rows;
+    tile.row = row;
     tile.rows = static_cast<int>(min(p.row_end - row, int64_t{kTileRows}));
-    tile.round_output = p.round_output;
+    tile.out = p.out;
+    tile.out_stride = p.w.rows;
+    tile.output = p.output;
     return tile;
+  }
+  // A row's sum with a column, unless the tile lacks the row.
+  __device__ void Store(int tile_row, int column, float y) const {
+    if (tile_row < rows) StoreOutput(out, column * out_stride + row + tile_row, output, y);
   }
 };
 

@@ -30,9 +30,8 @@ struct WideArgs {
 };
 
 // One warp per block of 128 of a column; zeros in columns behind the last one.
-template <typename Format, int kColumns>
-__global__ void ColumnImageKernel(const float* x, int rows, int groups, int cols, bool quantize,
-                                  uint8_t* image) {
+template <typename Format, int kColumns, typename X>
+__global__ void ColumnImageKernel(const X* x, int rows, int groups, int cols, bool quantize, uint8_t* image) {
   AwaitInputs();
   const int column = static_cast<int>(blockIdx.x);
   const int group = static_cast<int>(blockIdx.z);
@@ -114,10 +113,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
       float sum = 0;
 #pragma unroll 8
       for (int p = 0; p < parts; ++p) sum = __fadd_rn(sum, from[p * kColumns * kTileRows]);
-      if (row < to.rows) {
-        to.out[(column_tile * kColumns + column) * to.out_stride + row] =
-            to.round_output ? RoundBf16(sum) : sum;
-      }
+      to.Store(row, column_tile * kColumns + column, sum);
     }
     ClusterArrive();  // to be sent the next ones
   };
@@ -310,10 +306,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
         } else {
           y = totals[i];
         }
-        if (column < columns && row < tile.rows) {
-          tile.out[(column_tile * kColumns + column) * tile.out_stride + row] =
-              tile.round_output ? RoundBf16(y) : y;
-        }
+        if (column < columns) tile.Store(row, column_tile * kColumns + column, y);
       }
     }
     tile = next;
@@ -330,10 +323,18 @@ void Launch(const KernelContext& ctx, WideArgs args) {
   uint8_t* image =
       ctx.scratch->Allocate<uint8_t>(int64_t{of.groups} * column_tiles * blocks * ImageBlockBytes(kColumns));
   constexpr int kWarps = 4;
-  cuda::Launch(ctx, ColumnImageKernel<Format, kColumns>,
-               dim3(static_cast<unsigned>(column_tiles * kColumns), CeilDiv(blocks, kWarps),
-                    static_cast<unsigned>(of.groups)),
-               kWarps * 32, 0, of.x, of.rows, of.groups, of.cols, of.quantize, image);
+  const auto prepare = [&](const auto* x) {
+    using X = std::remove_cvref_t<decltype(*x)>;
+    cuda::Launch(ctx, ColumnImageKernel<Format, kColumns, X>,
+                 dim3(static_cast<unsigned>(column_tiles * kColumns), CeilDiv(blocks, kWarps),
+                      static_cast<unsigned>(of.groups)),
+                 kWarps * 32, 0, x, of.rows, of.groups, of.cols, of.quantize, image);
+  };
+  if (of.x.dtype == DType::kBF16) {
+    prepare(of.x.b16());
+  } else {
+    prepare(of.x.f32());
+  }
   args.image = image;
   args.column_tiles = column_tiles;
   LaunchClusters(ctx, WideProductKernel<Format, kColumns>, static_cast<unsigned>(args.split),

@@ -29,7 +29,7 @@ struct ExpertTasks {
   int pairs_per_row;  // of x
   int rows;           // of one weight
   bool is_down;
-  bool round_output;
+  OutputType output;
   float* out[2];  // [pairs, rows]: of w1 and w3, or of w2
 
   __device__ int ColumnTiles(int) const { return *plan.num_tiles; }
@@ -53,7 +53,7 @@ struct ExpertTasks {
     tile.columns = columns.count;
     tile.out = which == 0 ? out[0] : out[1];
     tile.out_stride = rows;
-    tile.round_output = round_output;
+    tile.output = output;
     tile.plain_x = nullptr;
     return true;
   }
@@ -125,7 +125,7 @@ void RoutedExperts(const KernelContext& ctx, const MoeArgs& args, float* routed)
       .pairs_per_row = args.experts_per_token,
       .rows = args.intermediate,
       .is_down = false,
-      .round_output = faithful,
+      .output = faithful ? OutputType::kRounded : OutputType::kFloat32,
       .out = {gate, up},
   };
   LaunchProduct<Format>(ctx, shape, numerics.split, tasks, args.dim,
