@@ -112,19 +112,22 @@ __device__ inline float2 ColumnFactors(float of_g) {
   return {__shfl_sync(0xffffffff, of_g, from), __shfl_sync(0xffffffff, of_g, from + 4)};
 }
 
-// A sum of one block times what the block's scales are: the column's and the row's factor.
-__device__ inline float ScaleSum(float sum, float of_column, float of_row) {
-  return __fmul_rn(__fmul_rn(sum, of_column), of_row);
+// Products of one block count times the block's scales, the column's and the row's. These are powers of two,
+// so whether a sum gets the exact product in one operation or in two makes no difference.
+__device__ inline float AddScaled(float sum, float products, float of_column, float of_row) {
+  return __fmaf_rn(products, __fmul_rn(of_column, of_row), sum);
 }
 
 // The same of a lane's sums, (g, 2t), (g, 2t+1), (g+8, 2t), (g+8, 2t+1).
 template <typename Format>
-__device__ inline void ScaleSums(float (&acc)[4], const RowScale (&scales)[2], float2 factors) {
-  if constexpr (!Format::kHalf) return;
-  acc[0] = ScaleSum(acc[0], factors.x, scales[0].block);
-  acc[1] = ScaleSum(acc[1], factors.y, scales[0].block);
-  acc[2] = ScaleSum(acc[2], factors.x, scales[1].block);
-  acc[3] = ScaleSum(acc[3], factors.y, scales[1].block);
+__device__ inline void AddScaled(float (&sums)[4], const float (&products)[4], const RowScale (&scales)[2],
+                                 float2 factors) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float of_column = i % 2 == 0 ? factors.x : factors.y;
+    sums[i] = Format::kHalf ? AddScaled(sums[i], products[i], of_column, scales[i / 2].block)
+                            : __fadd_rn(sums[i], products[i]);
+  }
 }
 
 }  // namespace foresight::cuda

@@ -235,13 +235,14 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
           const float2 factors = ColumnFactors<Format>(columns.Factor(x[n], round));
 #pragma unroll
           for (int m = 0; m < kM; ++m) {
-            ScaleSums<Format>(acc[m][n], scales[m], factors);
+            float scaled[4] = {};
+            AddScaled<Format>(scaled, acc[m][n], scales[m], factors);
             float* to = sums_of.of[buffer] + warp * Sums::kWarpStride +
                         (n * 8 + 2 * t) * Sums::kColumnStride + 16 * m + g;
-            to[0] = acc[m][n][0];
-            to[Sums::kColumnStride] = acc[m][n][1];
-            to[8] = acc[m][n][2];
-            to[Sums::kColumnStride + 8] = acc[m][n][3];
+            to[0] = scaled[0];
+            to[Sums::kColumnStride] = scaled[1];
+            to[8] = scaled[2];
+            to[Sums::kColumnStride + 8] = scaled[3];
           }
         }
       }

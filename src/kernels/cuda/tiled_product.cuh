@@ -142,9 +142,7 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
           *reinterpret_cast<const float*>(mine + n * 8 * kStagedColumnBytes - t * 16 + 2 * kBlockK));
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
-        ScaleSums<Format>(acc[m][n], scales[m], factors);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) sums[m][n][i] = __fadd_rn(sums[m][n][i], acc[m][n][i]);
+        AddScaled<Format>(sums[m][n], acc[m][n], scales[m], factors);
       }
     }
     if (PartsOf<Tasks>() > 1 && --part_left == 0) {

@@ -239,9 +239,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
                   Format::kHalf
                       ? *reinterpret_cast<const float2*>(block_factors + (b0 + b) * kColumns + n * 8)
                       : float2{1, 1};
-              ScaleSums<Format>(acc[b][n], row_scales, f);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) sums[n][i] = __fadd_rn(sums[n][i], acc[b][n][i]);
+              AddScaled<Format>(sums[n], acc[b][n], row_scales, f);
             }
             if (--part_left == 0) {
               part_left = args.part_blocks;

@@ -577,8 +577,7 @@ class SlabFinisher {
 #pragma unroll 8
         for (int b = 0; b < n; ++b) {
           const int at = b * SlabShared::kBlockSums;
-          sums[column] =
-              __fadd_rn(sums[column], ScaleSum(from[at + lane], from[at + kGroupRows], row_factors[at]));
+          sums[column] = AddScaled(sums[column], from[at + lane], from[at + kGroupRows], row_factors[at]);
         }
       }
       shared_.empty[buffer_].Arrive();

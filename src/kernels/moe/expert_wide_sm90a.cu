@@ -550,7 +550,7 @@ class WideMultiplier {
       for (int i = 0; i < 4; ++i) {
         float& sum = sums[kFirst / 2 + 4 * n + i];
         const float of_column = i % 2 == 0 ? of_columns.x : of_columns.y;
-        sum = __fadd_rn(sum, ScaleSum(acc[4 * n + i], of_column, row_factors[i / 2]));
+        sum = AddScaled(sum, acc[4 * n + i], of_column, row_factors[i / 2]);
       }
     }
   }

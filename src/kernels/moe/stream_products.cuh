@@ -192,11 +192,7 @@ class UnitMultiplier {
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
-          ScaleSums<F>(acc[m], row_scales[m], f);
-          if (b == 0 || has_second) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) total[m][i] = __fadd_rn(total[m][i], acc[m][i]);
-          }
+          if (b == 0 || has_second) AddScaled<F>(total[m], acc[m], row_scales[m], f);
         }
       }
     }
