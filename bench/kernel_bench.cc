@@ -684,7 +684,10 @@ void KernelBench::RunAll() {
   for (int sequences : {1, 8, 128}) {
     Attention("Pro 128 + 1024 keys", 128, sequences, 1, 1024, 16384, CompressedKeys::kPicked);
   }
-  Attention("Flash, HCA 128 + 8192 keys", 64, 1, 1, 512, 8192, CompressedKeys::kAll);
+  Attention("Flash, HCA 128 + 1024 keys", 64, 1, 1, 512, 1024, CompressedKeys::kAll);
+  for (int sequences : {1, 2, 4}) {
+    Attention("Flash, HCA 128 + 8192 keys", 64, sequences, 1, 512, 8192, CompressedKeys::kAll);
+  }
   for (int keys : {4096, 16384, 65536, 262144}) {
     Indexer(1, 1, keys);
     Indexer(1, 6, keys);

@@ -1,5 +1,5 @@
-// Attention of one row and some heads by a cluster of 8 blocks that share the row's keys: for few rows
-// (sm_90). The arithmetic is BlockAttention's.
+// Attention of one chunk of a row's list and some heads by a cluster of 8 blocks that share the keys: for few
+// rows (sm_90). The arithmetic is BlockAttention's.
 #pragma once
 
 #include "kernels/attention/key_list.cuh"
@@ -14,7 +14,7 @@ namespace foresight::cuda {
 constexpr int kClusterBlocks = 8;  // one for each slice of 64 dims
 constexpr int kClusterThreads = 512;
 
-// A panel of a row's key list is a number of whole blocks of keys, in tiles of 8. In a panel, a thread block
+// A panel of a chunk is a number of whole blocks of keys, in tiles of 8. In a panel, a thread block
 // multiplies the queries with its share of the tiles, a warp with each, in all dims, and the probabilities
 // with all keys, in its slice of dims. In between the thread blocks send one another the slices of their
 // keys, the largest logit of each tile, then probabilities.
@@ -42,7 +42,7 @@ struct ClusterSpace {
   Weights weights[kPanelTiles];
   float tops[kPanelTiles][kHeads];
   float own_maxima[kTiles][kHeads];       // up to the block of each own tile
-  float maxima[2][kHeads];                // of the chunk so far, before panels in turn
+  float maxima[2][kHeads];                // so far, before panels in turn
   float factors[kBlocks][kHeads];         // from each block's maximum to the next one's
   float sums[Keys::kBlock / 32][kHeads];  // of all weights, of each half of blocks of 64 keys
   float sinks[kHeads];
@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   const int quad = lane % kQuads;
   const int rank = ClusterRank();
   const int row = blockIdx.y;
+  const int chunk = blockIdx.z;
   const int first_head = blockIdx.x / kClusterBlocks * kHeads;
   const bool multiplies = warp < kTiles;
   const bool picked = args.compressed == CompressedKeys::kPicked;
@@ -120,14 +121,14 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     const int head = first_head + lane;
     const float sink = head < args.heads ? SinkLogit(args, head) : 0;
     space.sinks[lane] = sink;
-    space.maxima[0][lane] = fmaxf(sink, kLowest);
+    space.maxima[0][lane] = chunk == 0 ? fmaxf(sink, kLowest) : kLowest;
   }
   ClusterArrive();  // awaited before the first transfer to another block
   Prepare(args, row);
   AwaitInputs();
 
   // A pick is sent for before it is known where it belongs: as if the row saw a whole window and `topk`
-  // entries.
+  // entries, in one chunk.
   const int raw_guess = (args.window + kBlock - 1) / kBlock;
   const int blocks_guess = min(raw_guess + (args.topk + kBlock - 1) / kBlock, Space::kBlocks);
   const int share_guess = (blocks_guess * kBlockTiles + kClusterBlocks - 1) / kClusterBlocks;
@@ -145,22 +146,26 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 
   const bool adds = warp < kValueWarps;
   const bool coded = rank < Keys::kCodedSlices;
-  float o[4] = {};    // of the chunk
-  float all[4] = {};  // of the chunks before
-  float all_max[2] = {};
+  float o[4] = {};
   // Of sums of weights, in the sum warp: a lane has a head's, of one half of each block.
   const bool sums = warp == kSumWarp && lane < kHeads * (kBlock / 32);
   const int sum_half = lane / kHeads;
   const int sum_head = lane % kHeads;
-  float now_sum = 0, all_sum = 0;
+  float sum = 0;
 
-  int block = 0;
-  int chunk = 0;
+  int block = list.ChunkBegin(chunk);
+  const int end_block = list.ChunkBegin(chunk + 1);
+  if (block == end_block) {  // the list has fewer chunks
+    ClusterWait();
+    return;
+  }
+  const bool is_whole = list.chunks() == 1;
+  bool first = true;  // panel
   uint32_t parity = 0;
-  int blocks = min(list.ChunkBegin(1), Space::kBlocks);
+  int blocks = min(end_block - block, Space::kBlocks);
   // Own tiles are there, in the first panel also queries. Who has made them waits too, which costs nothing.
   const auto await_tiles = [&] {
-    if (block == 0) {
+    if (first) {
       __syncthreads();
     } else if (multiplies || warp == kSendWarp) {
       GroupBarrier<2>(kTileThreads + 32);
@@ -168,15 +173,11 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   };
 #pragma unroll 1
   while (true) {
-    const int next = block + blocks;
-    const int next_chunk = chunk + (next == list.ChunkBegin(chunk + 1));
-    const bool more = next_chunk < list.chunks();
+    const bool more = block + blocks < end_block;
     const int tiles = blocks * kBlockTiles;
     const int share = (tiles + kClusterBlocks - 1) / kClusterBlocks;
     const int own_begin = min(share * rank, tiles);
     const int own_tiles = min(share, tiles - own_begin);
-    // Maxima start anew in each chunk, but for the sink in the first one.
-    const bool fresh = chunk > 0 && block == list.ChunkBegin(chunk);
     if (threadIdx.x == 0) {
       space.values_here.Expect((tiles - own_tiles) * (coded ? sizeof(space.values[0]) : 8 * kTileRowBytes));
       space.tops_here.Expect(tiles * sizeof(space.tops[0]));
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
           }
           entry = list.Entry(key, compressed);
         };
-        if (block == 0) {
+        if (first) {
           find(list);
         } else {  // which spares registers
           find(KeyList<kBlock>(args, WarpSequenceOf(args, row), row));
@@ -276,7 +277,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(s[i], upper[i]);
       }
 
-      if (block == 0) ClusterWait();
+      if (first) ClusterWait();
 
       // The quads' maxima, four heads a lane, to all blocks of the cluster.
       const auto of_heads = [&](const float(&x)[2]) {
@@ -313,8 +314,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 
         // The maximum up to the tile's block.
         const int end = (tile / kBlockTiles + 1) * kBlockTiles;
-        float4 most = fresh ? float4{kLowest, kLowest, kLowest, kLowest}
-                            : *reinterpret_cast<const float4*>(&space.maxima[parity][4 * quad]);
+        float4 most = *reinterpret_cast<const float4*>(&space.maxima[parity][4 * quad]);
 #pragma unroll
         for (int i = 0; i < Space::kPanelTiles; i += kTilesAtOnce) {
           const int of = i + lane / kQuads;
@@ -363,7 +363,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     } else {
       await_tiles();
       // Behind await_tiles() in all warps: racecheck takes it for a barrier.
-      if (block == 0) ClusterWait();
+      if (first) ClusterWait();
       if (warp == kSendWarp) {  // the tiles' slices go to their blocks
         const int bytes = own_tiles * static_cast<int>(sizeof(space.values[0]));
         const int last_bytes = own_tiles * 8 * kTileRowBytes;
@@ -389,8 +389,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
         space.tops_here.Wait(parity);
         const int b = lane % 16;
         const int heads = 8 * factor_warp + 4 * (lane / 16);
-        const float4 start = fresh ? float4{kLowest, kLowest, kLowest, kLowest}
-                                   : *reinterpret_cast<const float4*>(&space.maxima[parity][heads]);
+        const float4 start = *reinterpret_cast<const float4*>(&space.maxima[parity][heads]);
         float4 now = start;
         if (b < blocks) {
 #pragma unroll
@@ -528,54 +527,59 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
           const auto* from = &space.weights[b * kBlockTiles + 4 * sum_half];
           const float own = __fadd_rn(__fadd_rn(from[0].sums[sum_head], from[1].sums[sum_head]),
                                       __fadd_rn(from[2].sums[sum_head], from[3].sums[sum_head]));
-          now_sum = __fmaf_rn(now_sum, space.factors[b][sum_head], own);
+          sum = __fmaf_rn(sum, space.factors[b][sum_head], own);
         }
       }
     }
 
     if (!adds && !more) ClusterArriveRelaxed();
-    if ((adds || warp == kSumWarp) && next_chunk != chunk) {  // the chunk joins those before it
-      const bool only = chunk == 0;
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        const float now = space.maxima[parity ^ 1][sums ? sum_head : g + 8 * half];
-        const float most = only ? now : fmaxf(all_max[half], now);
-        const float factor = only ? 0 : Exp2(all_max[half] - most);
-        const float now_factor = Exp2(now - most);
-        all_max[half] = most;
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          all[i] = __fmaf_rn(all[i], factor, __fmul_rn(o[i], now_factor));
-          o[i] = 0;
-        }
-        if (half == 0) {
-          all_sum = __fmaf_rn(all_sum, factor, __fmul_rn(now_sum, now_factor));
-          now_sum = 0;
-        }
-      }
-    }
     if (!more) break;
     ClusterArrive();  // the panel is done, in all blocks
     ClusterWait();
-    block = next;
-    chunk = next_chunk;
-    blocks = min(list.ChunkBegin(chunk + 1) - block, Space::kBlocks);
+    first = false;
+    block += blocks;
+    blocks = min(end_block - block, Space::kBlocks);
     parity ^= 1;
   }
 
-  if (sums) space.sums[sum_half][sum_head] = all_sum;
+  const int d = kSliceDims * rank;
+  if (!is_whole) {  // MergeChunks follows
+    if (sums && first_head + sum_head < args.heads) {
+      const int64_t at = args.chunk_sums.At(args, row, first_head + sum_head, chunk);
+      float* const weights = reinterpret_cast<float*>(args.chunk_sums.weights + at);
+      weights[sum_half] = sum;
+      if constexpr (kBlock != 64) weights[1] = 0;
+      if (sum_half == 0) args.chunk_sums.maxima[at] = space.maxima[parity ^ 1][sum_head];
+    }
+    if (adds) {
+#pragma unroll
+      for (int half = 0; half < kHalves; ++half) {
+        const int r = g + 8 * half;
+        if (first_head + r >= args.heads) continue;
+        float* const to =
+            args.chunk_sums.values + args.chunk_sums.At(args, row, first_head + r, chunk) * kChunkDim + d;
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          to[coded ? Keys::DimOf(warp, 2 * t + i) : 8 * warp + 2 * t + i] = o[2 * half + i];
+        }
+      }
+    }
+    ClusterWait();
+    return;
+  }
+
+  if (sums) space.sums[sum_half][sum_head] = sum;
   if (adds || warp == kSumWarp) GroupBarrier<1>(32 * kValueWarps + 32);
   if (adds) {
 #pragma unroll
     for (int half = 0; half < kHalves; ++half) {
       const int r = g + 8 * half;
       if (first_head + r >= args.heads) continue;
-      float sum = space.sums[0][r];
-      if constexpr (kBlock == 64) sum += space.sums[1][r];
-      sum += Exp2(space.sinks[r] - all_max[half]);
-      const float factor = 1 / sum;
-      const float2 v = {all[2 * half], all[2 * half + 1]};
-      const int d = kSliceDims * rank;
+      float all = space.sums[0][r];
+      if constexpr (kBlock == 64) all += space.sums[1][r];
+      all += Exp2(space.sinks[r] - space.maxima[parity ^ 1][r]);
+      const float factor = 1 / all;
+      const float2 v = {o[2 * half], o[2 * half + 1]};
       if (coded && Keys::kScattered) {
         StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t), v.x, factor);
         StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t + 1), v.y, factor);

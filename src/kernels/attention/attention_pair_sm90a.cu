@@ -27,18 +27,13 @@ constexpr int kPairThreads = 512;
 constexpr int kMultiplying = 256;  // threads
 constexpr int kGathering = 256;
 constexpr int kLeastBlocks = 2;  // of keys, in a chunk: each warpgroup takes one, be all its keys absent
-constexpr int kChunkFloats = kPairHeads * 512;  // a chunk's output
 
-// What clusters do: items, each of them a row and 64 of its heads. Where these are few, each chunk of a row's
-// list is an item of its own, and MergeChunks follows.
+// What clusters do: items, each of them a row and 64 of its heads. Where lists have several chunks, each
+// chunk is an item of its own, all rows' first ones first.
 struct PairWork {
   int items;
   int lists;  // rows times head_groups
   int head_groups;
-  // Chunks as items, all rows' first ones first: what they leave to be merged; null otherwise.
-  float* chunk_outputs = nullptr;  // [items, kChunkFloats]
-  float* chunk_maxima = nullptr;   // [items, kPairHeads]
-  float* chunk_sums = nullptr;     // [items, 2, kPairHeads]
 };
 
 // What the peer sends for a block of keys it sends where that leads in here, and nothing is overwritten that
@@ -631,8 +626,12 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
           space.shares_here.Arrive();
         }
       } else if (t < 2) {
-        work.chunk_sums[(int64_t{2} * item + t) * kPairHeads + own_row] = now_sum;
-        if (t == 0) work.chunk_maxima[int64_t{item} * kPairHeads + own_row] = now_max;
+        const int head = first_head + own_row;
+        const int64_t at = args.chunk_sums.At(args, row, head, chunk);
+        if (head < args.heads) {
+          reinterpret_cast<float*>(args.chunk_sums.weights + at)[t] = now_sum;
+          if (t == 0) args.chunk_sums.maxima[at] = now_max;
+        }
       }
     }
 #pragma unroll 1
@@ -645,9 +644,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     odd_taken += blocks / 2;
 
     if (!is_whole) {
-      float* to = work.chunk_outputs + int64_t{item} * kChunkFloats + rank * (kChunkFloats / 2) + threadIdx.x;
-#pragma unroll
-      for (int i = 0; i < 64; ++i) to[kMultiplying * i] = o[i];
+      StoreChunkValues(args, row, first_head + h, chunk, 256 * rank + 128 * warpgroup, o);
       continue;
     }
     space.shares_here.Wait(share_parity);
@@ -665,78 +662,17 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
   ClusterWait();
 }
 
-// Merges the chunks of lists that have several. A block has a sixteenth of a list's output, in the places
-// where PairAttention's threads have it.
-__global__ void __launch_bounds__(256) MergeChunks(Attending args, PairWork work) {
-  AwaitInputs();
-  const int item = blockIdx.y;  // of the first chunk
-  const int row = item / work.head_groups;
-  const KeyList<64> list(args, WarpSequenceOf(args, row), row);
-  const int chunks = list.chunks();
-  if (chunks == 1) return;
-  const int t = threadIdx.x % 4;
-  const int h = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
-  float o[8] = {};
-  float max[2] = {kLowest, kLowest};
-  float sums[2][2] = {};  // of each half of the keys and of each row
-#pragma unroll 4
-  for (int c = 0; c < chunks; ++c) {
-    const int64_t at = int64_t{c} * work.lists + item;
-    const float* from = work.chunk_outputs + at * kChunkFloats + blockIdx.x * 8 * 256 + threadIdx.x;
-    float x[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = from[256 * i];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const float now_max = work.chunk_maxima[at * kPairHeads + h + 8 * half];
-      const float most = c == 0 ? now_max : fmaxf(max[half], now_max);
-      const float factor = c == 0 ? 0 : Exp2(max[half] - most);
-      const float now_factor = Exp2(now_max - most);
-      max[half] = most;
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const float sum = work.chunk_sums[(2 * at + part) * kPairHeads + h + 8 * half];
-        sums[part][half] = __fmaf_rn(sums[part][half], factor, __fmul_rn(sum, now_factor));
-      }
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        if (i / 2 % 2 == half) o[i] = __fmaf_rn(o[i], factor, __fmul_rn(x[i], now_factor));
-      }
-    }
-  }
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int head = item % work.head_groups * kPairHeads + h + 8 * half;
-    if (head >= args.heads) continue;
-    const float factor = 1 / (sums[0][half] + sums[1][half] + Exp2(SinkLogit(args, head) - max[half]));
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int first_dim = 256 * (blockIdx.x / 8) + 128 * (threadIdx.x / 128) + 16 * (blockIdx.x % 8);
-      StoreOutput<true>(args, row, head, first_dim + 8 * n + 2 * t,
-                        {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]}, factor);
-    }
-  }
-}
-
 }  // namespace
 
 void LaunchPairAttention(const KernelContext& ctx, const Attending& attending) {
   const int clusters = DeviceOf(ctx).num_sms() / 2;
   const int head_groups = static_cast<int>(CeilDiv(attending.heads, kPairHeads));
   PairWork work = {.items = 0, .lists = attending.rows * head_groups, .head_groups = head_groups};
-  const int chunks = MaxChunks(attending);
-  const bool divided = chunks > 1;
+  const int chunks = attending.chunk_sums.chunks;
   work.items = work.lists * chunks;
   const int blocks = 2 * std::min(work.items, clusters);
-  ArenaScope scope(*ctx.scratch);
-  if (divided) {
-    work.chunk_outputs = ctx.scratch->Allocate<float>(int64_t{work.items} * kChunkFloats);
-    work.chunk_maxima = ctx.scratch->Allocate<float>(int64_t{work.items} * kPairHeads);
-    work.chunk_sums = ctx.scratch->Allocate<float>(int64_t{work.items} * 2 * kPairHeads);
-  }
-  LaunchClusters(ctx, divided ? PairAttention<true> : PairAttention<false>, 2, dim3(blocks), kPairThreads,
+  LaunchClusters(ctx, chunks > 1 ? PairAttention<true> : PairAttention<false>, 2, dim3(blocks), kPairThreads,
                  sizeof(PairSpace), attending, work);
-  if (divided) Launch(ctx, MergeChunks, dim3(16, work.lists), 256, 0, attending, work);
 }
 
 }  // namespace foresight::cuda

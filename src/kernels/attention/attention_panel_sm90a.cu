@@ -1,7 +1,7 @@
-// Attention of one row and up to 64 heads by a cluster of blocks, for few rows (sm_90a): entries of 512
-// values, packed. The arithmetic is BlockAttention's.
+// Attention of one chunk of a row's list and up to 64 heads by a cluster of blocks, for few rows (sm_90a):
+// entries of 512 values, packed. The arithmetic is BlockAttention's.
 //
-// A panel of a row's key list is a number of whole blocks of keys. In a panel, a thread block multiplies the
+// A panel of a chunk is a number of whole blocks of keys. In a panel, a thread block multiplies the
 // queries with its share of the keys, in all dims, and the probabilities with all keys, in its slices of
 // dims. In between the thread blocks send one another the largest logits of their pieces of key blocks, then
 // probabilities. Two warpgroups multiply, two gather and decode.
@@ -47,13 +47,11 @@ struct PanelSpace {
   float4 tops[2][kCluster][2][kHeads / 2];  // of panels in turn, pieces' largest logits: TopsOf
   float sums[kTiles / 2][kHeads];           // of 16 keys
   float factors[kBlocks][kHeads];
-  float chunk_factors[2][kHeads];  // of the chunks before, and of this one
   float sinks[kHeads];
   float maxima[2][kBlocks + 1][kHeads];  // where the panel starts and up to each block, of each warpgroup
   float all_max[kHeads];
   float all_sum[2][kHeads];
   float turns[2][32];  // cosines and sines
-  ListBlocks list;
   const std::byte* entries[kKeys];
   uint32_t present[kKeys / 32];
   TransferBarrier queries_here;
@@ -78,12 +76,12 @@ struct alignas(16) PanelExchange {
   float sums[Space::kTiles / 2][kHeads];
 };
 
-// A panel of a list, and how it is shared.
+// A panel of a chunk, and how it is shared.
 struct Panel {
-  int chunk;
   int first_block;
   int blocks;
-  int share;  // tiles of a thread block, an even number
+  int end_block;  // of the chunk
+  int share;      // tiles of a thread block, an even number
 
   __device__ int tiles() const { return 8 * blocks; }
   __device__ int Begin(int rank) const { return min(share * rank, tiles()); }
@@ -97,18 +95,23 @@ struct Panel {
 };
 
 template <int kCluster>
-__device__ inline Panel PanelAt(const ListBlocks& list, int block, int chunk) {
-  const int blocks = min(list.ChunkBegin(chunk + 1) - block, PanelSpace<kCluster, 64>::kBlocks);
-  return {chunk, block, blocks, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
+__device__ inline Panel PanelAt(int block, int end_block) {
+  const int blocks = min(end_block - block, PanelSpace<kCluster, 64>::kBlocks);
+  return {block, blocks, end_block, 2 * ((4 * blocks + kCluster - 1) / kCluster)};
+}
+
+// A chunk's first panel; one without blocks if the list has fewer chunks.
+template <int kCluster>
+__device__ inline Panel FirstPanel(const ListBlocks& list, int chunk) {
+  return PanelAt<kCluster>(list.ChunkBegin(chunk), list.ChunkBegin(chunk + 1));
 }
 
 // To the panel behind `panel`. False: there is none.
 template <int kCluster>
-__device__ inline bool Advance(const ListBlocks& list, Panel& panel) {
+__device__ inline bool Advance(Panel& panel) {
   const int block = panel.first_block + panel.blocks;
-  const int chunk = panel.chunk + (block == list.ChunkBegin(panel.chunk + 1));
-  if (block == list.blocks()) return false;
-  panel = PanelAt<kCluster>(list, block, chunk);
+  if (block == panel.end_block) return false;
+  panel = PanelAt<kCluster>(block, panel.end_block);
   return true;
 }
 
@@ -361,6 +364,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   constexpr int kGatherRegisters = kCluster == 4 ? 136 : 144;  // that neither side spills
   const int rank = ClusterRank();
   const int row = blockIdx.y;
+  const int chunk = blockIdx.z;
   const int first_head = blockIdx.x / kCluster * kHeads;
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup >= 2) {
@@ -369,8 +373,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     gatherer.FetchPicks(args, row);
     const SequenceRows sequence = SequenceAtOnce(args, row);
     const KeyList<64> list(args, sequence, row);
-    if (threadIdx.x == 256) space.list = list;
-    Panel panel = PanelAt<kCluster>(list, 0, 0);
+    Panel panel = FirstPanel<kCluster>(list, chunk);
+    if (panel.blocks == 0) {
+      ClusterWait();
+      return;
+    }
     const int thread = threadIdx.x % 256;
     // Threads of the third warpgroup add up a head's weights, of one half of each block of keys.
     const int half = thread / kHeads;
@@ -391,22 +398,17 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
       gatherer.StoreValues(panel);
       FenceForProducts();
       GroupBarrier<5>(kAll);  // values and weights are there
-      const Panel now = panel;
-      const bool more = Advance<kCluster>(space.list, panel);
+      const int blocks = panel.blocks;
+      const bool more = Advance<kCluster>(panel);
       if (more) gatherer.FetchKeys(KeyList<64>(args, WarpSequenceOf(args, row), row), panel);
       if (half < 2) {
 #pragma unroll 2
-        for (int b = 0; b < now.blocks; ++b) {
+        for (int b = 0; b < blocks; ++b) {
           const float own =
               __fadd_rn(space.sums[4 * b + 2 * half][head], space.sums[4 * b + 2 * half + 1][head]);
           now_sum = __fmaf_rn(now_sum, space.factors[b][head], own);
         }
-        if (!more || panel.chunk != now.chunk) {
-          space.all_sum[half][head] =
-              __fmaf_rn(now.chunk == 0 ? 0 : space.all_sum[half][head], space.chunk_factors[0][head],
-                        __fmul_rn(now_sum, space.chunk_factors[1][head]));
-          now_sum = 0;
-        }
+        if (!more) space.all_sum[half][head] = now_sum;
       }
       if (!more) ClusterArriveRelaxed();
       GroupBarrier<6>(kAll);  // the panel is done
@@ -417,16 +419,24 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   }
 
   GiveUpRegisters<256 - kGatherRegisters>();
-  PanelExchange<kCluster, kHeads>& exchange = exchanges[(row * gridDim.x + blockIdx.x) / kCluster];
+  PanelExchange<kCluster, kHeads>& exchange =
+      exchanges[((chunk * gridDim.y + row) * gridDim.x + blockIdx.x) / kCluster];
   ShareQueries<kCluster, kHeads>(args, row, first_head, rank, exchange, space);
   const int warp = threadIdx.x / 32;
   const int lane = threadIdx.x % 32;
   const int t = lane % 4;
   const int h = 16 * (warp % 4) + lane / 4;
   Panel panel;
+  bool is_whole;
   {
     const SequenceRows sequence = SequenceAtOnce(args, row);
-    panel = PanelAt<kCluster>(KeyList<64>(args, sequence, row), 0, 0);
+    const KeyList<64> list(args, sequence, row);
+    panel = FirstPanel<kCluster>(list, chunk);
+    is_whole = list.chunks() == 1;
+  }
+  if (panel.blocks == 0) {
+    space.queries_here.Wait(0);  // which are on their way
+    return;
   }
   constexpr int kColumns = 256 / kCluster;  // of a warpgroup's output
   const uint64_t q_at = OperandAt(space.q());
@@ -440,11 +450,10 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     const int r = 16 * (warp % 4) + lane;
     const float sink = first_head + r < args.heads ? SinkLogit(args, first_head + r) : 0;
     if (warpgroup == 0) space.sinks[r] = sink;
-    space.maxima[warpgroup][0][r] = fmaxf(sink, kLowest);
+    space.maxima[warpgroup][0][r] = chunk == 0 ? fmaxf(sink, kLowest) : kLowest;
   }
-  constexpr bool kOneChunk = kCluster == 4;      // which spares the registers
-  float o[kColumns / 2] = {};                    // of the chunk
-  float all[kOneChunk ? 1 : kColumns / 2] = {};  // of the chunks before
+  float o[kColumns / 2] = {};
+  bool first = true;  // panel
   uint32_t parity = 0;
 #pragma unroll 1
   while (true) {
@@ -454,10 +463,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
       space.tops_here.Expect(sizeof(space.tops[0]));
       space.weights_here.Expect(panel.tiles() * (Space::kProbabilityTile + kHeads * 2));
     }
-    if (!Space::kKeepsQueries && panel.first_block > 0) {
+    if (!Space::kKeepsQueries && !first) {
       StoreQueries<kHeads>(args, row, first_head, space.q());
     }
-    if (panel.first_block == 0) space.queries_here.Wait(0);
+    if (first) space.queries_here.Wait(0);
+    first = false;
     GroupBarrier<3>(kAll);  // the keys are there
 
     float s[4 * kMultiplyTiles];
@@ -632,19 +642,12 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
       for (int b = 2 * warpgroup + lane / 16; b < panel.blocks; b += 4) {
         space.factors[b][r] = Exp2(maxima[b][r] - maxima[b + 1][r]);
       }
-      float now_max = maxima[panel.blocks][r];
+      const float now_max = maxima[panel.blocks][r];
       __syncwarp();
-      if (panel.first_block + panel.blocks == space.list.ChunkBegin(panel.chunk + 1)) {
-        if (threadIdx.x < 128 && lane < 16) {
-          const float before = panel.chunk == 0 ? now_max : space.all_max[r];
-          const float most = fmaxf(before, now_max);
-          space.chunk_factors[0][r] = panel.chunk == 0 ? 0 : Exp2(before - most);
-          space.chunk_factors[1][r] = Exp2(now_max - most);
-          space.all_max[r] = most;
-        }
-        now_max = kLowest;
+      if (lane < 16) {
+        maxima[0][r] = now_max;
+        if (threadIdx.x < 128) space.all_max[r] = now_max;
       }
-      if (lane < 16) maxima[0][r] = now_max;
     }
     space.weights_here.Wait(parity);
     parity ^= 1;
@@ -665,41 +668,43 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
       EndProducts();
     }
     AwaitProducts<0>(o);
-    const int now_chunk = panel.chunk;
-    const bool more = Advance<kCluster>(space.list, panel);
+    const bool more = Advance<kCluster>(panel);
     if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
-    if (!kOneChunk && (!more || panel.chunk != now_chunk)) {
-      const float factors[2] = {space.chunk_factors[0][h_or_other], space.chunk_factors[0][h_or_other + 8]};
-      const float now_factors[2] = {space.chunk_factors[1][h_or_other],
-                                    space.chunk_factors[1][h_or_other + 8]};
-#pragma unroll
-      for (int i = 0; i < kColumns / 2; ++i) {
-        float& x = all[kOneChunk ? 0 : i];
-        x = __fmaf_rn(x, factors[i / 2 % 2], __fmul_rn(o[i], now_factors[i / 2 % 2]));
-        o[i] = 0;
-      }
-    }
-    GroupBarrier<6>(kAll);  // the panel is done
+    GroupBarrier<6>(kAll);              // the panel is done
     if (!more) break;
   }
 
-  const float* const outputs = kOneChunk ? o : all;
+  const int first_dim = 512 / kCluster * rank + kColumns * warpgroup;
+  if (!is_whole) {
+    if (has_heads) {
+      StoreChunkValues(args, row, first_head + h, chunk, first_dim, o);
+      if (rank == 0 && warpgroup == 0 && lane < 16) {
+        const int r = 16 * (warp % 4) + lane;
+        if (first_head + r < args.heads) {
+          const int64_t at = args.chunk_sums.At(args, row, first_head + r, chunk);
+          args.chunk_sums.maxima[at] = space.all_max[r];
+          args.chunk_sums.weights[at] = {space.all_sum[0][r], space.all_sum[1][r]};
+        }
+      }
+    }
+    ClusterWait();
+    return;
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int r = h + 8 * half;
     if (!has_heads) continue;
     const float of_sink = Exp2(space.sinks[r] - space.all_max[r]);
     const float share = 1 / (space.all_sum[0][r] + space.all_sum[1][r] + of_sink);
-    const int first = 512 / kCluster * rank + kColumns * warpgroup;
-    const int64_t at = (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first;
+    const int64_t at = (static_cast<int64_t>(row) * args.heads + first_head + r) * 512 + first_dim;
 #pragma unroll
     for (int of_four = 0; of_four < kColumns / 8; of_four += 4) {
       uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int n = of_four + i;
-        float2 v = {outputs[4 * n + 2 * half], outputs[4 * n + 2 * half + 1]};
-        const int turn = (first + 8 * n - 448) / 2 + t;
+        float2 v = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
+        const int turn = (first_dim + 8 * n - 448) / 2 + t;
         if (turn >= 0) {
           v = OutputOf<true, Dims::kRotary>(v, share, space.turns[0][turn], space.turns[1][turn]);
         } else {
@@ -716,11 +721,13 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
 template <int kCluster, int kHeads>
 void LaunchPanels(const KernelContext& ctx, const Attending& attending) {
   const unsigned clusters = CeilDiv(attending.heads, kHeads);
+  const unsigned chunks = attending.chunk_sums.chunks;
   ArenaScope scope(*ctx.scratch);
   auto* exchanges =
-      ctx.scratch->Allocate<PanelExchange<kCluster, kHeads>>(int64_t{clusters} * attending.rows);
-  LaunchClusters(ctx, PanelAttention<kCluster, kHeads>, kCluster, dim3(clusters * kCluster, attending.rows),
-                 kPanelThreads, sizeof(PanelSpace<kCluster, kHeads>), attending, exchanges);
+      ctx.scratch->Allocate<PanelExchange<kCluster, kHeads>>(int64_t{clusters} * attending.rows * chunks);
+  LaunchClusters(ctx, PanelAttention<kCluster, kHeads>, kCluster,
+                 dim3(clusters * kCluster, attending.rows, chunks), kPanelThreads,
+                 sizeof(PanelSpace<kCluster, kHeads>), attending, exchanges);
 }
 
 }  // namespace

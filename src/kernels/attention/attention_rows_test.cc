@@ -214,7 +214,7 @@ TEST_P(AttentionLongListsCuda, FollowTheDefinitionAndAreTheSameInAnyCompany) {
   const Shape shape{.numerics = numerics, .heads = 16, .compressed = CompressedKeys::kAll};
   KernelHost host(8);
   const KernelContext ctx = device_->context(numerics);
-  const auto decodings = Prepare(shape, PositionsOf(shape, {1024, 1025, 1152, 1153, 3000, 8192}));
+  const auto decodings = Prepare(shape, PositionsOf(shape, {1024, 1025, 1152, 1153, 3000, 8192, 8300}));
   std::vector<std::vector<float>> alone;
   for (const auto& d : decodings) {
     alone.push_back(Attend(CudaKernelsForHostArguments(), ctx, shape, {d.get()})[0]);
@@ -252,6 +252,8 @@ std::vector<LittleCase> LittleCases() {
   Shape clean = picked;
   clean.numerics = Numerics::kClean;
   const Shape all{.heads = 16, .compressed = CompressedKeys::kAll};
+  Shape clean_all = all;
+  clean_all.numerics = Numerics::kClean;
   const Shape all_of_many_heads{.heads = 64, .compressed = CompressedKeys::kAll};
   return {{"ClusterOf8Heads", picked, 66, 1},
           {"ClusterOf16Heads", picked, 66, 2},
@@ -265,9 +267,13 @@ std::vector<LittleCase> LittleCases() {
           {"BlockClean", clean, 66, 4},
           {"Block", {.heads = 17, .dim = 128, .topk = 64}, 66, 2},
           // Lists of more than one chunk.
-          {"ClusterOfChunks", all, 1025, 2},
-          {"PanelOfChunks", all_of_many_heads, 1025, 4},
-          {"PairOfChunks", all, 2049, 2},
+          {"ClusterOf8HeadsOfChunks", all, 1025, 2},
+          {"ClusterOf16HeadsOfChunks", all_of_many_heads, 1025, 1},
+          {"PanelOf32HeadsOfChunks", all_of_many_heads, 1025, 2},
+          {"PanelOf64HeadsOfChunks", all_of_many_heads, 1025, 4},
+          {"PanelInClustersOf4OfChunks", all_of_many_heads, 1025, 8},
+          {"PairOfChunks", all_of_many_heads, 1025, 12},
+          {"ClusterOfChunksClean", clean_all, 1025, 2},
           {"WideOfChunks", all_of_many_heads, 1025, 70}};
 }
 

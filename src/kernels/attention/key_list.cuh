@@ -10,6 +10,22 @@
 
 namespace foresight::cuda {
 
+struct Attending;
+
+constexpr int kChunkDim = 512;  // entries' values where chunks are items
+
+// What chunks leave that are items of their own, where a row's list has several of them: sums of weighted
+// values, the last maximum, and sums of weights, of each half of the blocks of keys (.y is zero where blocks
+// have no halves). MergeChunks follows.
+struct ChunkSums {
+  int chunks = 0;           // no list has more; zero where that isn't known
+  float* values = nullptr;  // [chunks, rows, heads, kChunkDim]
+  float* maxima = nullptr;  // [chunks, rows, heads]
+  float2* weights = nullptr;
+
+  __device__ int64_t At(const Attending& args, int row, int head, int chunk) const;
+};
+
 struct Attending {
   const SequenceRows* sequences;
   int num_sequences;
@@ -32,7 +48,12 @@ struct Attending {
   const float* cos;
   const float* sin;
   void* out;  // the same
+  ChunkSums chunk_sums = {};
 };
+
+__device__ inline int64_t ChunkSums::At(const Attending& args, int row, int head, int chunk) const {
+  return (int64_t{chunk} * args.rows + row) * args.heads + head;
+}
 
 // To base 2, as all logits.
 __device__ inline float SinkLogit(const Attending& args, int head) {
@@ -187,10 +208,13 @@ inline int MaxChunks(const Attending& args) {
   return static_cast<int>(std::min<int64_t>((MaxCompressed(args) + each - 1) / each, kMaxChunks));
 }
 
-// No list has more keys, where the number of its chunks is known.
-inline int64_t MaxKeys(const Attending& args) {
+// No chunk has more keys, where the number of a list's chunks is known.
+inline int64_t MaxChunkKeys(const Attending& args) {
   const int64_t raw = args.window + (args.raw == RawKeys::kBlock ? args.rows : 0);
-  return raw + (args.compressed == CompressedKeys::kNone ? 0 : MaxCompressed(args));
+  if (args.compressed == CompressedKeys::kNone) return raw;
+  const int64_t each =
+      std::max<int64_t>(ChunkEntries(args.compressed), (MaxCompressed(args) + kMaxChunks - 1) / kMaxChunks);
+  return raw + std::min(MaxCompressed(args), each);
 }
 
 // The blocks of a row's key list.

@@ -57,4 +57,21 @@ __device__ inline void StoreOutputs(const Attending& args, int row, int head, in
   }
 }
 
+// The same of a chunk that is an item of its own: the sums, for MergeChunks.
+template <int kCount>
+__device__ inline void StoreChunkValues(const Attending& args, int row, int head, int chunk, int first_dim,
+                                        const float (&o)[kCount]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (head + 8 * half >= args.heads) continue;
+    float* const to = args.chunk_sums.values +
+                      args.chunk_sums.At(args, row, head + 8 * half, chunk) * kChunkDim + first_dim +
+                      threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < kCount / 4; ++n) {
+      *reinterpret_cast<float2*>(to + 8 * n) = {o[4 * n + 2 * half], o[4 * n + 2 * half + 1]};
+    }
+  }
+}
+
 }  // namespace foresight::cuda
