@@ -146,7 +146,7 @@ class PairGatherer {
         end_ = max(end_, next_block_ + kLeastBlocks);
       }
       // Raw keys are found sooner than others: they are groups of their own.
-      const int end = next_block_ < list.raw_blocks ? list.raw_blocks : end_;
+      const int end = next_block_ < list.raw_blocks ? min(list.raw_blocks, end_) : end_;
       next_blocks_ = min(kGroupBlocks, end - next_block_);
       compressed_ = list.CompressedEntry(Key());
       return;

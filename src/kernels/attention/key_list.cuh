@@ -188,47 +188,45 @@ __device__ inline void Prepare(const Attending& args, int row) {
   }
 }
 
-// Chunks are softmaxes of their own, merged in order, so that long lists can be worked on in parallel; the
-// raw keys belong to the first one. This is how many compressed keys a chunk has; very long lists have larger
-// chunks, not more of them.
-__host__ __device__ constexpr int ChunkEntries(CompressedKeys compressed) {
-  return compressed == CompressedKeys::kAll ? 512 : 1024;
+// Chunks are softmaxes of their own, merged in order, so that long lists can be worked on in parallel. This
+// is how many keys a chunk has; very long lists have larger chunks, not more of them. 640 keys are one panel
+// of a cluster of eight. Lists of 1024 picks stay whole: many rows pay more for chunks than few rows gain.
+__host__ __device__ constexpr int ChunkKeys(CompressedKeys compressed) {
+  return compressed == CompressedKeys::kPicked ? 1152 : 640;
 }
 constexpr int kMaxChunks = 16;
 
-// No list has more compressed keys; zero where that isn't known.
-inline int64_t MaxCompressed(const Attending& args) {
-  return args.compressed == CompressedKeys::kPicked ? args.topk : args.entries_max;
+// No list has more keys, raw and compressed ones padded to whole blocks; zero where that isn't known.
+inline int64_t MaxKeys(const Attending& args) {
+  const auto padded = [](int64_t keys) { return (keys + 63) / 64 * 64; };
+  const int64_t raw = padded(args.window + (args.raw == RawKeys::kBlock ? args.rows : 0));
+  if (args.compressed == CompressedKeys::kNone) return raw;
+  if (args.compressed == CompressedKeys::kPicked) return raw + padded(args.topk);
+  return args.entries_max == 0 ? 0 : raw + padded(args.entries_max);
 }
 
 // No list has more chunks; zero where that isn't known.
 inline int MaxChunks(const Attending& args) {
-  if (args.compressed == CompressedKeys::kNone) return 1;
-  const int64_t each = ChunkEntries(args.compressed);
-  return static_cast<int>(std::min<int64_t>((MaxCompressed(args) + each - 1) / each, kMaxChunks));
+  const int64_t each = ChunkKeys(args.compressed);
+  return static_cast<int>(std::min<int64_t>((MaxKeys(args) + each - 1) / each, kMaxChunks));
 }
 
 // No chunk has more keys, where the number of a list's chunks is known.
 inline int64_t MaxChunkKeys(const Attending& args) {
-  const int64_t raw = args.window + (args.raw == RawKeys::kBlock ? args.rows : 0);
-  if (args.compressed == CompressedKeys::kNone) return raw;
-  const int64_t each =
-      std::max<int64_t>(ChunkEntries(args.compressed), (MaxCompressed(args) + kMaxChunks - 1) / kMaxChunks);
-  return raw + std::min(MaxCompressed(args), each);
+  const int64_t most = (MaxKeys(args) / 64 + kMaxChunks - 1) / kMaxChunks * 64;
+  return std::min(MaxKeys(args), std::max<int64_t>(ChunkKeys(args.compressed), most));
 }
 
 // The blocks of a row's key list.
 struct ListBlocks {
   int raw_blocks;
   int compressed_blocks;
-  int chunk_blocks;  // of compressed keys
+  int chunk_blocks;
 
   __device__ int blocks() const { return raw_blocks + compressed_blocks; }
-  __device__ int chunks() const { return max(1, (compressed_blocks + chunk_blocks - 1) / chunk_blocks); }
+  __device__ int chunks() const { return (blocks() + chunk_blocks - 1) / chunk_blocks; }
   // Chunk c has blocks [ChunkBegin(c), ChunkBegin(c + 1)).
-  __device__ int ChunkBegin(int chunk) const {
-    return chunk == 0 ? 0 : min(blocks(), raw_blocks + chunk * chunk_blocks);
-  }
+  __device__ int ChunkBegin(int chunk) const { return min(blocks(), chunk * chunk_blocks); }
 };
 
 // The keys of one row in their one order, in blocks of kBlock: raw ones by position, padded to whole blocks
@@ -259,8 +257,7 @@ struct KeyList : ListBlocks {
       if (args.compressed == CompressedKeys::kPicked) num_compressed = min(num_compressed, args.topk);
     }
     compressed_blocks = (num_compressed + kBlock - 1) / kBlock;
-    chunk_blocks =
-        max(ChunkEntries(args.compressed) / kBlock, (compressed_blocks + kMaxChunks - 1) / kMaxChunks);
+    chunk_blocks = max(ChunkKeys(args.compressed) / kBlock, (blocks() + kMaxChunks - 1) / kMaxChunks);
   }
 
   // The compressed entry that a key of the padded list is; -1 for raw and absent keys.
