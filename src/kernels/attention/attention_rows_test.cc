@@ -272,7 +272,7 @@ std::vector<LittleCase> LittleCases() {
           {"PanelOf32HeadsOfChunks", all_of_many_heads, 1025, 2},
           {"PanelOf64HeadsOfChunks", all_of_many_heads, 1025, 4},
           {"PanelInClustersOf4OfChunks", all_of_many_heads, 1025, 8},
-          {"PairOfChunks", all_of_many_heads, 1025, 12},
+          {"PairOfChunks", all_of_many_heads, 1025, 16},
           {"ClusterOfChunksClean", clean_all, 1025, 2},
           {"WideOfChunks", all_of_many_heads, 1025, 70}};
 }
