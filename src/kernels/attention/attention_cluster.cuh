@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   }
   ClusterArrive();  // awaited before the first transfer to another block
   Prepare(args, row);
+  LoadArgument(args.chunk_sums.values);
   AwaitInputs();
 
   // A pick is sent for before it is known where it belongs: as if the row saw a whole window and `topk`

@@ -12,8 +12,10 @@ constexpr int kMergeThreads = kChunkDim / 4;
 // A block has a row and head, a thread four dims of these; rows of a single chunk are left as they are.
 template <bool kFaithful>
 __global__ void __launch_bounds__(kMergeThreads) MergeChunks(Attending args) {
-  AwaitInputs();
   const int row = blockIdx.y;
+  Prepare(args, row);
+  LoadArgument(args.chunk_sums.values);
+  AwaitInputs();
   const int head = blockIdx.x;
   const int lane = threadIdx.x % 32;
   const ChunkSums& all = args.chunk_sums;

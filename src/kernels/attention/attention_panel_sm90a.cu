@@ -358,6 +358,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   __syncwarp();
   ClusterArrive();  // awaited before the first transfer to another block
   Prepare(args, blockIdx.y);
+  LoadArgument(exchanges);
+  LoadArgument(args.chunk_sums.values);
   AwaitInputs();
   constexpr int kAll = kPanelThreads;
   constexpr int kMultiplying = 256;

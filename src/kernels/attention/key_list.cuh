@@ -172,6 +172,11 @@ __device__ inline SequenceRows SequenceAtOnce(const Attending& args, int row) {
   return guess;
 }
 
+// Loads a kernel's argument, which comes from far, before it is needed.
+__device__ inline void LoadArgument(const void* argument) {
+  asm volatile("" ::"l"(argument));
+}
+
 // Before the wait for inputs, of which nothing is read here: loads the kernel's arguments, which come from
 // far, and sends for what is read first, to the second-level cache.
 __device__ inline void Prepare(const Attending& args, int row) {
