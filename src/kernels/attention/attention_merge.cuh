@@ -21,16 +21,16 @@ __global__ void __launch_bounds__(kMergeThreads) MergeChunks(Attending args) {
   const ChunkSums& all = args.chunk_sums;
   const int64_t first = all.At(args, row, head, 0);
   const int64_t step = all.At(args, row, head, 1) - first;
-  // Lane c has chunk c. Chunks that this row's list may not have are asked for too, before that is known.
-  float now_max = kLowest;
-  float2 weights = {};
-  if (lane < all.chunks) {
-    now_max = all.maxima[first + lane * step];
-    weights = all.weights[first + lane * step];
-  }
   const SequenceRows sequence = SequenceAtOnce(args, row);
   const int chunks = KeyList < kFaithful ? 64 : 32 > (args, sequence, row).chunks();
   if (chunks == 1) return;
+  // Lane c has what chunk c has once for all dims.
+  float now_max = kLowest;
+  float2 weights = {};
+  if (lane < chunks) {
+    now_max = all.maxima[first + lane * step];
+    weights = all.weights[first + lane * step];
+  }
   static_assert(kMaxChunks <= 16);
   float4 values[kMaxChunks];
   const float* from = all.values + first * kChunkDim + 4 * threadIdx.x;
