@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kMergeThreads) MergeChunks(Attending args) {
   const int64_t first = all.At(args, row, head, 0);
   const int64_t step = all.At(args, row, head, 1) - first;
   const SequenceRows sequence = SequenceAtOnce(args, row);
-  const int chunks = KeyList < kFaithful ? 64 : 32 > (args, sequence, row).chunks();
+  constexpr int kBlock = kFaithful ? 64 : 32;  // of keys
+  const int chunks = KeyList<kBlock>(args, sequence, row).chunks();
   if (chunks == 1) return;
   // Lane c has what chunk c has once for all dims.
   float now_max = kLowest;
@@ -66,8 +67,16 @@ __global__ void __launch_bounds__(kMergeThreads) MergeChunks(Attending args) {
   }
   const float last_max = __shfl_sync(0xffffffff, most, chunks - 1);
   const float factor = 1 / (sums.x + sums.y + Exp2(SinkLogit(args, head) - last_max));
-  StoreOutput<kFaithful>(args, row, head, 4 * threadIdx.x, float2{o.x, o.y}, factor);
-  StoreOutput<kFaithful>(args, row, head, 4 * threadIdx.x + 2, float2{o.z, o.w}, factor);
+  const int d = 4 * static_cast<int>(threadIdx.x);
+  const float2 low = OutputAt<kFaithful>(args, row, d, {o.x, o.y}, factor);
+  const float2 high = OutputAt<kFaithful>(args, row, d + 2, {o.z, o.w}, factor);
+  const int64_t at = (int64_t{row} * args.heads + head) * kChunkDim + d;
+  if constexpr (kFaithful) {
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(args.out) + at) = {PackBf16(low.x, low.y),
+                                                                        PackBf16(high.x, high.y)};
+  } else {
+    *reinterpret_cast<float4*>(static_cast<float*>(args.out) + at) = {low.x, low.y, high.x, high.y};
+  }
 }
 
 template <bool kFaithful>

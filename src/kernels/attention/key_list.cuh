@@ -123,18 +123,18 @@ __device__ inline void StorePair(const Attending& args, int64_t at, float2 v) {
   }
 }
 
-// Dims d and d + 1 of a row and head.
+// Dims d and d + 1 of a row.
+template <bool kFaithful>
+__device__ inline float2 OutputAt(const Attending& args, int row, int d, float2 v, float factor) {
+  const int nope = args.layout.dim - args.layout.rope_dim;
+  if (d < nope) return OutputOf<kFaithful, Dims::kOthers>(v, factor, 0, 0);
+  const int64_t turn = static_cast<int64_t>(row) * (args.layout.rope_dim / 2) + (d - nope) / 2;
+  return OutputOf<kFaithful, Dims::kRotary>(v, factor, args.cos[turn], args.sin[turn]);
+}
 template <bool kFaithful>
 __device__ inline void StoreOutput(const Attending& args, int row, int head, int d, float2 v, float factor) {
-  const int dim = args.layout.dim;
-  const int nope = dim - args.layout.rope_dim;
-  if (d >= nope) {
-    const int64_t turn = static_cast<int64_t>(row) * (args.layout.rope_dim / 2) + (d - nope) / 2;
-    v = OutputOf<kFaithful, Dims::kRotary>(v, factor, args.cos[turn], args.sin[turn]);
-  } else {
-    v = OutputOf<kFaithful, Dims::kOthers>(v, factor, 0, 0);
-  }
-  StorePair<kFaithful>(args, (static_cast<int64_t>(row) * args.heads + head) * dim + d, v);
+  const int64_t at = (static_cast<int64_t>(row) * args.heads + head) * args.layout.dim + d;
+  StorePair<kFaithful>(args, at, OutputAt<kFaithful>(args, row, d, v, factor));
 }
 
 // One dim that isn't rotary.
