@@ -252,6 +252,8 @@ std::vector<LittleCase> LittleCases() {
   Shape clean = picked;
   clean.numerics = Numerics::kClean;
   const Shape all{.heads = 16, .compressed = CompressedKeys::kAll};
+  Shape clean_all = all;
+  clean_all.numerics = Numerics::kClean;
   const Shape all_of_many_heads{.heads = 64, .compressed = CompressedKeys::kAll};
   return {{"ClusterOf8Heads", picked, 66, 1},
           {"ClusterOf16Heads", picked, 66, 2},
@@ -271,6 +273,7 @@ std::vector<LittleCase> LittleCases() {
           {"PanelOf64HeadsOfChunks", all_of_many_heads, 1025, 4},
           {"PanelInClustersOf4OfChunks", all_of_many_heads, 1025, 8},
           {"PairOfChunks", all_of_many_heads, 1025, 16},
+          {"ClusterOfChunksClean", clean_all, 1025, 2},
           {"WideOfChunks", all_of_many_heads, 1025, 70}};
 }
 
