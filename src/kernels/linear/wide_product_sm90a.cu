@@ -29,24 +29,47 @@ struct WideArgs {
   const uint8_t* image = nullptr;
 };
 
-// One warp per block of 128 of a column; zeros in columns behind the last one.
+// Eight columns, a warp each, in two blocks of 128: whole lines of the image. Zeros in columns behind the
+// last one.
+constexpr int kImageColumns = 8;
+constexpr int kImageBlocks = 2;
+
 template <typename Format, int kColumns, typename X>
-__global__ void ColumnImageKernel(const X* x, int rows, int groups, int cols, bool quantize, uint8_t* image) {
+__global__ void __launch_bounds__(32 * kImageColumns)
+    ColumnImageKernel(const X* x, int rows, int groups, int cols, bool quantize, uint8_t* image) {
+  constexpr int kPlaces = kImageColumns + 1;  // of which one is empty, for fewer conflicts of banks
+  __shared__ alignas(16) uint8_t units[kImageBlocks][kBlockUnits * kPlaces * 16];
+  __shared__ float factors[kImageBlocks][kImageColumns];
   AwaitInputs();
-  const int column = static_cast<int>(blockIdx.x);
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int first = static_cast<int>(blockIdx.x) * kImageColumns;
+  const int column = first + warp;
   const int group = static_cast<int>(blockIdx.z);
-  const int block = static_cast<int>(blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32);
-  const int blocks = cols / kBlockK;
-  if (block >= blocks) return;
-  const int column_tiles = static_cast<int>(gridDim.x) / kColumns;
-  uint8_t* to = image + ((int64_t{group} * column_tiles + column / kColumns) * blocks + block) *
-                            ImageBlockBytes(kColumns);
-  LaneValues values = {};
+  const int block = static_cast<int>(blockIdx.y) * kImageBlocks;
+  LaneValues values[kImageBlocks] = {};
   if (column < rows) {
-    LoadColumn<Format>(values, x + (int64_t{column} * groups + group) * cols + block * kBlockK);
+#pragma unroll
+    for (int i = 0; i < kImageBlocks; ++i) {
+      LoadColumn<Format>(values[i], x + (int64_t{column} * groups + group) * cols + (block + i) * kBlockK);
+    }
   }
-  StoreColumn<Format>(values, quantize, to, column % kColumns, kColumns,
-                      reinterpret_cast<float*>(to + 2 * kBlockK * kColumns));
+#pragma unroll
+  for (int i = 0; i < kImageBlocks; ++i) {
+    StoreColumn<Format>(values[i], quantize, units[i], warp, kPlaces, factors[i]);
+  }
+  __syncthreads();
+  const int column_tiles = static_cast<int>(gridDim.x) * kImageColumns / kColumns;
+  uint8_t* to = image + ((int64_t{group} * column_tiles + first / kColumns) * (cols / kBlockK) + block) *
+                            ImageBlockBytes(kColumns);
+  const int i = static_cast<int>(threadIdx.x) / (kImageColumns * kBlockUnits);
+  const int unit = static_cast<int>(threadIdx.x) / kImageColumns % kBlockUnits;
+  const int place = static_cast<int>(threadIdx.x) % kImageColumns;
+  to += i * ImageBlockBytes(kColumns);
+  *reinterpret_cast<uint4*>(to + (unit * kColumns + first % kColumns + place) * 16) =
+      *reinterpret_cast<const uint4*>(units[i] + (unit * kPlaces + place) * 16);
+  if (unit == 0) {
+    reinterpret_cast<float*>(to + 2 * kBlockK * kColumns)[first % kColumns + place] = factors[i][place];
+  }
 }
 
 template <int kColumns>
@@ -322,13 +345,12 @@ void Launch(const KernelContext& ctx, WideArgs args) {
   ArenaScope scope(*ctx.scratch);
   uint8_t* image =
       ctx.scratch->Allocate<uint8_t>(int64_t{of.groups} * column_tiles * blocks * ImageBlockBytes(kColumns));
-  constexpr int kWarps = 4;
   const auto prepare = [&](const auto* x) {
     using X = std::remove_cvref_t<decltype(*x)>;
     cuda::Launch(ctx, ColumnImageKernel<Format, kColumns, X>,
-                 dim3(static_cast<unsigned>(column_tiles * kColumns), CeilDiv(blocks, kWarps),
-                      static_cast<unsigned>(of.groups)),
-                 kWarps * 32, 0, x, of.rows, of.groups, of.cols, of.quantize, image);
+                 dim3(static_cast<unsigned>(column_tiles * kColumns / kImageColumns),
+                      static_cast<unsigned>(blocks / kImageBlocks), static_cast<unsigned>(of.groups)),
+                 32 * kImageColumns, 0, x, of.rows, of.groups, of.cols, of.quantize, image);
   };
   if (of.x.dtype == DType::kBF16) {
     prepare(of.x.b16());
