@@ -189,14 +189,17 @@ __device__ inline void StoreSums(const StreamTile& tile, int first, int columns,
   }
 }
 
-// Begins a block's products with as many columns as `sums` has, of kColumns that lie there.
-template <int kColumns, bool kHalf, int kSums>
-__device__ inline void MultiplyBlock(float (&sums)[kSums], const uint32_t (&a)[kBlockSteps][4],
-                                     uint64_t operand) {
-  WarpgroupMma<false, kHalf>(sums, a[0], operand);
+// Begins a block's products.
+template <bool kHalf, int kSums>
+__device__ inline void MultiplyBlock(float (&acc)[kSums], const uint32_t (&a)[kBlockSteps][4],
+                                     const uint8_t* columns) {
+  constexpr int kUnitBytes = 2 * kSums * 16;
+  const uint64_t operand = MatricesAt(columns, kUnitBytes);
+  WarpgroupFence();
+  WarpgroupMma<false, kHalf>(acc, a[0], operand);
 #pragma unroll
   for (int step = 1; step < kBlockSteps; ++step) {
-    WarpgroupMma<true, kHalf>(sums, a[step], Further(operand, step * 2 * kColumns * 16));
+    WarpgroupMma<true, kHalf>(acc, a[step], Further(operand, step * 2 * kUnitBytes));
   }
   EndProducts();
 }
@@ -358,8 +361,9 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
     }
     return columns;
   };
-  constexpr int kLow = kColumns < 64 ? kColumns : 64;
-  constexpr int kHigh = kColumns - kLow;
+  // A block's sums are added while the next one's products run, where registers suffice: products of fewer
+  // columns at a time take longer.
+  constexpr bool kTakeTurns = kColumns <= 64;
   uint32_t a[2][kBlockSteps][4];
   decode(a[0], 0);
 #pragma unroll 1
@@ -379,20 +383,19 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
     if (split > 1) columns = min(of.rows - WideItem::Of(args, index).column_tile * kColumns, kColumns);
     int part_left = part_blocks;
     int part = rank * (parts / split);
-    const auto add = [&]<int kBlock, int kFirst, int kCount>(const float(&acc)[kCount],
-                                                             const uint8_t* columns_at, uint32_t scales_of) {
-      const float scale = Format::Scale(static_cast<uint8_t>(scales_of >> (8 * kBlock))).block;
+    const auto add = [&](const float(&acc)[kSums], const uint8_t* block_columns, uint32_t scale_byte) {
       if constexpr (!Format::kHalf) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i) sums[kFirst / 2 + i] = __fadd_rn(sums[kFirst / 2 + i], acc[i]);
+        for (int i = 0; i < kSums; ++i) sums[i] = __fadd_rn(sums[i], acc[i]);
       } else {
-        const float* factors = reinterpret_cast<const float*>(columns_at + 2 * kBlockK * kColumns) + 2 * t;
+        const float scale = Format::Scale(static_cast<uint8_t>(scale_byte)).block;
+        const float* factors = reinterpret_cast<const float*>(block_columns + 2 * kBlockK * kColumns) + 2 * t;
 #pragma unroll
-        for (int n = 0; n < kCount / 4; ++n) {
-          const float2 f = *reinterpret_cast<const float2*>(factors + kFirst + n * 8);
+        for (int n = 0; n < kColumns / 8; ++n) {
+          const float2 f = *reinterpret_cast<const float2*>(factors + n * 8);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            float& sum = sums[kFirst / 2 + 4 * n + i];
+            float& sum = sums[4 * n + i];
             sum = AddScaled(sum, acc[4 * n + i], i % 2 == 0 ? f.x : f.y, scale);
           }
         }
@@ -441,44 +444,28 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
 #pragma unroll 1
     for (int pair = 0; pair < blocks / 2; ++pair) {
       const uint32_t pair_scales = __shfl_sync(0xffffffff, tile_scales, pair / 2) >> (pair % 2 * 16);
-      // Products of the columns' halves take turns: while one is multiplied, the other's sums are added.
-      float low[2][kLow / 2];
-      float high[2][kHigh > 0 ? kHigh / 2 : 1];
+      float acc[kTakeTurns ? 2 : 1][kSums];
       const uint8_t* const first = take_columns();
-      WarpgroupFence();
-      MultiplyBlock<kColumns, Format::kHalf>(low[0], a[0], MatricesAt(first, kColumns * 16));
-      if constexpr (kHigh > 0) {
-        MultiplyBlock<kColumns, Format::kHalf>(high[0], a[0], MatricesAt(first + kLow * 16, kColumns * 16));
-      }
-      if constexpr (kHigh > 0) {
-        AwaitProducts<1>(low[0]);
-        add.template operator()<0, 0>(low[0], first, pair_scales);
-      }
+      MultiplyBlock<Format::kHalf>(acc[0], a[0], first);
       decode(a[1], 1);
-      const uint8_t* const second = take_columns();
-      WarpgroupFence();
-      MultiplyBlock<kColumns, Format::kHalf>(low[1], a[1], MatricesAt(second, kColumns * 16));
-      if constexpr (kHigh > 0) {
-        AwaitProducts<1>(high[0]);
-        add.template operator()<0, kLow>(high[0], first, pair_scales);
-        WarpgroupFence();
-        MultiplyBlock<kColumns, Format::kHalf>(high[1], a[1], MatricesAt(second + kLow * 16, kColumns * 16));
+      const uint8_t* second;
+      if constexpr (kTakeTurns) {
+        second = take_columns();
+        MultiplyBlock<Format::kHalf>(acc[1], a[1], second);
+        AwaitProducts<1>(acc[0]);
       } else {
-        AwaitProducts<1>(low[0]);
-        add.template operator()<0, 0>(low[0], first, pair_scales);
+        AwaitProducts<0>(acc[0]);
       }
+      add(acc[0], first, pair_scales);
       end_block();
-      if constexpr (kHigh > 0) {
-        AwaitProducts<1>(low[1]);
-        add.template operator()<1, 0>(low[1], second, pair_scales);
-        decode(a[0], 0);  // behind the last pair, nothing
-        AwaitProducts<0>(high[1]);
-        add.template operator()<1, kLow>(high[1], second, pair_scales);
-      } else {
-        decode(a[0], 0);
-        AwaitProducts<0>(low[1]);
-        add.template operator()<1, 0>(low[1], second, pair_scales);
+      if constexpr (!kTakeTurns) {
+        second = take_columns();
+        MultiplyBlock<Format::kHalf>(acc[0], a[1], second);
       }
+      decode(a[0], 0);  // behind the last pair, nothing
+      float(&others)[kSums] = acc[kTakeTurns ? 1 : 0];
+      AwaitProducts<0>(others);
+      add(others, second, pair_scales >> 8);
       end_block();
     }
     const WideItem item = WideItem::Of(args, index);
