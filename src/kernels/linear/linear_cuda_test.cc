@@ -248,7 +248,7 @@ TEST_F(LinearCudaTest, ManyRowsEqualTheReferenceAndArePure) {
 TEST_F(LinearCudaTest, ManyRowsOfWholeTilesEqualTheReferenceAndArePure) {
   std::mt19937 rng(13);
   for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const auto& [n, k] : {std::pair{2176, 512}, {2304, 1024}}) {
+    for (const auto& [n, k] : {std::pair{2176, 512}, {2304, 1024}, {144, 16384}}) {
       const RandomMatrix w(dtype, n, k, rng);
       for (int rows : {50, 300}) {
         Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kProjection}}, rows,
