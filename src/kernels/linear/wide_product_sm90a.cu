@@ -552,7 +552,7 @@ bool Run(const KernelContext& ctx, WideArgs& args) {
       if (of.cols % (split * 256) != 0 || blocks % (split * PartBlocks(blocks, of.parts)) != 0) break;
       const int each = static_cast<int>(CeilDiv(items, Clusters(sms, split)));
       double item = blocks / split * costs.block + costs.item;
-      if (split > 1) item += 1.1 + 0.22 * (parts / split * wide / 8);
+      if (split > 1) item += 1.3 + 0.22 * (parts / split * wide / 8);
       const double cost = costs.launch + each * item;
       if (columns == 0 || cost < least) {
         columns = wide;
