@@ -234,10 +234,25 @@ TEST_F(LinearCudaTest, StreamedPairsEqualTheReferenceAndArePure) {
 TEST_F(LinearCudaTest, ManyRowsEqualTheReferenceAndArePure) {
   std::mt19937 rng(10);
   for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const auto& [n, k] : {std::pair{200, 4096}, {1500, 1024}, {9000, 256}}) {
+    for (const auto& [n, k] : {std::pair{200, 4096}, {1500, 1024}, {9000, 256}, {13000, 256}}) {
       const RandomMatrix w(dtype, n, k, rng);
       for (int rows : {65, 200, 300}) {
         Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kFloat32}}, rows, rng);
+        device_->Clear();
+      }
+    }
+  }
+}
+
+// Outputs whose rows begin at sectors, which are stored many at a time.
+TEST_F(LinearCudaTest, ManyRowsOfWholeTilesEqualTheReferenceAndArePure) {
+  std::mt19937 rng(13);
+  for (DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const auto& [n, k] : {std::pair{2176, 512}, {2304, 1024}, {144, 16384}}) {
+      const RandomMatrix w(dtype, n, k, rng);
+      for (int rows : {50, 300}) {
+        Check(Numerics::kFaithful, {{w.view, device_->Upload(w.view), LinearNumerics::kProjection}}, rows,
+              rng);
         device_->Clear();
       }
     }

@@ -86,7 +86,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   float* received = reinterpret_cast<float*>(&all_received + 1);
 
   const int warp_k0 = k0 + share * warp_blocks * kBlockK;
-  TileStream<Format> stream(of, warp_first, step, end, warp_k0, rounds);
+  TileStream<Format, StridedTiles> stream(of, {of, warp_first, step, end}, warp_k0, rounds);
 #pragma unroll 1
   for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
   // A lane keeps the scales of one round of the tile.

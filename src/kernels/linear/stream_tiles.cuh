@@ -15,7 +15,7 @@ constexpr int kTileRows = 16;
 constexpr int kRoundBytes = 256;                     // of every row of a tile
 constexpr int kSlotBytes = kTileRows * kRoundBytes;  // what a warp reads at a time
 
-inline bool IsAligned(const void* p, uintptr_t to) {
+__host__ __device__ inline bool IsAligned(const void* p, uintptr_t to) {
   return reinterpret_cast<uintptr_t>(p) % to == 0;
 }
 
@@ -86,7 +86,12 @@ struct StreamTile {
 
   template <typename Format>
   __device__ static StreamTile Of(const StreamedProducts& of, int index, int k0) {
-    int i = of.count - 1;
+    return Of<Format>(of, index, k0, of.count - 1);
+  }
+  // The same of one of the first `last` + 1 products.
+  template <typename Format>
+  __device__ static StreamTile Of(const StreamedProducts& of, int index, int k0, int last) {
+    int i = last;
     while (of.first_tile[i] > index) --i;
     const Product& p = of.products[i];
     const int64_t row = p.row_begin + int64_t{index - of.first_tile[i]} * kTileRows;
@@ -107,16 +112,31 @@ struct StreamTile {
   }
 };
 
-// What a warp sends for: every `step`th tile from `first` on, `rounds` rounds from column k0 on, into slots
-// of 4 KB. Lane l copies 16 bytes of the rows l / 8, l / 8 + 4, ..., once in each half of a round.
-template <typename Format>
+// Every `step`th tile from `index` on.
+struct StridedTiles {
+  const StreamedProducts& of;
+  int index;
+  int step;
+  int end;
+
+  __device__ bool Done() const { return index >= end; }
+  template <typename Format>
+  __device__ StreamTile Now(int k0) const {
+    return StreamTile::Of<Format>(of, index, k0);
+  }
+  __device__ void Advance() { index += step; }
+};
+
+// What a warp sends for: of each of `tiles`, `rounds` rounds from column k0 on, into slots of 4 KB. Lane l
+// copies 16 bytes of the rows l / 8, l / 8 + 4, ..., once in each half of a round.
+template <typename Format, typename Tiles>
 class TileStream {
  public:
-  __device__ TileStream(const StreamedProducts& of, int first, int step, int end, int k0, int rounds)
-      : of_(of), tile_(first), step_(step), end_(end), k0_(k0), rounds_(rounds) {
+  __device__ TileStream(const StreamedProducts& of, const Tiles& tiles, int k0, int rounds)
+      : of_(of), tiles_(tiles), k0_(k0), rounds_(rounds) {
     const int lane = threadIdx.x % 32;
     to_ = lane / 8 * 128 + (lane % 8 ^ (lane / 8 % 2 * 4)) * 16;
-    if (tile_ < end_) Open();
+    if (!tiles_.Done()) Open();
   }
   // Ends a group of copies, of none behind the end.
   __device__ void Copy(uint8_t* slot) {
@@ -130,8 +150,8 @@ class TileStream {
       }
       round_ += kRoundBytes;
       if (--left_ == 0) {
-        tile_ += step_;
-        if (tile_ < end_) Open();
+        tiles_.Advance();
+        if (!tiles_.Done()) Open();
       }
     }
     EndCopies();
@@ -139,7 +159,7 @@ class TileStream {
 
  private:
   __device__ void Open() {
-    const StreamTile tile = StreamTile::Of<Format>(of_, tile_, k0_);
+    const StreamTile tile = tiles_.template Now<Format>(k0_);
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -153,9 +173,7 @@ class TileStream {
   const StreamedProducts& of_;
   const uint8_t* round_ = nullptr;  // the lane's first 16 bytes, of the tile's first row
   int rows_[4];                     // the lane's, in bytes from there
-  int tile_;
-  const int step_;
-  const int end_;
+  Tiles tiles_;
   const int k0_;
   const int rounds_;
   int left_ = 0;
