@@ -246,6 +246,7 @@ bool EngineLoop::Step() {
   }
   const double model_seconds = now_ - model_begin;
   const int64_t rows = std::ssize(step_tokens_) + step_plan_.count;
+  totals_.rows += rows;
   if (rows >= kMeasuredRowsMin) {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
