@@ -153,7 +153,7 @@ double SpeedRow::PerDraw(int64_t WorkDone::*count) const {
   int64_t draws = 0;
   for (const WorkDone& w : work) {
     sum += w.*count;
-    draws += w.draws;
+    draws += w.draws();
   }
   return draws > 0 ? static_cast<double>(sum) / static_cast<double>(draws) : 0;
 }
@@ -216,7 +216,6 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
         work.tokens += r.completion_tokens;
         drafts.Add(r.drafts);
       }
-      work.draws = drafts.steps;
       work.drafted = drafts.drafted;
       work.verified = drafts.total_verified();
       work.accepted = drafts.total_accepted();

@@ -46,10 +46,12 @@ struct WorkDone {
   int64_t tokens = 0;   // of answers
   int64_t steps = 0;    // of the engine
   int64_t rows = 0;     // of those steps
-  int64_t draws = 0;    // requests that drew in a step, over all steps
   int64_t drafted = 0;  // verified or not
   int64_t verified = 0;
   int64_t accepted = 0;
+
+  // Requests that drew in a step, over all steps: each gets a token beside the accepted drafts.
+  int64_t draws() const { return tokens - accepted; }
 };
 
 // One timing: all requests of a run, `concurrency` at a time.

@@ -36,9 +36,9 @@ std::string WorkList(const std::vector<WorkDone>& work) {
   std::string text;
   for (const WorkDone& w : work) {
     text += fmt::format(
-        "{}{{\"tokens\": {}, \"steps\": {}, \"rows\": {}, \"draws\": {}, \"drafted\": {}, \"verified\": {}, "
+        "{}{{\"tokens\": {}, \"steps\": {}, \"rows\": {}, \"drafted\": {}, \"verified\": {}, "
         "\"accepted\": {}}}",
-        text.empty() ? "" : ", ", w.tokens, w.steps, w.rows, w.draws, w.drafted, w.verified, w.accepted);
+        text.empty() ? "" : ", ", w.tokens, w.steps, w.rows, w.drafted, w.verified, w.accepted);
   }
   return "[" + text + "]";
 }
