@@ -222,7 +222,7 @@ bool EngineLoop::Step() {
   if (plan.empty()) return false;
   ++totals_.steps;
   const double begin = now_;
-  const int64_t recordings = runtime_.device().recordings();
+  const int64_t unrecorded_runs = runtime_.device().unrecorded_runs();
   const double draft_begin = clock_();
   const Result<std::span<const int>> lengths = Draft(plan);
   if (!lengths.ok()) {
@@ -279,7 +279,8 @@ bool EngineLoop::Step() {
                                   .verify_ms = (model_seconds + draw_seconds) * 1e3,
                                   .host_ms = host_seconds * 1e3,
                                   .draft_is_apart = !speculation_->has_late_drafts(),
-                                  .is_example = all_decode && runtime_.device().recordings() == recordings});
+                                  .has_prompts = !all_decode,
+                                  .is_warm_up = runtime_.device().unrecorded_runs() > unrecorded_runs});
   return true;
 }
 
