@@ -32,6 +32,7 @@ struct EngineStatistics {
   int64_t preempted = 0;  // times
   int64_t restored = 0;   // of those, from a saved state; others were computed anew
   int64_t steps = 0;
+  int64_t rows = 0;           // of those: of prompts, tokens and drafts
   int64_t prompt_tokens = 0;  // of admitted requests
   int64_t cached_tokens = 0;  // of those, found in kept prefixes
   int64_t generated_tokens = 0;

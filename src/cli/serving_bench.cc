@@ -6,7 +6,9 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <thread>
 
+#include "engine/engine_access.h"
 #include "speculative/planner.h"
 
 namespace foresight {
@@ -82,6 +84,13 @@ class Batch {
   std::vector<RequestResult> results_;
 };
 
+// The engine's totals once they hold so many finished requests: a moment behind the end of the last one.
+EngineStatistics TotalsBehind(const Engine& engine, int64_t finished) {
+  EngineStatistics totals = engine.statistics();
+  for (; totals.finished < finished; totals = engine.statistics()) std::this_thread::yield();
+  return totals;
+}
+
 SpeculationOptions Drafting(DraftChoice draft, std::string head, int drafts_max, std::string planner) {
   return {
       .draft = draft, .draft_head = std::move(head), .drafts_max = drafts_max, .planner = std::move(planner)};
@@ -135,9 +144,19 @@ std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const
   } else if (heads.mtp) {
     setups.push_back({"mtp auto", Drafting(DraftChoice::kMtp, "", longest_mtp, "auto")});
   }
+  setups.push_back({"none again", NoDraftSetup().speculation});
   return setups;
 }
 
+double SpeedRow::PerDraw(int64_t WorkDone::*count) const {
+  int64_t sum = 0;
+  int64_t draws = 0;
+  for (const WorkDone& w : work) {
+    sum += w.*count;
+    draws += w.draws();
+  }
+  return draws > 0 ? static_cast<double>(sum) / static_cast<double>(draws) : 0;
+}
 double SpeedRow::median_tokens_per_second() const {
   return Median(tokens_per_second);
 }
@@ -148,10 +167,14 @@ double SpeedRow::median_ratio() const {
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
                                                double* seconds, const std::atomic<bool>* cancel) {
   Batch batch;
+  Status submitted;
+  EngineAccess::SetPaused(engine, true);
+  for (size_t i = 0; i < requests.size() && submitted.ok(); ++i) {
+    submitted = batch.Submit(engine, requests[i], i);
+  }
   const Clock::time_point start = Clock::now();
-  for (size_t i = 0; i < requests.size(); ++i) {
-    const Status submitted = batch.Submit(engine, requests[i], i);
-    if (submitted.ok()) continue;
+  EngineAccess::SetPaused(engine, false);
+  if (!submitted.ok()) {
     batch.Cancel(engine);  // its requests know where it lives
     return submitted;
   }
@@ -175,33 +198,38 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
                     .domain = run.domain,
                     .concurrency = run.concurrency,
                     .tokens_per_second = {},
-                    .ratio_to_none = {}});
+                    .ratio_to_none = {},
+                    .work = {}});
   }
   for (int repetition = -1; repetition < run.repeat; ++repetition) {
-    double none = 0;
-    for (size_t i = 0; i < run.setups.size(); ++i) {
+    for (size_t n = 0; n < rows.size(); ++n) {
+      const size_t i = repetition % 2 == 0 ? n : rows.size() - 1 - n;
       ASSIGN_OR_RETURN(Engine* const engine, run.engine(run.setups[i], run.concurrency));
+      const EngineStatistics before = engine->statistics();
       double seconds = 0;
       ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
                        RunRequests(*engine, run.requests, &seconds, run.cancel));
-      int64_t tokens = 0;
+      const EngineStatistics after = TotalsBehind(*engine, before.finished + std::ssize(results));
+      WorkDone work{.steps = after.steps - before.steps, .rows = after.rows - before.rows};
       DraftCounts drafts;
       for (const RequestResult& r : results) {
-        tokens += r.completion_tokens;
+        work.tokens += r.completion_tokens;
         drafts.Add(r.drafts);
       }
-      const double rate = static_cast<double>(tokens) / seconds;
+      work.drafted = drafts.drafted;
+      work.verified = drafts.total_verified();
+      work.accepted = drafts.total_accepted();
+      const double rate = static_cast<double>(work.tokens) / seconds;
       run.progress(fmt::format(
           "{} at a time, {}: {}, {}: {:.1f} tokens/s", run.concurrency, run.domain, rows[i].setup,
           repetition < 0 ? "warm-up" : fmt::format("{} of {}", repetition + 1, run.repeat), rate));
       if (repetition < 0) continue;  // the planners learn, too
-      if (i == 0) none = rate;
       rows[i].tokens_per_second.push_back(rate);
-      rows[i].ratio_to_none.push_back(rate / none);
-      const auto steps = static_cast<double>(std::max<int64_t>(drafts.steps, 1));
-      rows[i].verified_per_request = 1 + static_cast<double>(drafts.total_verified()) / steps;
-      rows[i].drafted_per_request = static_cast<double>(drafts.drafted) / steps;
-      rows[i].accepted_length = 1 + static_cast<double>(drafts.total_accepted()) / steps;
+      rows[i].work.push_back(work);
+    }
+    if (repetition < 0) continue;
+    for (SpeedRow& row : rows) {
+      row.ratio_to_none.push_back(row.tokens_per_second.back() / rows[0].tokens_per_second.back());
     }
   }
   return rows;

@@ -36,9 +36,23 @@ struct FixedDrafts {
 // "mtp:2", "dspark:5", "dspark:sync". Errors: kInvalidArgument (another drafter, a length out of 1..5, no
 // such planner).
 Result<FixedDrafts> ParseFixedDrafts(std::string_view text);
-// None, the fixed ones that there are heads for, and DSpark with the planner "auto"; without DSpark, MTP-1
-// with it and drafts of the longest of its fixed lengths.
+// None, the fixed ones that there are heads for, and DSpark with the planner "auto" (without DSpark, MTP-1
+// with it and drafts of the longest of its fixed lengths); and none again, in an engine of its own: how far
+// its ratio is from 1 tells what others' ratios may owe to chance.
 std::vector<SpecSetup> ServedSetups(const std::vector<FixedDrafts>& fixed, const DraftHeads& heads);
+
+// What an engine did in a repetition. Setups that do the same work have the same counts.
+struct WorkDone {
+  int64_t tokens = 0;   // of answers
+  int64_t steps = 0;    // of the engine
+  int64_t rows = 0;     // of those steps
+  int64_t drafted = 0;  // verified or not
+  int64_t verified = 0;
+  int64_t accepted = 0;
+
+  // Requests that drew in a step, over all steps: each gets a token beside the accepted drafts.
+  int64_t draws() const { return tokens - accepted; }
+};
 
 // One timing: all requests of a run, `concurrency` at a time.
 struct SpeedRow {
@@ -47,17 +61,22 @@ struct SpeedRow {
   int concurrency = 0;
   std::vector<double> tokens_per_second;  // of every repetition, in order
   std::vector<double> ratio_to_none;      // in the same repetition
-  double verified_per_request = 0;        // rows a request has in a step that draws: 1 + verified drafts
-  double drafted_per_request = 0;         // of the same steps: drafts, verified or not
-  double accepted_length = 0;             // tokens such a step gives
+  std::vector<WorkDone> work;             // likewise
 
+  // Of all repetitions, by request and step that draws: rows, which are 1 + verified drafts; drafts, verified
+  // or not; tokens.
+  double rows_per_request() const { return 1 + PerDraw(&WorkDone::verified); }
+  double drafted_per_request() const { return PerDraw(&WorkDone::drafted); }
+  double accepted_length() const { return 1 + PerDraw(&WorkDone::accepted); }
+  double PerDraw(int64_t WorkDone::*count) const;
   double median_tokens_per_second() const;
   double median_user_speed() const { return median_tokens_per_second() / concurrency; }  // of one request
   double median_ratio() const;
 };
 
-// Submits them together and waits. `seconds`, if there is one, gets the time from the first submission to the
-// last end. Errors: the first one that ended a request; kCancelled once `cancel`, if there is one, was set.
+// Submits them and waits. None begins before all are queued, so that whose prompts share a step doesn't
+// depend on how quickly they come. `seconds`, if there is one, gets the time from then to the last end.
+// Errors: the first one that ended a request; kCancelled once `cancel`, if there is one, was set.
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
                                                double* seconds, const std::atomic<bool>* cancel);
 
@@ -79,8 +98,9 @@ struct SpeedRun {
   const std::atomic<bool>* cancel = nullptr;
 };
 
-// All setups in turn, `repeat` times after a warm-up, so that a drift of the machine's speed meets all of
-// them. Errors: those of engines and requests; kCancelled.
+// All setups in turn, `repeat` times after a warm-up, every second time from the last one to the first, so
+// that a drift of the machine's speed meets all of them alike. Errors: those of engines and requests;
+// kCancelled.
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run);
 
 }  // namespace foresight

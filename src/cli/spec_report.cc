@@ -32,15 +32,26 @@ std::string ToJson(const AcceptanceRow& r) {
       r.accepted_length(), counts(r.drafts.verified), counts(r.drafts.reached), counts(r.drafts.accepted));
 }
 
+std::string WorkList(const std::vector<WorkDone>& work) {
+  std::string text;
+  for (const WorkDone& w : work) {
+    text += fmt::format(
+        "{}{{\"tokens\": {}, \"steps\": {}, \"rows\": {}, \"drafted\": {}, \"verified\": {}, "
+        "\"accepted\": {}}}",
+        text.empty() ? "" : ", ", w.tokens, w.steps, w.rows, w.drafted, w.verified, w.accepted);
+  }
+  return "[" + text + "]";
+}
+
 std::string ToJson(const SpeedRow& r) {
   return fmt::format(
       "{{\"setup\": {}, \"domain\": {}, \"concurrency\": {}, \"tokens_per_second\": {}, "
       "\"ratio_to_none\": {}, "
       "\"median_ratio\": {:.4f}, \"rows_per_request\": {:.3f}, \"drafted_per_request\": {:.3f}, "
-      "\"accepted_length\": {:.3f}}}",
+      "\"accepted_length\": {:.3f}, \"work\": {}}}",
       JsonString(r.setup), JsonString(r.domain), r.concurrency, Numbers(r.tokens_per_second),
-      Numbers(r.ratio_to_none), r.median_ratio(), r.verified_per_request, r.drafted_per_request,
-      r.accepted_length);
+      Numbers(r.ratio_to_none), r.median_ratio(), r.rows_per_request(), r.drafted_per_request(),
+      r.accepted_length(), WorkList(r.work));
 }
 
 std::string ToJson(const MatchedSpeed& m) {
@@ -204,16 +215,20 @@ std::string SpecReportText(const SpecReport& r) {
   }
   if (!r.acceptance.empty()) text += AcceptanceText(r);
   for (const auto* rows : {&r.load, &r.domains}) {
-    text += rows == &r.load ? "speed, times none, by concurrent requests\n"
-                            : "speed, times none, by domain and concurrent requests\n";
+    text += rows == &r.load ? "speed, times none (least to most), by concurrent requests\n"
+                            : "speed, times none (least to most), by domain and concurrent requests\n";
     for (const std::string& setup : Distinct(*rows, &SpeedRow::setup)) {
       text += fmt::format("  {:<14}", setup);
       for (const SpeedRow& row : *rows) {
         if (row.setup != setup) continue;
         const std::string at = rows == &r.load ? fmt::format("{}", row.concurrency)
                                                : fmt::format("{} {}", row.domain, row.concurrency);
-        text += setup == "none" ? fmt::format(" {}: {:.0f} tokens/s", at, row.median_tokens_per_second())
-                                : fmt::format(" {}: {:.2f}", at, row.median_ratio());
+        if (setup == "none") {
+          text += fmt::format(" {}: {:.0f} tokens/s", at, row.median_tokens_per_second());
+        } else {
+          const auto [least, most] = std::minmax_element(row.ratio_to_none.begin(), row.ratio_to_none.end());
+          text += fmt::format(" {}: {:.2f} ({:.2f} to {:.2f})", at, row.median_ratio(), *least, *most);
+        }
       }
       text += "\n";
     }

@@ -134,6 +134,7 @@ struct Engine::Impl {
   // Under `mutex`:
   bool stop = false;
   bool clear = false;
+  bool paused = false;
   std::vector<std::shared_ptr<Ticket>> inbox;  // at most queued_requests_max
   std::unordered_map<RequestNumber, std::shared_ptr<Ticket>> live;
   RequestNumber last_number = 0;
@@ -151,7 +152,7 @@ void Engine::Impl::Run() {
       std::unique_lock lock(mutex);
       statistics = loop.statistics();
       for (RequestNumber number : finished) live.erase(number);
-      wake.wait(lock, [&] { return busy || stop || clear || !inbox.empty(); });
+      wake.wait(lock, [&] { return stop || (!paused && (busy || clear || !inbox.empty())); });
       if (stop) break;
       std::swap(arrived, inbox);
       clear_now = std::exchange(clear, false);
@@ -201,6 +202,14 @@ Result<std::unique_ptr<Engine>> EngineAccess::Start(std::unique_ptr<Runtime> run
 
 const Runtime& EngineAccess::runtime(const Engine& engine) {
   return *engine.impl_->runtime;
+}
+
+void EngineAccess::SetPaused(Engine& engine, bool paused) {
+  {
+    const std::lock_guard lock(engine.impl_->mutex);
+    engine.impl_->paused = paused;
+  }
+  engine.impl_->wake.notify_one();
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -28,6 +28,9 @@ struct EngineAccess {
                                                     const EngineOptions& options, const DraftTrace* trace);
   // The engine's thread uses it all the time: for what doesn't change only.
   static const Runtime& runtime(const Engine& engine);
+  // Between two steps the engine waits, for as long as it is paused: what is submitted meanwhile begins
+  // together.
+  static void SetPaused(Engine& engine, bool paused);
 
  private:
   static Result<std::unique_ptr<Engine>> Start(std::unique_ptr<Runtime> runtime,

@@ -222,7 +222,7 @@ bool EngineLoop::Step() {
   if (plan.empty()) return false;
   ++totals_.steps;
   const double begin = now_;
-  const int64_t recordings = runtime_.device().recordings();
+  const int64_t unrecorded_runs = runtime_.device().unrecorded_runs();
   const double draft_begin = clock_();
   const Result<std::span<const int>> lengths = Draft(plan);
   if (!lengths.ok()) {
@@ -246,6 +246,7 @@ bool EngineLoop::Step() {
   }
   const double model_seconds = now_ - model_begin;
   const int64_t rows = std::ssize(step_tokens_) + step_plan_.count;
+  totals_.rows += rows;
   if (rows >= kMeasuredRowsMin) {
     MoveTowards(preemption_costs_.token_seconds, model_seconds / static_cast<double>(rows));
   }
@@ -278,7 +279,8 @@ bool EngineLoop::Step() {
                                   .verify_ms = (model_seconds + draw_seconds) * 1e3,
                                   .host_ms = host_seconds * 1e3,
                                   .draft_is_apart = !speculation_->has_late_drafts(),
-                                  .is_example = all_decode && runtime_.device().recordings() == recordings});
+                                  .has_prompts = !all_decode,
+                                  .is_warm_up = runtime_.device().unrecorded_runs() > unrecorded_runs});
   return true;
 }
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <thread>
@@ -144,6 +145,24 @@ TEST(Engine, GenerateCanBeCancelledByAFlag) {
   ASSERT_TRUE(result.ok());
   // It may have been quicker than the flag.
   EXPECT_TRUE(result->finish == FinishReason::kCancelled || result->completion_tokens == 500);
+}
+
+// Their prompts share a step, however long it takes to submit them.
+TEST(Engine, BeginsTogetherWhatCameDuringAPause) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 4, .kept_prefixes_max = 0});
+  for (int round = 1; round <= 3; ++round) {
+    const EngineStatistics before = engine->statistics();
+    EngineAccess::SetPaused(*engine, true);
+    for (int i = 0; i < 4; ++i) {
+      ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(10), 3), std::make_shared<RecordingSink>()).ok());
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    EngineAccess::SetPaused(*engine, false);
+    EngineStatistics after = before;
+    while (after.finished < 4 * round) after = engine->statistics();
+    EXPECT_EQ(after.steps - before.steps, 3);
+    EXPECT_EQ(after.rows - before.rows, 4 * (10 + 2));
+  }
 }
 
 TEST(Engine, ItsEndCancelsWhatRuns) {

@@ -257,13 +257,12 @@ Result<double> Profiler::DraftMs(int sequences, int depth) {
 
 template <typename Measure>
 Result<double> Profiler::Median(Measure measure) {
-  const int64_t recordings = runtime_.device().recordings();
   double warm_up_ms = 0;
-  for (int i = 0; i < kWarmUpsMax; ++i) {
+  for (int i = 0; i < kWarmUpsMax && warm_up_ms <= kWarmUpMs; ++i) {
+    const int64_t unrecorded_runs = runtime_.device().unrecorded_runs();
     ASSIGN_OR_RETURN(const double measured, measure());
     warm_up_ms += measured;
-    const bool records = !runtime_.device().is_host() && runtime_.device().recordings() == recordings;
-    if (!records || warm_up_ms > kWarmUpMs) break;
+    if (runtime_.device().unrecorded_runs() == unrecorded_runs) break;
   }
   std::array<double, kRepeats> ms;
   for (double& measured : ms) {

@@ -165,7 +165,7 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
                        .verify_ms = verify_ms[rows] * (records ? machine.recording : 1),
                        .host_ms = machine.host_ms + (drafting > 0 && !late ? machine.wait_ms : 0),
                        .draft_is_apart = !late,
-                       .is_example = !records};
+                       .is_warm_up = records};
     if (late) times.verify_ms += std::exchange(times.draft_ms, 0);
     double step_ms = times.draft_ms + times.verify_ms + times.host_ms;
     if (other_rows > 0) {
@@ -175,7 +175,7 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
           (1.2 + 0.2 * uniform(scatter)) * (verify_ms[requests + other_rows] - verify_ms[requests]);
       step_ms = machine.host_ms + verify_ms[requests] + prompts_ms + answers.prompt_costs * drafts_ms;
       times.verify_ms = step_ms - times.draft_ms - times.host_ms;
-      times.is_example = false;
+      times.has_prompts = true;
       if (answers.other_rows > 0) step_ms -= prompts_ms;  // computed at some time anyway
     }
     ms += step_ms;

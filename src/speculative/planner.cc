@@ -126,7 +126,8 @@ StepPlanning::StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimit
       costs_(std::move(costs)),
       history_(limits.slots_max, limits.drafts_max),
       round_(limits.slots_max, limits.drafts_max),
-      uncorrected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max) {
+      uncorrected_(static_cast<size_t>(limits.slots_max) * limits.drafts_max),
+      drafted_last_(limits.slots_max, RequestId{.slot = -1}) {
   if (costs_) {
     CHECK(std::ssize(costs_->VerifyMs(1)) > limits.rows_max && costs_->requests_max() >= limits.slots_max,
           "step costs were made for smaller steps");
@@ -175,6 +176,18 @@ void StepPlanning::ShortenToRows() {
       --sum;
     }
   }
+}
+
+bool StepPlanning::Resumes() {
+  bool resumes = false;
+  for (int r = 0; r < std::ssize(depths_); ++r) {
+    const RequestId id = requests_[r].id;
+    RequestId& last = drafted_last_[id.slot];
+    const bool drafts = round_.depth(r) > 0;
+    resumes |= drafts && (last.slot != id.slot || last.generation != id.generation);
+    last = drafts ? id : RequestId{.slot = -1};
+  }
+  return resumes;
 }
 
 void StepPlanning::SetConfidences(int r, std::span<const float> confidences) {
@@ -248,7 +261,8 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
     if (costs_ && times) ms = (times->draft_ms + times->verify_ms + times->host_ms) / costs_->scale();
     planner_->Learn(load_, costs_ ? &*costs_ : nullptr, {.round = round_, .accepted = accepted, .ms = ms});
   }
-  if (costs_ && times && times->is_example) costs_->Observe(*times);
+  const bool is_example = times && !times->has_prompts && !times->is_warm_up;
+  if (!Resumes() && costs_ && is_example) costs_->Observe(*times);
 }
 
 }  // namespace foresight

@@ -144,6 +144,8 @@ class StepPlanning {
   StepPlanning(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
                std::optional<StepCosts> costs);
   void ShortenToRows();
+  // Whether one drafts who didn't in the step before: a draft then reads all that it has left unread since.
+  bool Resumes();
   // Keeps them as they are, and gives them as corrected by what was learnt.
   std::span<const float> Corrected(int r, std::span<const float> confidences);
 
@@ -160,6 +162,7 @@ class StepPlanning {
   std::vector<uint8_t> have_confidences_;  // bool
   std::vector<float> uncorrected_;         // [slots_max, drafts_max]
   std::vector<float> corrected_;           // [drafts_max]
+  std::vector<RequestId> drafted_last_;    // [slots_max]: who drafted in the last step they took part in
 };
 
 }  // namespace foresight

@@ -277,6 +277,61 @@ TEST(StepPlanning, TakesConfidencesBehindThePlan) {
   EXPECT_NEAR(planning.history().MeanConfidence(load[0].id, 0), expected, .02);
 }
 
+// Neither a step that a device has yet to record nor one with rows of prompts says what others will take.
+TEST(StepPlanning, LearnsCostsFromExamplesOnly) {
+  const std::vector<RequestLoad> load = {
+      {.id = {.slot = 0, .generation = 1}, .drafts_max = 0, .coupled = false}};
+  for (int kind = 0; kind < 3; ++kind) {
+    StepPlanning planning =
+        StepPlanning::Create(ParsePlanner("static:2").value(),
+                             {.slots_max = 1, .drafts_max = 3, .rows_max = 64}, Costs({{1, 10}, {64, 20}}))
+            .value();
+    planning.BeginStep({.requests = load, .context_tokens = 1});
+    planning.Plan();
+    planning.EndStep(std::vector<int>{0}, StepTimes{.rows = 1,
+                                                    .context_tokens = 1,
+                                                    .verify_ms = 100,
+                                                    .has_prompts = kind == 1,
+                                                    .is_warm_up = kind == 2});
+    if (kind == 0) {
+      EXPECT_GT(planning.costs()->scale(), 1);
+    } else {
+      EXPECT_EQ(planning.costs()->scale(), 1);
+    }
+  }
+}
+
+// A request's first draft, and one behind a pause, read more than those that follow.
+TEST(StepPlanning, LearnsNoCostsFromDraftsBehindAPause) {
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner("static:1").value(),
+                           {.slots_max = 1, .drafts_max = 1, .rows_max = 64}, Costs({{1, 10}, {64, 20}}, 5))
+          .value();
+  // Returns by how much the cost of a draft has grown.
+  const auto step = [&](uint32_t generation, int drafts) {
+    const double before = planning.costs()->DraftMs(1);
+    const std::vector<RequestLoad> load = {
+        {.id = {.slot = 0, .generation = generation}, .drafts_max = drafts, .coupled = false}};
+    planning.BeginStep({.requests = load, .context_tokens = 1});
+    planning.SetConfidencesFromHistory(0, drafts);
+    planning.Plan();
+    planning.EndStep(std::vector<int>{0}, StepTimes{.draft_requests = drafts,
+                                                    .draft_tokens = drafts,
+                                                    .rows = 1 + drafts,
+                                                    .context_tokens = 1,
+                                                    .draft_ms = 9.0 * drafts,
+                                                    .verify_ms = 10});
+    return planning.costs()->DraftMs(1) - before;
+  };
+  EXPECT_EQ(step(1, 1), 0);
+  EXPECT_GT(step(1, 1), 0);
+  EXPECT_EQ(step(1, 0), 0);
+  EXPECT_EQ(step(1, 1), 0);
+  EXPECT_GT(step(1, 1), 0);
+  EXPECT_EQ(step(2, 1), 0);
+  EXPECT_GT(step(2, 1), 0);
+}
+
 TEST(RoundConfidences, LateOnesSayWhatWasToBeExpected) {
   RoundConfidences round(/*requests_max=*/1, /*drafts_max=*/3);
   round.Begin(std::vector<int>{3}, /*all_coupled=*/false);

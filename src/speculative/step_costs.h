@@ -60,9 +60,10 @@ struct StepTimes {
   // Whether draft_ms is all that the drafts took. If not, a device drew them while the host went on: the rest
   // lies in verify_ms.
   bool draft_is_apart = true;
-  // Whether steps like it will take about as long. If not (the device has recorded it, or rows of prompts
-  // were among it), it has cost what it has cost and says nothing of others.
-  bool is_example = true;
+  // Rows of prompts were among it, or the device has yet to record steps like it, or did so: it has cost what
+  // it has cost and says nothing of what others will.
+  bool has_prompts = false;
+  bool is_warm_up = false;
 };
 
 // Look-ups and refresh. Allocates in Create only. One thread at a time.

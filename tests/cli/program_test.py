@@ -154,8 +154,8 @@ class BenchSpec(unittest.TestCase):
             document = dict(json.loads(traces.read_text()), drafters=[dspark, mtp])
             traces.write_text(json.dumps(document))
             replayed = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", str(traces), "-n", "13",
-                                 "--repeat", "1", "--concurrency", "1,2", "--fixed", "mtp:1,mtp:2,dspark:2", "--domain-concurrency", "1,2",
-                                 "--json", str(report))
+                                 "--repeat", "1", "--concurrency", "1,2", "--fixed", "mtp:1,mtp:2,dspark:2,dspark:static:0",
+                                 "--domain-concurrency", "1,2", "--json", str(report))
             self.assertEqual(replayed.returncode, 0, replayed.stderr.decode())
             self.assertIn(b"replayed from", replayed.stdout)
             figures = json.loads(report.read_text())
@@ -163,13 +163,22 @@ class BenchSpec(unittest.TestCase):
             rows = {row["setup"]: row for row in figures["load"] if row["concurrency"] == 2}
             self.assertEqual([(row["setup"], row["domain"], row["concurrency"]) for row in figures["by_domain"]],
                              [(setup, "code", requests) for requests in (1, 2)
-                              for setup in ("none", "mtp k=1", "mtp k=2", "dspark k=2", "dspark auto")])
+                              for setup in ("none", "mtp k=1", "mtp k=2", "dspark k=2", "dspark static:0", "dspark auto",
+                                            "none again")])
             # Answers of half to all of the tokens; the first is the prefill's, the others come in steps of 1 + k.
             lengths = [13, 12, 10, 8]
             steps = sum(1 + math.ceil((length - 1) / 3) for length in lengths)
             self.assertAlmostEqual(rows["dspark k=2"]["accepted_length"], sum(lengths) / steps, places=3)
             self.assertEqual(rows["mtp k=2"]["accepted_length"], 1)
             self.assertGreater(rows["mtp k=2"]["rows_per_request"], 2)
+            # The same requests, in engines of their own: the same work, whether nothing can draft or nothing is to.
+            for setup in ("none again", "dspark static:0"):
+                self.assertEqual(rows[setup]["work"], rows["none"]["work"])
+            (work,) = rows["dspark k=2"]["work"]
+            self.assertEqual(work["tokens"], sum(lengths))
+            self.assertEqual(work["accepted"], sum(lengths) - steps)
+            (plain,) = rows["none"]["work"]
+            self.assertEqual(work["rows"] - work["verified"] - steps, plain["rows"] - plain["tokens"])
             def user_speed_at(setup, total):
                 points = [(statistics.median(row["tokens_per_second"]), row["concurrency"]) for row in figures["load"]
                           if row["setup"] == setup]
@@ -216,14 +225,14 @@ class BenchSpec(unittest.TestCase):
             (drafts / "dspark").symlink_to(mini / "drafts/dspark")
             figures, setups = self.compare(model, "--speeds-only")
             self.assertEqual(figures["missing"], ["mtp"])
-            self.assertEqual(setups, {"none", "dspark k=2", "dspark auto"})
+            self.assertEqual(setups, {"none", "dspark k=2", "dspark auto", "none again"})
             self.assertEqual(figures["at_throughput_of_mtp"], [])
             # Of another name, and a head of MTP-1 beside it.
             (drafts / "dspark").rename(drafts / "other")
             (drafts / "mtp").symlink_to(mini / "drafts/mtp")
             figures, setups = self.compare(model, "--speeds-only")
             self.assertEqual(figures["missing"], [])
-            self.assertEqual(setups, {"none", "mtp k=1", "dspark k=2", "dspark auto"})
+            self.assertEqual(setups, {"none", "mtp k=1", "dspark k=2", "dspark auto", "none again"})
 
     def test_heads_in_the_checkpoint_are_measured(self):
         """A checkpoint as it is released, with one head of its own."""
@@ -231,8 +240,8 @@ class BenchSpec(unittest.TestCase):
         others = [c for c in range(256) if c not in characters]
         spelling = {c: chr(c) for c in characters} | {c: chr(256 + i) for i, c in enumerate(others)}
         for checkpoint, missing, expected in (
-                ("tests/golden/nano-a", "dspark", {"none", "mtp k=1", "mtp auto"}),
-                ("../shared/golden/spark-a", "mtp", {"none", "dspark k=2", "dspark auto"})):
+                ("tests/golden/nano-a", "dspark", {"none", "mtp k=1", "mtp auto", "none again"}),
+                ("../shared/golden/spark-a", "mtp", {"none", "dspark k=2", "dspark auto", "none again"})):
             with self.subTest(checkpoint), tempfile.TemporaryDirectory() as folder:
                 source, model = pathlib.Path(checkpoint).resolve(), pathlib.Path(folder)
                 if not source.exists():

@@ -200,6 +200,7 @@ void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
     return;
   }
   launches();
+  ++unrecorded_runs_;
   if (seen_.size() == kSeenMax) seen_.clear();
   if (++seen_[key] <= kRunsBeforeRecording) return;
   if (graphs_.size() == kGraphsMax) ForgetGraphs();

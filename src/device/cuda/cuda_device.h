@@ -32,6 +32,7 @@ class CudaDevice final : public Device, public CudaQueue {
   void Fork(const std::function<void()>& branch) override;
   void Join() override;
   int64_t recordings() const override { return recordings_; }
+  int64_t unrecorded_runs() const override { return unrecorded_runs_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
 
   void Note(cudaError_t error, const char* what) override;
@@ -64,6 +65,7 @@ class CudaDevice final : public Device, public CudaQueue {
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
   std::unordered_map<uint64_t, int> seen_;  // keys: how often they came
   int64_t recordings_ = 0;
+  int64_t unrecorded_runs_ = 0;
   Status fault_;
 };
 
