@@ -51,6 +51,8 @@ Result<std::unique_ptr<Speculation>> Speculation::CreateReplay(const Speculation
   if (drafter.has_confidences() && chance.Confidences(/*seed=*/0, /*position=*/0).empty()) {
     return InvalidArgument("the trace of {} has no confidences to replay", trace.method);
   }
+  parts.expected = MeanAcceptance(trace);
+  parts.expected.resize(drafter.drafts_max());
   parts.drafter = std::make_unique<ReplayedDrafter>(std::move(parts.drafter), chance);
   return Assemble(options, runtime, limits, costs, /*calibration=*/std::nullopt, std::move(parts));
 }
@@ -89,6 +91,10 @@ Result<std::unique_ptr<Speculation>> Speculation::Assemble(const SpeculationOpti
                                                                 .drafts_max = parts.drafter->drafts_max(),
                                                                 .rows_max = limits.step_rows_max},
                                                                std::move(step_costs)));
+  // Other ways of sampling differ by less than requests do.
+  const std::span<const float> expected =
+      parts.expected.empty() ? confidences.MeanAcceptance(SamplingRegime::kUnit) : parts.expected;
+  if (!expected.empty()) planning.Expect(expected);
   std::unique_ptr<Speculation> made(new Speculation(options, runtime, limits, std::move(planning),
                                                     std::move(confidences), std::move(parts)));
   made->is_calibrated_ = calibration.has_value();

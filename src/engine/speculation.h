@@ -102,6 +102,7 @@ class Speculation {
     std::unique_ptr<Chance> chance;
     std::unique_ptr<SpeculatorTeam> speculators;
     std::unique_ptr<Drafter> drafter;
+    std::vector<float> expected = {};  // as of SpeculationHistory::Expect; empty: what the calibration says
   };
   Speculation(const SpeculationOptions& options, Runtime& runtime, const SpeculationLimits& limits,
               StepPlanning planning, Calibration calibration, Parts parts);

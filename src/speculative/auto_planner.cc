@@ -14,6 +14,9 @@ constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
 constexpr double kTimesShare = 1.0 / 8;
+constexpr double kWarmUpShare = 1.0 / 8;
+// Of a kind, until the device has recorded it: what recording takes is in their mean.
+constexpr double kUnrecordedSteps = 9;
 // Beside prompts drafts may cost so many times what the table says of them.
 constexpr double kUntimedCosts = 3;
 
@@ -48,6 +51,18 @@ std::optional<double> PromptSteps::Times(int rows) const {
   return of.steps >= kKnownSteps ? std::optional(of.times) : std::nullopt;
 }
 
+bool RecordedKinds::Allows(int requests, int tokens, double gain_ms) {
+  Kind& kind = Of(requests, tokens);
+  if (kind.is_recorded || kind.missed_ms >= kUnrecordedSteps * more_ms_) return true;
+  kind.missed_ms += gain_ms;
+  return false;
+}
+
+void RecordedKinds::Count(int requests, int tokens, bool is_warm_up, double more_ms) {
+  Of(requests, tokens).is_recorded = !is_warm_up;
+  if (is_warm_up) more_ms_ += std::max(kWarmUpShare, 1.0 / ++warm_ups_) * (more_ms - more_ms_);
+}
+
 bool PromptSteps::IsPlainDue(int rows) {
   return ++classes_[ClassOf(rows)].drafted > kDraftedSteps;
 }
@@ -56,6 +71,7 @@ AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& li
     : gain_min_(options.gain_min),
       wait_max_(options.backoff_steps_max),
       requests_(limits.slots_max),
+      kinds_(limits.slots_max, limits.drafts_max),
       planner_(limits, SyncPlanner::Dips::kLookAcross, OtherRows::kSunk) {
   CHECK(gain_min_ > 0 && wait_max_ > 0);
   all_depths_.reserve(limits.slots_max);
@@ -114,20 +130,24 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     any |= depths[r] > 0;
   }
   if (!any) return;
-  if (!guard_.Allows()) {
+  const double plain_ms = ValueOf(load, *costs, 0, 0).Ms(0);
+  if (!guard_.AllowsGain(plain_ms, depths.size())) {
     std::fill(depths.begin(), depths.end(), 0);
     return;
   }
   planner_.Start(load, history, *costs, depths);
   const Length best = BestLength(load, *costs, depths);
-  const bool pays = best.gain_ms > (gain_min_ - 1) * ValueOf(load, *costs, 0, 0).Ms(0);
-  if (pays && (load.other_rows == 0 || AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
+  const bool pays = best.gain_ms > (gain_min_ - 1) * plain_ms;
+  const auto drafting = std::count_if(depths.begin(), depths.end(), [](int d) { return d > 0; });
+  if (pays && (load.other_rows == 0 ? kinds_.Allows(static_cast<int>(drafting), best.tokens, best.gain_ms)
+                                    : AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
     step_back_off_.Succeeded();
     reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
     if (best.tokens == Longest(depths)) return;
     for (int& depth : depths) depth = std::min(depth, best.tokens);
     planner_.Start(load, history, *costs, depths);
-  } else if (load.other_rows == 0 && step_back_off_.Due()) {
+  } else if (!pays && load.other_rows == 0 && AllowsTry(load, history, *costs, 1, Longest(depths)) &&
+             step_back_off_.Due()) {
     step_back_off_.Failed(wait_max_);
     tries_now_ = true;
     Try(load, history, *costs, best, depths);
@@ -141,10 +161,17 @@ bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
   return guard_.Covers(kUntimedCosts * cost_ms);
 }
 
+bool AutoPlanner::AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                            int requests, int tokens) {
+  if (!guard_.AllowsTry()) return false;
+  if (!history.is_measured()) return true;
+  const double ms = ValueOf(load, costs, requests, tokens).Ms(requests * tokens);
+  return guard_.Covers(ms - ValueOf(load, costs, 0, 0).Ms(0) + kinds_.MoreMs(requests, tokens));
+}
+
 void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                       const Length& all, std::span<int> depths) {
-  const size_t begin = tries_++ % depths.size();
-  size_t chosen = begin;
+  size_t chosen = tries_++ % depths.size();
   while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
   all_depths_.assign(depths.begin(), depths.end());
   for (size_t r = 0; r < depths.size(); ++r) {
@@ -152,6 +179,9 @@ void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, c
   }
   planner_.Start(load, history, costs, depths);
   if (BestLength(load, costs, depths).gain_ms >= all.gain_ms) return;
+  const auto drafting =
+      std::count_if(all_depths_.begin(), all_depths_.end(), [](int depth) { return depth > 0; });
+  if (!AllowsTry(load, history, costs, static_cast<int>(drafting), Longest(all_depths_))) return;
   std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
   planner_.Start(load, history, costs, depths);
 }
@@ -180,13 +210,25 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
   const double token_ms = plain.Ms(0) / plain.requests();
   const int accepted = std::accumulate(result.accepted.begin(), result.accepted.end(), 0);
   const double cost_ms = ValueOf(load, *costs, drafting, longest).Ms(admitted) - plain.Ms(0);
-  if (load.other_rows == 0) {
-    guard_.Count(accepted * token_ms - (result.ms ? *result.ms - plain.Ms(0) : cost_ms));
-  } else if (const auto times = prompt_steps_.Times(load.other_rows); times && result.ms) {
-    guard_.Count(accepted * token_ms - (*result.ms - *times * StepValue(load, *costs, 0, 0).Ms(0)));
+  const double gain_ms = accepted * token_ms;
+  const std::optional<double> times =
+      load.other_rows > 0 ? prompt_steps_.Times(load.other_rows) : std::optional(1.0);
+  if (times && result.ms) {
+    const double without_ms =
+        load.other_rows == 0 ? plain.Ms(0) : *times * StepValue(load, *costs, 0, 0).Ms(0);
+    const double more_ms = *result.ms - without_ms;
+    // Tries have to be worth all that they take.
+    const double warm_up_ms = result.is_warm_up && !tries_now_ ? std::max(0.0, more_ms - cost_ms) : 0;
+    guard_.CountWarmUp(warm_up_ms);
+    if (load.other_rows == 0) {
+      kinds_.Count(drafting, longest, result.is_warm_up, more_ms - cost_ms);
+    }
+    guard_.Count(gain_ms - (more_ms - warm_up_ms));
+  } else if (load.other_rows == 0) {
+    guard_.Count(gain_ms - cost_ms);
   } else {
     // Beside short prompts the whole step tells that it was less.
-    guard_.CountUntimed(accepted * token_ms -
+    guard_.CountUntimed(gain_ms -
                         std::min(kUntimedCosts * cost_ms, result.ms.value_or(HUGE_VAL) - plain.Ms(0)));
   }
   const double draft_tokens =

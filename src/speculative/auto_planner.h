@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -37,15 +38,29 @@ class BackOff {
 // What drafting has won and lost, in milliseconds of plain steps: so that it loses no more than a small share
 // of the time, whatever confidences and costs make it believe. Gains count up to a limit, so that old ones
 // don't cover what is lost now.
+//
+// What a device takes more for the first steps of a kind, until it has recorded them, has an account of its
+// own: it says nothing of what drafts cost from then on. It may be no more than a small share of the time
+// either, what is won beyond the limit, and 50 ms once: an engine takes many times that to load.
 class LossGuard {
  public:
-  bool Allows() const { return credit_ms_ >= 0; }
+  // Drafts of which a gain is expected may be unlucky for some steps; the coins of many requests even out.
+  bool AllowsGain(double plain_ms, size_t requests) const {
+    const double unlucky_ms = kUnluckySteps * plain_ms / std::sqrt(static_cast<double>(requests));
+    return credit_ms_ >= -unlucky_ms && warm_up_ms_ >= 0;
+  }
+  bool AllowsTry() const { return credit_ms_ >= 0 && warm_up_ms_ >= 0; }
   // A step passes that takes so long without drafts.
   void Pass(double plain_ms) {
-    credit_ms_ = std::min(credit_ms_ + kAllowedShare * plain_ms, kGainSteps * plain_ms);
+    credit_ms_ += kAllowedShare * plain_ms;
+    const double surplus_ms = std::max(0.0, credit_ms_ - kGainSteps * plain_ms);
+    credit_ms_ -= surplus_ms;
+    warm_up_ms_ = std::min(warm_up_ms_ + kWarmUpShare * plain_ms + surplus_ms, kWarmUpMs);
   }
   // A step with drafts took so much less (more: negative) than plain ones for its tokens.
   void Count(double gain_ms) { credit_ms_ += gain_ms; }
+  // Of what a step took, so much was for a recording to come.
+  void CountWarmUp(double ms) { warm_up_ms_ -= ms; }
   // Whether what was won makes up for drafts that cost so much and may be worth nothing.
   bool Covers(double cost_ms) const { return credit_ms_ >= cost_ms; }
   // A step with drafts whose cost is only known not to be more took at least so much less. It counts where
@@ -54,9 +69,13 @@ class LossGuard {
 
  private:
   static constexpr double kAllowedShare = 0.005;
+  static constexpr double kUnluckySteps = 12;
   static constexpr double kGainSteps = 16;
+  static constexpr double kWarmUpShare = 0.005;
+  static constexpr double kWarmUpMs = 50;
   static constexpr double kAging = 1.0 / 32;
   double credit_ms_ = 0;
+  double warm_up_ms_ = kWarmUpMs;
 };
 
 // What steps with rows of prompts take without drafts: what those with drafts are set against.
@@ -79,6 +98,34 @@ class PromptSteps {
   };
   static size_t ClassOf(int rows) { return std::bit_width(static_cast<unsigned>(rows)); }
   std::array<Class, 32> classes_;  // by the power of two
+};
+
+// Which kinds of steps a device has recorded, and which are worth it. How often a kind will come isn't known:
+// it waits until as much gain was missed as its first steps will take more, so that no more is lost than
+// twice the least. One thread at a time; allocates in its constructor only.
+class RecordedKinds {
+ public:
+  RecordedKinds(int requests_max, int tokens_max)
+      : tokens_max_(tokens_max), kinds_(size_t(requests_max + 1) * (tokens_max + 1)) {}
+  // A step would gain so much by drafts of so many tokens for so many requests: whether it may have them. If
+  // not, that gain is missed.
+  bool Allows(int requests, int tokens, double gain_ms);
+  // What such a kind's next step takes more, as far as is known.
+  double MoreMs(int requests, int tokens) { return Of(requests, tokens).is_recorded ? 0 : more_ms_; }
+  // A step of that kind is over, `more_ms` of which it will not take again.
+  void Count(int requests, int tokens, bool is_warm_up, double more_ms);
+
+ private:
+  struct Kind {
+    bool is_recorded = false;
+    double missed_ms = 0;
+  };
+  Kind& Of(int requests, int tokens) { return kinds_[size_t(requests) * (tokens_max_ + 1) + tokens]; }
+
+  int tokens_max_;
+  std::vector<Kind> kinds_;  // [requests_max + 1, tokens_max + 1]
+  int warm_ups_ = 0;
+  double more_ms_ = 0;  // of a step that isn't recorded, a moving average
 };
 
 // Two questions before a step, both answered from history (dspark.md 5.6):
@@ -127,6 +174,10 @@ class AutoPlanner final : public Planner {
   void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
            std::span<int> depths);
 
+  // Whether so many requests may try drafts of so many tokens. Where somebody has measured what to expect,
+  // only when the guard covers it all: a short run loses nothing then.
+  bool AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+                 int requests, int tokens);
   // Whether a step with rows of prompts may have drafts that cost so much.
   bool AllowsBesidePrompts(int prompt_rows, double cost_ms);
 
@@ -145,6 +196,7 @@ class AutoPlanner final : public Planner {
   std::vector<double> survivals_;
   LossGuard guard_;
   PromptSteps prompt_steps_;
+  RecordedKinds kinds_;
   CapacityPlan plan_;
   SyncPlanner planner_;
 };

@@ -27,6 +27,27 @@ SamplingRegime RegimeOf(const SamplingParams& params, AcceptanceRule rule) {
   return params.temperature < kUnitTemperatureMin ? SamplingRegime::kCool : SamplingRegime::kUnit;
 }
 
+namespace {
+
+// A position that nobody has seen is as the one before it.
+std::vector<float> MeanAcceptanceOf(std::span<const PositionQuality> positions) {
+  std::vector<float> means;
+  double survival = 1;
+  for (const PositionQuality& position : positions) {
+    if (position.rounds > 0 && survival > 0) {
+      means.push_back(static_cast<float>(std::clamp(position.mean_observed / survival, 0.0, 1.0)));
+      survival = position.mean_observed;
+    } else if (means.empty()) {
+      return {};
+    } else {
+      means.push_back(means.back());
+    }
+  }
+  return means;
+}
+
+}  // namespace
+
 Calibration::Calibration(int drafts_max) {
   scales_.fill(std::vector<ConfidenceScale>(drafts_max));
 }
@@ -50,6 +71,7 @@ Calibration::Calibration(const CalibrationTable& table) : Calibration(table.draf
     if (nearest == nullptr) continue;
     CHECK(std::ssize(nearest->scales) == table.drafts_max);
     scales_[i] = nearest->scales;
+    mean_acceptance_[i] = MeanAcceptanceOf(nearest->after);
   }
 }
 

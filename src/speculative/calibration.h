@@ -86,9 +86,15 @@ class Calibration {
   std::span<const ConfidenceScale> scales(SamplingRegime regime) const {
     return scales_[static_cast<int>(regime)];
   }
+  // [drafts_max]: how often draft k was accepted when it was reached, in the table's held-out rounds. Empty:
+  // there were none.
+  std::span<const float> MeanAcceptance(SamplingRegime regime) const {
+    return mean_acceptance_[static_cast<int>(regime)];
+  }
 
  private:
   std::array<std::vector<ConfidenceScale>, kNumSamplingRegimes> scales_;
+  std::array<std::vector<float>, kNumSamplingRegimes> mean_acceptance_;
 };
 
 }  // namespace foresight

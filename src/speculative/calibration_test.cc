@@ -221,6 +221,10 @@ CalibrationTable Table() {
   return table;
 }
 
+std::vector<float> ToVector(std::span<const float> values) {
+  return {values.begin(), values.end()};
+}
+
 TEST(Calibration, UsesTheTableOfTheRegimeOrTheNearest) {
   const Calibration none(2);
   EXPECT_FLOAT_EQ(none.Confidence(SamplingRegime::kGreedy, 1, {.logit = 2}), 1 / (1 + std::exp(-2.0f)));
@@ -248,6 +252,24 @@ TEST(Calibration, GreedyDraftsStandForNoOthers) {
   EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kGreedy, 0, {.logit = 2, .margin = 4}),
                   1 / (1 + std::exp(-6.0f)));
   EXPECT_FLOAT_EQ(calibration.Confidence(SamplingRegime::kCool, 0, {.logit = 2}), 1 / (1 + std::exp(-2.0f)));
+}
+
+// The file has survivals of whole prefixes.
+TEST(Calibration, KnowsHowOftenDraftsAreAcceptedWhereTheyAreReached) {
+  CalibrationTable table = Table();
+  table.regimes.resize(1);
+  RegimeCalibration& regime = table.regimes[0];
+  regime.scales.assign(4, {});
+  table.drafts_max = 4;
+  regime.after = {
+      {.rounds = 9, .mean_observed = .75}, {.rounds = 9, .mean_observed = .375}, {}, {.rounds = 9}};
+  EXPECT_EQ(std::vector<float>({.75f, .5f, .5f, 0}),
+            ToVector(Calibration(table).MeanAcceptance(regime.regime)));
+  EXPECT_EQ(ToVector(Calibration(table).MeanAcceptance(SamplingRegime::kUnit)).size(),
+            4u);  // the nearest one's
+  regime.after[0].rounds = 0;
+  EXPECT_TRUE(Calibration(table).MeanAcceptance(regime.regime).empty());
+  EXPECT_TRUE(Calibration(4).MeanAcceptance(regime.regime).empty());
 }
 
 TEST(CalibrationFile, ComesBack) {

@@ -121,6 +121,27 @@ const DraftTrace* DraftTraces::Find(std::string_view method) const {
   return nullptr;
 }
 
+std::vector<float> MeanAcceptance(const DraftTrace& trace) {
+  std::vector<double> reached(trace.drafts_max + 1);
+  for (const TracedDomain& domain : trace.domains) {
+    for (const TracedAnswer& answer : domain.answers) {
+      for (size_t begin = 0; begin < answer.acceptance.size(); begin += trace.drafts_max) {
+        double survival = 1;
+        for (int k = 0; k < trace.drafts_max; ++k) {
+          reached[k] += survival;
+          survival *= answer.acceptance[begin + k];
+        }
+        reached.back() += survival;
+      }
+    }
+  }
+  std::vector<float> means(trace.drafts_max);
+  for (int k = 0; k < trace.drafts_max && reached[k] > 0; ++k) {
+    means[k] = static_cast<float>(reached[k + 1] / reached[k]);
+  }
+  return means;
+}
+
 std::string FormatDraftTraces(const DraftTraces& traces) {
   std::string text = fmt::format(
       "{{\"format\": \"{}\", \"version\": {}, \"model\": {}, \"temperature\": {},\n \"drafters\": [", kFormat,

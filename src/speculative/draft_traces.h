@@ -37,6 +37,9 @@ struct DraftTraces {
   const DraftTrace* Find(std::string_view method) const;
 };
 
+// [drafts_max]: how often draft k is accepted when it is reached, over all rounds.
+std::vector<float> MeanAcceptance(const DraftTrace& trace);
+
 // {"format": "foresight-draft-traces", "version": 1, ...}; probabilities as whole parts of a thousand. Errors
 // of parsing: kInvalidArgument, saying where. Every domain has an answer, and every answer a position.
 std::string FormatDraftTraces(const DraftTraces& traces);

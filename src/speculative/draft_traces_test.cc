@@ -35,6 +35,17 @@ TEST(DraftTraces, ComeBack) {
   EXPECT_EQ(read->Find("ngram"), nullptr);
 }
 
+TEST(DraftTraces, SayHowOftenDraftsAreAcceptedWhereTheyAreReached) {
+  const std::vector<TracedAnswer> answers = {{.confidences = {}, .acceptance = {1, .5f, .5f, 0}},
+                                             {.confidences = {}, .acceptance = {0, 1}}};
+  // Of three rounds one and a half reach the second draft, half a one is accepted there.
+  EXPECT_EQ(MeanAcceptance({.method = "mtp", .drafts_max = 2, .domains = {{"code", answers}}}),
+            std::vector<float>({.5f, static_cast<float>(1 / 3.0)}));
+  const std::vector<TracedAnswer> hopeless = {{.confidences = {}, .acceptance = {0, 1}}};
+  EXPECT_EQ(MeanAcceptance({.method = "mtp", .drafts_max = 2, .domains = {{"code", hopeless}}}),
+            std::vector<float>({0, 0}));
+}
+
 TEST(DraftTraces, DamageIsAnError) {
   const std::string good = FormatDraftTraces(Traces());
   const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };

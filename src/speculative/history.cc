@@ -8,17 +8,25 @@ namespace foresight {
 namespace {
 
 // What a new round counts for in the averages of its request and of all requests.
-constexpr float kOwnShare = 1.0f / 8;
-constexpr float kOwnAcceptanceShare = 1.0f / 16;  // coins are noisier than confidences
-constexpr float kAllShare = 1.0f / 64;
+constexpr float kOwnShare = 1.0f / 16;
+constexpr int kAllRounds = 256;
+// For how many of them what is expected before the first one counts: a mere guess, and what was measured of
+// many texts. Rounds of one request are alike.
+constexpr int kGuessRounds = 8;
+constexpr int kMeasuredRounds = 256;
 // Before anything is known: hopeful, so that drafting gets its first try.
 constexpr float kPriorConfidence = 0.8f;
 constexpr float kUnknown = -1;
 
 // own starts at what holds for all.
-void Average(float value, float share, float all, float& own) {
+void AverageOfOwn(float value, float all, float& own) {
   if (own < 0) own = all;
-  own += share * (value - own);
+  own += kOwnShare * (value - own);
+}
+
+void AverageOfAll(float value, int& rounds, float& all) {
+  rounds = std::min(rounds + 1, kAllRounds);
+  all += (value - all) / static_cast<float>(rounds);
 }
 
 }  // namespace
@@ -30,8 +38,19 @@ SpeculationHistory::SpeculationHistory(int slots_max, int drafts_max)
       acceptance_(static_cast<size_t>(slots_max) * drafts_max, kUnknown),
       recent_(static_cast<size_t>(slots_max) * drafts_max * 2, kUnknown),
       all_mean_(drafts_max, kPriorConfidence),
-      all_acceptance_(drafts_max, kPriorConfidence) {
+      all_acceptance_(drafts_max, kPriorConfidence),
+      all_means_(drafts_max, kGuessRounds),
+      all_acceptances_(drafts_max, kGuessRounds) {
   CHECK(slots_max > 0 && drafts_max > 0);
+}
+
+void SpeculationHistory::Expect(std::span<const float> acceptance) {
+  CHECK(std::ssize(acceptance) == drafts_max_ && step_ == 0);
+  is_measured_ = true;
+  all_mean_.assign(acceptance.begin(), acceptance.end());
+  all_acceptance_ = all_mean_;
+  all_means_.assign(drafts_max_, kMeasuredRounds);
+  all_acceptances_ = all_means_;
 }
 
 SpeculationHistory::Tenant& SpeculationHistory::TenantOf(RequestId id) {
@@ -61,8 +80,8 @@ void SpeculationHistory::RecordConfidences(RequestId id, std::span<const float> 
   std::fill_n(recent, drafts_max_, kUnknown);
   std::copy(confidences.begin(), confidences.end(), recent);
   for (int j = 0; j < std::ssize(confidences); ++j) {
-    Average(confidences[j], kOwnShare, all_mean_[j], mean_[Place(id.slot, j)]);
-    all_mean_[j] += kAllShare * (confidences[j] - all_mean_[j]);
+    AverageOfOwn(confidences[j], all_mean_[j], mean_[Place(id.slot, j)]);
+    AverageOfAll(confidences[j], all_means_[j], all_mean_[j]);
   }
 }
 
@@ -73,8 +92,8 @@ void SpeculationHistory::RecordOutcome(RequestId id, int verified, int accepted)
   // Behind the first rejection nothing is known: a draft counts when it was reached.
   for (int j = 0; j < std::min(accepted + 1, verified); ++j) {
     const float value = j < accepted ? 1 : 0;
-    Average(value, kOwnAcceptanceShare, all_acceptance_[j], acceptance_[Place(id.slot, j)]);
-    all_acceptance_[j] += kAllShare * (value - all_acceptance_[j]);
+    AverageOfOwn(value, all_acceptance_[j], acceptance_[Place(id.slot, j)]);
+    AverageOfAll(value, all_acceptances_[j], all_acceptance_[j]);
   }
 }
 

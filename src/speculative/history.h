@@ -18,6 +18,9 @@ struct RequestId {
 class SpeculationHistory {
  public:
   SpeculationHistory(int slots_max, int drafts_max);
+  // Before the first step: how often draft j is accepted when it is reached, as far as somebody has measured
+  // it ([drafts_max]; a calibration has). It stands until requests have shown as much themselves.
+  void Expect(std::span<const float> acceptance);
 
   // A step begins: what is recorded belongs to it.
   void BeginStep() { ++step_; }
@@ -35,6 +38,8 @@ class SpeculationHistory {
   // none. A moving average as above.
   double AcceptanceRate(RequestId id, int j) const;
 
+  // Whether somebody had before the first step.
+  bool is_measured() const { return is_measured_; }
   int drafts_max() const { return drafts_max_; }
 
  private:
@@ -50,12 +55,15 @@ class SpeculationHistory {
 
   int drafts_max_;
   int64_t step_ = 0;
+  bool is_measured_ = false;
   std::vector<Tenant> tenants_;    // [slots_max]
   std::vector<float> mean_;        // [slots_max, drafts_max]; < 0: none yet
   std::vector<float> acceptance_;  // [slots_max, drafts_max]; < 0: none yet
   std::vector<float> recent_;      // [slots_max, 2, drafts_max]; < 0: none
   std::vector<float> all_mean_;    // [drafts_max], of all requests
   std::vector<float> all_acceptance_;
+  std::vector<int> all_means_;  // [drafts_max]: rounds in all_mean_, as far as they matter
+  std::vector<int> all_acceptances_;
 };
 
 }  // namespace foresight

@@ -33,13 +33,38 @@ TEST(SpeculationHistory, ANewTenantOfASlotStartsAfresh) {
     history.RecordConfidences(old, Confidences{0});
     history.RecordOutcome(old, 1, 0);
   }
-  EXPECT_LT(history.MeanConfidence(old, 0), .5);
-  EXPECT_GT(history.MeanConfidence(fresh, 0), .5);
-  EXPECT_EQ(history.StaleConfidence(fresh, 0), history.MeanConfidence(fresh, 0));
-  EXPECT_GT(history.AcceptanceRate(fresh, 0), history.AcceptanceRate(old, 0));
+  const double own = history.MeanConfidence(old, 0);
+  const double of_all = history.MeanConfidence(fresh, 0);
+  EXPECT_NE(own, of_all);
+  EXPECT_EQ(history.StaleConfidence(fresh, 0), of_all);
+  EXPECT_NE(history.AcceptanceRate(fresh, 0), history.AcceptanceRate(old, 0));
   history.RecordConfidences(fresh, Confidences{1});
-  EXPECT_GT(history.MeanConfidence(fresh, 0), .5);
-  EXPECT_GT(history.MeanConfidence(old, 0), .5);  // no longer its own
+  EXPECT_GT(history.MeanConfidence(fresh, 0), of_all);
+  EXPECT_GT(history.MeanConfidence(old, 0), of_all);  // no longer its own
+}
+
+// A guess is left as soon as there are rounds, what was measured much later.
+TEST(SpeculationHistory, LeavesWhatWasExpected) {
+  const RequestId id{.slot = 0, .generation = 1};
+  const RequestId other{.slot = 1, .generation = 1};
+  for (bool is_measured : {false, true}) {
+    SpeculationHistory history(2, 2);
+    if (is_measured) history.Expect(Confidences{.8f, .8f});
+    const double before = history.MeanConfidence(other, 0);
+    EXPECT_EQ(history.AcceptanceRate(other, 0), before);
+    for (int i = 0; i < 32; ++i) {
+      history.BeginStep();
+      history.RecordConfidences(id, Confidences{.4f});
+      history.RecordOutcome(id, 2, 0);
+    }
+    EXPECT_EQ(history.MeanConfidence(other, 1), before);  // nobody has got there
+    EXPECT_EQ(history.AcceptanceRate(other, 1), before);
+    EXPECT_EQ(history.MeanConfidence(other, 0) < .5, !is_measured);
+    EXPECT_EQ(history.AcceptanceRate(other, 0) < .2, !is_measured);
+    EXPECT_LT(history.MeanConfidence(other, 0), before);
+    for (int i = 0; i < 4000; ++i) history.RecordConfidences(id, Confidences{.4f});
+    EXPECT_NEAR(history.MeanConfidence(other, 0), .4, .001);
+  }
 }
 
 TEST(SpeculationHistory, StaleMeansTwoStepsOld) {

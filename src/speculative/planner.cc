@@ -259,7 +259,9 @@ void StepPlanning::EndStep(std::span<const int> accepted, const std::optional<St
   if (!requests_.empty()) {
     std::optional<double> ms;
     if (costs_ && times) ms = (times->draft_ms + times->verify_ms + times->host_ms) / costs_->scale();
-    planner_->Learn(load_, costs_ ? &*costs_ : nullptr, {.round = round_, .accepted = accepted, .ms = ms});
+    planner_->Learn(
+        load_, costs_ ? &*costs_ : nullptr,
+        {.round = round_, .accepted = accepted, .ms = ms, .is_warm_up = times && times->is_warm_up});
   }
   const bool is_example = times && !times->has_prompts && !times->is_warm_up;
   if (!Resumes() && costs_ && is_example) costs_->Observe(*times);

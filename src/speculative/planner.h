@@ -70,6 +70,7 @@ struct StepResult {
   std::span<const int> accepted;  // [requests]: of those admitted
   // What the step took, at the speed of the machine when it was profiled; absent when that isn't known.
   std::optional<double> ms = std::nullopt;
+  bool is_warm_up = false;  // as of StepTimes
 };
 
 // A rule. It sees what its arguments show, and that is what it may depend on. One thread at a time; allocates
@@ -114,6 +115,8 @@ class StepPlanning {
   static StepPlanning Create(std::unique_ptr<Planner> planner, const PlanningLimits& limits,
                              std::optional<StepCosts> costs);
 
+  // Before the first step, as of SpeculationHistory.
+  void Expect(std::span<const float> acceptance) { history_.Expect(acceptance); }
   // [requests]: how many tokens to draft; 0: don't. Drafts are shortened where all of them would not fit into
   // rows_max.
   std::span<const int> BeginStep(const StepLoad& load);

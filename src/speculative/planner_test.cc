@@ -272,8 +272,8 @@ TEST(StepPlanning, TakesConfidencesBehindThePlan) {
     planning.SetLateConfidences(0, std::vector<float>{.25f, .5f});
     planning.EndStep(std::vector<int>{0}, std::nullopt);
   }
-  // Its own begins at the first guess for all, of which it forgets an eighth a step.
-  const double expected = .25 + (.8 - .25) * std::pow(7.0 / 8, 3);
+  // Its own begins at the first guess for all, of which it forgets a sixteenth a step.
+  const double expected = .25 + (.8 - .25) * std::pow(15.0 / 16, 3);
   EXPECT_NEAR(planning.history().MeanConfidence(load[0].id, 0), expected, .02);
 }
 
