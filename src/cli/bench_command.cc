@@ -214,10 +214,10 @@ Result<DecodePoint> Bench::MeasureDecode(int batch, int64_t context) {
   sequences.reserve(states.size());
   for (SequenceState& s : states) sequences.push_back(&s);
   // A device records a step that comes again and again, but one of many rows.
-  const int64_t recordings = engine_.device().recordings();
   for (int i = 0; i < kWarmUpsMax; ++i) {
+    const int64_t unrecorded_runs = engine_.device().unrecorded_runs();
     ASSIGN_OR_RETURN([[maybe_unused]] const double seconds, Step(sequences, 1));
-    if (engine_.device().is_host() || engine_.device().recordings() != recordings) break;
+    if (engine_.device().unrecorded_runs() == unrecorded_runs) break;
   }
   const double token_gb = WeightBytesPerToken(engine_.weights()) * 1e-9;
   std::vector<double> tokens_per_second;

@@ -82,8 +82,6 @@ class Device {
   // needs what the other writes, and they share no scratch memory (ArenaHold).
   virtual void Fork(const std::function<void()>& branch) { branch(); }
   virtual void Join() {}
-  // Recordings so far.
-  virtual int64_t recordings() const { return 0; }
   // Calls of Replay so far that a device ran that may yet record them: they take longer than the replays to
   // come, the one that records them far longer.
   virtual int64_t unrecorded_runs() const { return 0; }

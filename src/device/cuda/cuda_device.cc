@@ -180,7 +180,6 @@ Status CudaDevice::Synchronize() {
 }
 
 cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
-  ++recordings_;
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t recorded = nullptr;
   Note(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "recording of a step");

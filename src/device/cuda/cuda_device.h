@@ -31,7 +31,6 @@ class CudaDevice final : public Device, public CudaQueue {
   void Replay(uint64_t key, const std::function<void()>& launches) override;
   void Fork(const std::function<void()>& branch) override;
   void Join() override;
-  int64_t recordings() const override { return recordings_; }
   int64_t unrecorded_runs() const override { return unrecorded_runs_; }
   void RestrictTo(int capability) override { capability_ = std::min(capability_, capability); }
 
@@ -64,7 +63,6 @@ class CudaDevice final : public Device, public CudaQueue {
   std::vector<Fetched> fetched_;
   std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
   std::unordered_map<uint64_t, int> seen_;  // keys: how often they came
-  int64_t recordings_ = 0;
   int64_t unrecorded_runs_ = 0;
   Status fault_;
 };
