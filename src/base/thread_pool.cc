@@ -35,8 +35,8 @@ ThreadPool::ThreadPool(int num_threads) {
 
 ThreadPool::~ThreadPool() {
   stop_.store(true);
-  epoch_.fetch_add(1);
-  epoch_.notify_all();
+  job_.fetch_add(1);
+  job_.notify_all();
 }
 
 void ThreadPool::Run(int64_t count, Call call, void* body) {
@@ -44,15 +44,12 @@ void ThreadPool::Run(int64_t count, Call call, void* body) {
   body_ = body;
   count_ = count;
   next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-  epoch_.fetch_add(1, std::memory_order_release);
-  epoch_.notify_all();
+  job_.fetch_add(1);
+  job_.notify_all();
   Drain(0);
-  if (!SpinUntil([this] { return busy_.load(std::memory_order_acquire) == 0; })) {
-    for (int left = busy_.load(std::memory_order_acquire); left != 0;
-         left = busy_.load(std::memory_order_acquire)) {
-      busy_.wait(left, std::memory_order_acquire);
-    }
+  job_.fetch_add(1);
+  if (!SpinUntil([this] { return inside_.load() == 0; })) {
+    for (int left = inside_.load(); left != 0; left = inside_.load()) inside_.wait(left);
   }
 }
 
@@ -65,15 +62,21 @@ void ThreadPool::Drain(int thread) {
 
 void ThreadPool::Work(int thread) {
   uint32_t seen = 0;
+  uint32_t job = 0;
+  const auto is_new = [&] {
+    job = job_.load();
+    return job % 2 != 0 && job != seen;
+  };
   for (;;) {
-    if (!SpinUntil([&] { return epoch_.load(std::memory_order_acquire) != seen; })) {
-      epoch_.wait(seen, std::memory_order_acquire);
-    }
-    // Every worker takes part in every job before the next one can start, so no epoch is ever skipped.
-    seen = epoch_.load(std::memory_order_acquire);
+    while (!SpinUntil(is_new)) job_.wait(job);
     if (stop_.load()) return;
-    Drain(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
+    inside_.fetch_add(1);
+    job = job_.load();
+    if (job % 2 != 0) {
+      Drain(thread);
+      seen = job;
+    }
+    if (inside_.fetch_sub(1) == 1) inside_.notify_one();
   }
 }
 

@@ -1,7 +1,8 @@
 // A fixed team of threads for the parallel parts of a step.
 //
 // The thread that calls ParallelFor takes part. Workers spin for a short while for the next job (the gap
-// between two kernels of a step is microseconds), then sleep on a futex. A call allocates nothing.
+// between two kernels of a step is microseconds), then sleep on a futex. The caller waits for workers that
+// have begun, never for one that the system lets wait for a processor. A call allocates nothing.
 #pragma once
 
 #include <atomic>
@@ -44,13 +45,15 @@ class ThreadPool {
   void Work(int thread);
   void Drain(int thread);
 
-  // The job; written by the caller before epoch_ is raised, read by workers after they saw it raised.
+  // The job; written by the caller while none is open and no worker inside.
   Call call_ = nullptr;
   void* body_ = nullptr;
   int64_t count_ = 0;
-  alignas(64) std::atomic<uint32_t> epoch_{0};
+  alignas(64) std::atomic<uint32_t> job_{0};  // odd while one is open; no two have one number
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> busy_{0};
+  // Workers that may be at the open job. One counts itself before it looks whether the job is open, the
+  // caller closes it before it looks who is inside, so that one of them sees the other.
+  alignas(64) std::atomic<int> inside_{0};
   std::atomic<bool> stop_{false};
   std::vector<std::jthread> workers_;
 };

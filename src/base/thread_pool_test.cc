@@ -40,5 +40,19 @@ TEST(ThreadPool, ManyShortJobsAndSleepingWorkers) {
   EXPECT_EQ(sum, want);
 }
 
+// Most workers come when a job is closed or the next one open.
+TEST(ThreadPool, MoreThreadsThanProcessorsAndItems) {
+  ThreadPool pool(4 * NumProcessors() + 1);
+  std::vector<int64_t> values(3);
+  for (int64_t round = 1; round <= 2000; ++round) {
+    const int64_t count = 2 + round % 2;
+    pool.ParallelFor(count, [&](int64_t i, int) { values[i] += round * (i + 1); });
+    for (int64_t i = 0; i < 3; ++i) {
+      const int64_t odd = (round + 1) / 2;  // rounds, in which there are three items
+      ASSERT_EQ(values[i], (i + 1) * (i < 2 ? round * (round + 1) / 2 : odd * odd));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace foresight
