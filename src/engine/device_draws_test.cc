@@ -207,9 +207,9 @@ TEST_P(DrawnOnDevice, LittleTextsAreThoseOfTheSeedOnAGpu) {
   if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
     GTEST_SKIP() << backend.error().message();
   std::vector<Request> requests;
-  for (const auto& [prompt, temperature] : {std::pair(3, 0.0), std::pair(18, 1.0)}) {
-    Request request = GreedyRequest(TestPrompt(prompt), 3);
-    request.sampling.temperature = temperature;
+  for (const int prompt : {3, 18}) {
+    Request request = GreedyRequest(TestPrompt(prompt), prompt == 3 ? 3 : 2);
+    request.sampling.temperature = prompt == 3 ? 0 : 1;
     request.sampling.seed = 7;
     request.acceptance = Acceptance::kCoupled;
     requests.push_back(std::move(request));
@@ -249,7 +249,7 @@ TEST(Preemption, TextsAreTheSameOnAGpu) {
   if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
     GTEST_SKIP() << backend.error().message();
   std::vector<Request> requests;
-  for (int i = 0; i < 2; ++i) requests.push_back(GreedyRequest(TestPrompt(250 + i, 3 + i), 9));
+  for (int i = 0; i < 2; ++i) requests.push_back(GreedyRequest(TestPrompt(254 + i, 3 + i), 4));
   EngineOptions options{
       .num_threads = 1, .device = "cuda", .context_tokens = 512, .max_sequences = 2, .kept_prefixes_max = 0};
   options.speculation.draft = DraftChoice::kNone;
