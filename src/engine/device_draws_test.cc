@@ -202,6 +202,37 @@ TEST_P(DrawnOnDevice, TextsAreThoseOfTheSeedOnAGpu) {
   EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
 }
 
+// The same of two requests of few tokens, whose prompts are longer than a step: what racecheck can follow.
+TEST_P(DrawnOnDevice, LittleTextsAreThoseOfTheSeedOnAGpu) {
+  if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
+    GTEST_SKIP() << backend.error().message();
+  std::vector<Request> requests;
+  for (const int prompt : {3, 18}) {
+    Request request = GreedyRequest(TestPrompt(prompt), prompt == 3 ? 3 : 2);
+    request.sampling.temperature = prompt == 3 ? 0 : 1;
+    request.sampling.seed = 7;
+    request.acceptance = Acceptance::kCoupled;
+    requests.push_back(std::move(request));
+  }
+  requests.back().sampling.logprobs = 2;
+  // There is nothing to look up but in a text that repeats itself.
+  if (GetParam() == DraftChoice::kNgram) {
+    requests.front().prompt = {9, 9, 9, 9};
+    requests.front().sampling.logit_bias = {{9, 100}};
+  }
+  const ModelConfig config = ConfigOf(GetParam());
+  const auto plain = RunAll(requests, config, {.draft = DraftChoice::kNone, .step_rows = 16}, Place::kGpu);
+  const auto drafted =
+      RunAll(requests, config, {.draft = GetParam(), .planner = "static:3", .step_rows = 16}, Place::kGpu);
+  int64_t drafts = 0;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    ASSERT_EQ(drafted[i]->tokens, plain[i]->tokens) << "request " << i;
+    ASSERT_EQ(drafted[i]->logprobs, plain[i]->logprobs) << "request " << i;
+    drafts += drafted[i]->result.drafts.drafted;
+  }
+  EXPECT_EQ(drafts > 0, GetParam() != DraftChoice::kNone);
+}
+
 INSTANTIATE_TEST_SUITE_P(Drafters, DrawnOnDevice,
                          testing::Values(DraftChoice::kNone, DraftChoice::kDSpark, DraftChoice::kMtp,
                                          DraftChoice::kNgram),
@@ -211,6 +242,35 @@ INSTANTIATE_TEST_SUITE_P(Drafters, DrawnOnDevice,
                                   : param.param == DraftChoice::kMtp    ? "Mtp"
                                                                         : "Ngram";
                          });
+
+// Two answers grow past what three blocks hold: one gives way, is saved or computed anew, and says the same
+// in the end.
+TEST(Preemption, TextsAreTheSameOnAGpu) {
+  if (const auto backend = OpenBackend("cuda", "auto"); !backend.ok())
+    GTEST_SKIP() << backend.error().message();
+  std::vector<Request> requests;
+  for (int i = 0; i < 2; ++i) requests.push_back(GreedyRequest(TestPrompt(254 + i, 3 + i), 4));
+  EngineOptions options{
+      .num_threads = 1, .device = "cuda", .context_tokens = 512, .max_sequences = 2, .kept_prefixes_max = 0};
+  options.speculation.draft = DraftChoice::kNone;
+  std::vector<std::vector<TokenId>> alone;
+  for (const Request& request : requests) alone.push_back(LoopDriver(options).Generate(request)->tokens);
+  options.cache_bytes_max = CacheBytesOf(/*blocks=*/3, options);
+  for (const int64_t saved_bytes_max : {int64_t{0}, int64_t{1} << 30}) {
+    options.saved_bytes_max = saved_bytes_max;
+    LoopDriver driver(options);
+    std::vector<std::shared_ptr<RecordingSink>> sinks;
+    for (const Request& request : requests) sinks.push_back(driver.Submit(request));
+    driver.Run();
+    int64_t preemptions = 0;
+    for (size_t i = 0; i < sinks.size(); ++i) {
+      EXPECT_EQ(sinks[i]->tokens, alone[i]) << i;
+      preemptions += sinks[i]->result.preemptions;
+    }
+    EXPECT_GT(preemptions, 0);
+    EXPECT_EQ(driver.loop().statistics().restored > 0, saved_bytes_max > 0);
+  }
+}
 
 // Acceptance by rejection on the GPU and on the host, which compute a little differently: the same within
 // four standard deviations.

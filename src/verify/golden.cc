@@ -21,6 +21,14 @@ std::vector<std::string> Golden::Names() const {
   return names;
 }
 
+void Golden::KeepRows(const std::string& name, int64_t rows) {
+  const auto it = tensors_.find(name);
+  if (it == tensors_.end() || it->second.shape.empty() || it->second.shape[0] <= rows) return;
+  StoredTensor& t = it->second;
+  t.bytes = t.bytes.first(t.bytes.size() / static_cast<size_t>(t.shape[0]) * static_cast<size_t>(rows));
+  t.shape[0] = rows;
+}
+
 Result<const StoredTensor*> Golden::Find(const std::string& name, DType dtype, size_t rank) const {
   const auto it = tensors_.find(name);
   if (it == tensors_.end()) return NotFound("golden.safetensors has no tensor {}", name);

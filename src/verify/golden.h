@@ -25,6 +25,8 @@ class Golden {
   Result<std::vector<int64_t>> Integers(const std::string& name, size_t rank) const;
   // The shape of a tensor that is there.
   const std::vector<int64_t>& Shape(const std::string& name) const { return tensors_.at(name).shape; }
+  // Drops the rows of a tensor from row `rows` on, if it is there and has them.
+  void KeepRows(const std::string& name, int64_t rows);
 
  private:
   Result<const StoredTensor*> Find(const std::string& name, DType dtype, size_t rank) const;

@@ -408,10 +408,41 @@ Result<VerifyReport> Verifier::Run() {
   return report;
 }
 
+// Leaves of a golden what an oracle would have computed for a shorter prompt: no position sees later ones.
+Status Shorten(const ModelConfig& config, const VerifyExtent& extent, Golden& golden) {
+  const int64_t positions = extent.positions;
+  // Kept positions and anchors ascend.
+  const auto rows_of = [&](const std::string& name) -> Result<int64_t> {
+    if (!golden.Contains(name)) return int64_t{0};
+    ASSIGN_OR_RETURN(const std::vector<int64_t> at, golden.Integers(name, 1));
+    return std::lower_bound(at.begin(), at.end(), positions) - at.begin();
+  };
+  ASSIGN_OR_RETURN(const int64_t kept, rows_of("positions"));
+  ASSIGN_OR_RETURN(const int64_t rounds, rows_of("dspark.anchor_positions"));
+  golden.KeepRows("input_ids", positions);
+  golden.KeepRows("positions", kept);
+  golden.KeepRows("logits", positions);
+  golden.KeepRows("mtp_logits", positions - 1);
+  for (size_t l = 0; l < config.layers.size(); ++l) {
+    golden.KeepRows(fmt::format("layers.{}.topk", l), positions);
+    golden.KeepRows(fmt::format("layers.{}.streams", l), kept);
+    if (config.layers[l] == LayerKind::kSwa) continue;
+    golden.KeepRows(fmt::format("layers.{}.compressed", l), positions / static_cast<int>(config.layers[l]));
+  }
+  for (const std::string& name : golden.Names()) {
+    if (name.starts_with("dspark.")) golden.KeepRows(name, rounds);
+  }
+  golden.KeepRows("greedy_output", extent.greedy_tokens);
+  golden.KeepRows("greedy_margin", extent.greedy_tokens);
+  return Status();
+}
+
 }  // namespace
 
-Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool) {
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool,
+                                  const VerifyExtent& extent) {
   ASSIGN_OR_RETURN(Golden golden, Golden::Open(model.files));
+  RETURN_IF_ERROR(Shorten(model.weights.config, extent, golden));
   const Place tested = {*backend.kernels, backend.device.get()};
   return Verifier(model.weights, tested, {RefKernels(), nullptr}, pool, std::move(golden)).Run();
 }

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -60,9 +61,16 @@ struct VerifyReport {
   bool passed = true;
 };
 
+// How much of a golden is compared: its first positions, and of its greedy run the first tokens.
+struct VerifyExtent {
+  int64_t positions = std::numeric_limits<int64_t>::max();
+  int64_t greedy_tokens = std::numeric_limits<int64_t>::max();
+};
+
 // Errors: anything that keeps the comparison from being made (no golden.safetensors, shapes that contradict
 // the config); a failed comparison is a report with passed = false.
-Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool);
+Result<VerifyReport> VerifyGolden(const LoadedModel& model, const Backend& backend, ThreadPool& pool,
+                                  const VerifyExtent& extent = {});
 
 // The table on the console; JSON for machines.
 std::string ReportToText(const VerifyReport& report);

@@ -170,6 +170,8 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       __syncthreads();
     } else if (multiplies || warp == kSendWarp) {
       GroupBarrier<2>(kTileThreads + 32);
+    } else {  // as many barriers as the others (barriers.cuh)
+      GroupBarrier<4>(kClusterThreads - kTileThreads - 32);
     }
   };
 #pragma unroll 1

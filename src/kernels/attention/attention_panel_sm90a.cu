@@ -468,7 +468,11 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     if (!Space::kKeepsQueries && !first) {
       StoreQueries<kHeads>(args, row, first_head, space.q());
     }
-    if (first) space.queries_here.Wait(0);
+    if (first) {
+      space.queries_here.Wait(0);
+    } else {
+      GroupBarrier<1>(kMultiplying);  // as many barriers as those that gather (barriers.cuh)
+    }
     first = false;
     GroupBarrier<3>(kAll);  // the keys are there
 

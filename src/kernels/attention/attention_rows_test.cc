@@ -251,7 +251,10 @@ std::vector<LittleCase> LittleCases() {
   const Shape picked{.heads = 64, .topk = 64};
   Shape clean = picked;
   clean.numerics = Numerics::kClean;
-  const Shape all{.heads = 16, .compressed = CompressedKeys::kAll};
+  const Shape more_picked{.heads = 64, .topk = 576};
+  Shape more_picked_of_few_heads = more_picked;
+  more_picked_of_few_heads.heads = 8;
+  const Shape all{.heads = 8, .compressed = CompressedKeys::kAll};
   Shape clean_all = all;
   clean_all.numerics = Numerics::kClean;
   const Shape all_of_many_heads{.heads = 64, .compressed = CompressedKeys::kAll};
@@ -266,15 +269,18 @@ std::vector<LittleCase> LittleCases() {
           {"ClusterOf16HeadsClean", clean, 66, 2},
           {"BlockClean", clean, 66, 4},
           {"Block", {.heads = 17, .dim = 128, .topk = 64}, 66, 2},
+          // Chunks of two panels.
+          {"ClusterOf8HeadsOfPanels", more_picked_of_few_heads, 578, 1},
+          {"PanelOf64HeadsOfPanels", more_picked, 578, 8},
           // Lists of more than one chunk.
-          {"ClusterOf8HeadsOfChunks", all, 1025, 2},
-          {"ClusterOf16HeadsOfChunks", all_of_many_heads, 1025, 1},
-          {"PanelOf32HeadsOfChunks", all_of_many_heads, 1025, 2},
-          {"PanelOf64HeadsOfChunks", all_of_many_heads, 1025, 4},
-          {"PanelInClustersOf4OfChunks", all_of_many_heads, 1025, 8},
-          {"PairOfChunks", all_of_many_heads, 1025, 16},
-          {"ClusterOfChunksClean", clean_all, 1025, 2},
-          {"WideOfChunks", all_of_many_heads, 1025, 70}};
+          {"ClusterOf8HeadsOfChunks", all, 577, 2},
+          {"ClusterOf16HeadsOfChunks", all_of_many_heads, 577, 1},
+          {"PanelOf32HeadsOfChunks", all_of_many_heads, 577, 2},
+          {"PanelOf64HeadsOfChunks", all_of_many_heads, 577, 4},
+          {"PanelInClustersOf4OfChunks", all_of_many_heads, 577, 8},
+          {"PairOfChunks", all_of_many_heads, 577, 16},
+          {"ClusterOfChunksClean", clean_all, 577, 2},
+          {"WideOfChunks", all_of_many_heads, 577, 70}};
 }
 
 using AttentionLittleCuda = OnDevice<testing::TestWithParam<LittleCase>>;

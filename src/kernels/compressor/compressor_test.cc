@@ -212,6 +212,23 @@ TEST_P(CompressorCuda, WritesTheSameBytesInAnyChunksAndCompany) {
   }
 }
 
+// Steps of one row and of several, to where the second block ends: what initcheck can follow, and racecheck.
+TEST_P(CompressorCuda, WritesTheSameBytesInALittleCompany) {
+  const Case& c = GetParam();
+  const int length = 2 * c.ratio + 3;
+  const KernelContext ctx = device_->context(c.numerics);
+  const KernelTable& table = CudaKernelsForHostArguments();
+  Sequence want(c, length, 5);
+  Compress(table, ctx, c, {{&want, 0, length}});
+  Sequence got(c, length, 5);
+  Sequence other(c, length, 6);
+  const int borders[] = {0, 1, 2, c.ratio - 1, c.ratio + 1, 2 * c.ratio, length};
+  for (size_t i = 1; i < std::size(borders); ++i) {
+    Compress(table, ctx, c, {{&other, borders[i - 1], borders[i]}, {&got, borders[i - 1], borders[i]}});
+  }
+  EXPECT_EQ(Entries(c, got), Entries(c, want));
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, CompressorCuda, testing::ValuesIn(Cases()));
 
 }  // namespace

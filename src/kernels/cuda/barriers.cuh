@@ -48,6 +48,9 @@ struct alignas(8) SharedBarrier {
 };
 
 // A barrier of some warps of the block: kId from 1 to 15, one for each group of `threads`.
+//
+// Racecheck counts the barriers that a warp has waited at, whichever they were, and takes what it wrote for
+// seen by those alone that have waited at more. So warps that meet again have waited at as many until then.
 template <int kId>
 __device__ inline void GroupBarrier(int threads) {
   asm volatile("bar.sync %0, %1;" ::"n"(kId), "r"(threads) : "memory");

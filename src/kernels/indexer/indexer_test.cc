@@ -113,15 +113,16 @@ std::vector<int32_t> Picks(const KernelTable& table, const KernelContext& ctx, c
   return picks;
 }
 
-// Those of the rows of a sequence of 300 in steps of random sizes, each below a row of another sequence.
+// Those of the rows of a sequence of 300 in steps of random sizes, small ones at the end, each below a row of
+// another sequence.
 std::vector<int32_t> PicksOfChunks(const KernelTable& table, const KernelContext& ctx, const Case& c,
-                                   uint32_t seed) {
+                                   uint32_t seed, int rows_of_small_steps = 100) {
   RandomFloats random(seed);
   Sequence fresh(c, 300, 1);  // keys that no row has seen yet are NaN
   Sequence b(c, 210, 2);
   std::vector<int32_t> got;
   for (int at = 0; at < 300;) {
-    const int count = std::min(1 + random.Below(at < 200 ? 70 : 3), 300 - at);
+    const int count = std::min(1 + random.Below(at < 300 - rows_of_small_steps ? 70 : 3), 300 - at);
     const int other = std::min(at, 209);
     b.WriteKeys(c, 0, other);
     const auto picks = Picks(table, ctx, c, {{&b, {other, other + 1}}, {&fresh, {at, at + count}}});
@@ -211,6 +212,16 @@ TEST_P(IndexerCuda, PicksTheSameInAnyChunksAndCompany) {
   for (uint32_t seed : {1, 3}) {
     EXPECT_EQ(PicksOfChunks(CudaKernelsForHostArguments(), ctx, c, seed), want) << "seed " << seed;
   }
+}
+
+// Few steps: what racecheck can follow.
+TEST_P(IndexerCuda, PicksTheSameInALittleCompany) {
+  const Case& c = GetParam();
+  const KernelContext ctx = device_->context(c.numerics);
+  Sequence a(c, 300, 1);
+  const auto want = Picks(CudaKernelsForHostArguments(), ctx, c, {{&a, {0, 300}}});
+  EXPECT_EQ(PicksOfChunks(CudaKernelsForHostArguments(), ctx, c, /*seed=*/1, /*rows_of_small_steps=*/8),
+            want);
 }
 
 TEST_P(IndexerCuda, BreaksTiesByTheLowerIndex) {

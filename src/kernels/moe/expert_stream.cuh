@@ -20,6 +20,7 @@ namespace foresight::cuda {
 
 constexpr int kStreamThreads = kStreamWarps * 32;
 constexpr int kRouterBarrier = 1;
+constexpr int kPreparingBarrier = 2;
 static_assert(kRouterThreads <= kStreamThreads);
 
 // What is known before the inputs are.
@@ -52,6 +53,10 @@ __device__ inline void FindTiles(const StreamArgs& args, StreamShared& shared, d
       shared.Plan<kRouterBarrier>(args, thread, scores);
     } else {
       shared.PrepareRows<Format, kSplit>(args, (thread - planning) / 32, (kStreamThreads - planning) / 32);
+      if (args.routes) {  // as many barriers as in Plan() (barriers.cuh)
+        GroupBarrier<kPreparingBarrier>(kStreamThreads - kRouterThreads);
+        GroupBarrier<kPreparingBarrier>(kStreamThreads - kRouterThreads);
+      }
     }
     __syncthreads();
   }
