@@ -37,11 +37,14 @@ std::string_view DraftMethodName(DraftMethod method);  // "none", "ngram", "mtp"
 // One sequence that is to draft. Everything is borrowed for the call.
 struct DraftRound {
   int slot = 0;
-  SequenceState* state = nullptr;     // has seen all tokens but the last
-  std::span<const TokenId> tokens;    // the last one is the anchor
-  Sampler* sampler = nullptr;         // left as it was
-  DraftBlock* block = nullptr;        // begun, empty; gets the drafts
-  int depth = 0;                      // at most so many, 1 or more
+  SequenceState* state = nullptr;   // has seen all tokens but the last
+  std::span<const TokenId> tokens;  // the last one is the anchor
+  Sampler* sampler = nullptr;       // left as it was
+  DraftBlock* block = nullptr;      // begun, empty; gets the drafts
+  int depth = 0;                    // at most so many, 1 or more
+  // Of all rounds the same: what drafts of this step may have, if there is room. Heads whose tokens see each
+  // other compute so many, so that a draft doesn't hang on how much others have left. 0: all they can.
+  int depth_max = 0;
   std::span<DraftEvidence> evidence;  // [depth]: filled as far as there are drafts, by drafters that have it
   // Where the device has pending drafts and what the evidence is made of; no tokens: that isn't to be read.
   DeviceDrafts on_device = {};

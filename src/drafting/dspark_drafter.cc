@@ -43,17 +43,17 @@ Status DSparkDrafter::ProposeInGroups(std::span<DraftRound* const> rounds, bool 
     const auto group = rounds.subspan(begin, std::min(rounds.size() - begin, group_max));
     states_.clear();
     previous_.clear();
+    const int depth_max = group.front()->depth_max;
     int depth = 0;
     for (const DraftRound* round : group) {
       states_.push_back(round->state);
       previous_.push_back(round->tokens.back());
       depth = std::max(depth, round->depth);
     }
-    // Always the whole block, since its rows see each other: what is drafted must not depend on how much is
-    // asked for.
+    // Its rows see each other: how many there are follows from the step's plan, not from the group.
     const DraftBlockInputs block = {.sequences = states_,
                                     .anchors = previous_,
-                                    .block = drafts_max_,
+                                    .block = depth_max > 0 ? depth_max : drafts_max_,
                                     .keep_outputs = on_device && begin > 0};
     RETURN_IF_ERROR(on_device ? DrawOnDevice(group, block, depth) : DrawOnHost(group, block, depth));
   }

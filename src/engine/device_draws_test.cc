@@ -46,6 +46,7 @@ struct Setting {
   DraftChoice draft = DraftChoice::kNone;
   std::string planner = "static:3";
   int step_rows = 512;
+  int drafts_max = 0;  // 0: as many as the head can
 };
 
 enum class Place { kHost, kApart, kGpu };
@@ -61,6 +62,7 @@ std::vector<std::shared_ptr<RecordingSink>> RunAll(const std::vector<Request>& r
   if (place == Place::kGpu) options.device = "cuda";
   options.speculation.draft = setting.draft;
   options.speculation.planner = setting.planner;
+  options.speculation.drafts_max = setting.drafts_max;
   LoopDriver driver(
       place == Place::kApart ? RuntimeOnDeviceApart(options, config) : TestRuntime(options, config), options);
   std::vector<std::shared_ptr<RecordingSink>> sinks;
@@ -115,6 +117,24 @@ TEST_P(DrawnOnDevice, TextsAreTheHostsWithoutTheHostInBetween) {
     }
   }
   EXPECT_EQ(accepted > 0, GetParam() != DraftChoice::kNone);
+}
+
+// A block is no longer than the plan may use: drafts are those of a head that can draft no more.
+TEST(ShortDrafts, AreThoseOfAShortBlock) {
+  const ModelConfig config = SmallestDSparkConfig();
+  const std::vector<Request> requests = MixedRequests();
+  for (const Place place : {Place::kHost, Place::kApart}) {
+    const auto run = [&](int drafts_max) {
+      return RunAll(requests, config,
+                    {.draft = DraftChoice::kDSpark, .planner = "static:2", .drafts_max = drafts_max}, place);
+    };
+    const auto of_all = run(0);
+    const auto of_two = run(2);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      EXPECT_EQ(of_all[i]->tokens, of_two[i]->tokens) << "request " << i;
+      EXPECT_EQ(of_all[i]->result.drafts, of_two[i]->result.drafts) << "request " << i;
+    }
+  }
 }
 
 // A step whose planner doesn't ask what the drafts look like waits for the device once; so does one whose

@@ -168,6 +168,7 @@ Result<std::span<const int>> Speculation::Draft(std::span<const DraftCandidate> 
                        .sampler = &*s.sampler,
                        .block = &*s.block,
                        .depth = depths[i],
+                       .depth_max = planning_.LongestDraft(),
                        .evidence = std::span(evidence_).subspan(rounds_.size() * gamma, depths[i])});
     round_candidates_.push_back(i);
     longest_draft_ = std::max(longest_draft_, depths[i]);

@@ -240,6 +240,7 @@ Result<double> Profiler::DraftMs(int sequences, int depth) {
                       .sampler = &samplers[s],
                       .block = &blocks[s],
                       .depth = depth,
+                      .depth_max = depth,
                       .evidence = std::span(evidence).subspan(static_cast<size_t>(s) * gamma, gamma)});
   }
   const Clock::time_point start = Clock::now();

@@ -10,8 +10,6 @@
 namespace foresight {
 namespace {
 
-// Of a draft block's context; a recorded one's are a power of two.
-constexpr int kContextRowsMin = 8;
 // Of a drawn token: error, token, confidence and margin.
 constexpr int64_t kDrawnBytes = sizeof(int32_t) + sizeof(TokenId) + 2 * sizeof(float);
 
@@ -163,8 +161,7 @@ void Model::StageContext(std::span<SequenceState* const> sequences, int rows, Co
   context.rows = rows;
   if (rows == 0) return;
   const int64_t num_stages = std::ssize(weights_.dspark->stages);
-  // So that drafts come in few shapes: some rows more cost less than another recording.
-  const int padded = std::bit_ceil(static_cast<unsigned>(std::max(rows, kContextRowsMin)));
+  const int padded = UnreadTier(rows);
   if (!device().is_host() && padded <= std::min(kReplayedRowsMax, options_.max_step_rows)) {
     context.rows = padded;
   }

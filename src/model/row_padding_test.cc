@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "model/row_tiers.h"
+#include "base/row_tiers.h"
 #include "model/step_fixture.h"
 
 namespace foresight {

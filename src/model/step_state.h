@@ -2,7 +2,7 @@
 #pragma once
 
 #include "model/model.h"
-#include "model/row_tiers.h"
+#include "base/row_tiers.h"
 
 namespace foresight {
 

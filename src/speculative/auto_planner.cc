@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "base/check.h"
 
@@ -14,9 +15,6 @@ constexpr double kGainShare = 1.0 / 8;
 constexpr double kProbeShare = 1.0 / 2;  // rounds are rare while it backs off
 constexpr double kSparedShare = 1.0 / 32;
 constexpr double kTimesShare = 1.0 / 8;
-constexpr double kWarmUpShare = 1.0 / 8;
-// Of a kind, until the device has recorded it: what recording takes is in their mean.
-constexpr double kUnrecordedSteps = 9;
 // Beside prompts drafts may cost so many times what the table says of them.
 constexpr double kUntimedCosts = 3;
 
@@ -51,18 +49,6 @@ std::optional<double> PromptSteps::Times(int rows) const {
   return of.steps >= kKnownSteps ? std::optional(of.times) : std::nullopt;
 }
 
-bool RecordedKinds::Allows(int requests, int tokens, double gain_ms) {
-  Kind& kind = Of(requests, tokens);
-  if (kind.is_recorded || kind.missed_ms >= kUnrecordedSteps * more_ms_) return true;
-  kind.missed_ms += gain_ms;
-  return false;
-}
-
-void RecordedKinds::Count(int requests, int tokens, bool is_warm_up, double more_ms) {
-  Of(requests, tokens).is_recorded = !is_warm_up;
-  if (is_warm_up) more_ms_ += std::max(kWarmUpShare, 1.0 / ++warm_ups_) * (more_ms - more_ms_);
-}
-
 bool PromptSteps::IsPlainDue(int rows) {
   return ++classes_[ClassOf(rows)].drafted > kDraftedSteps;
 }
@@ -71,10 +57,10 @@ AutoPlanner::AutoPlanner(const PlannerOptions& options, const PlanningLimits& li
     : gain_min_(options.gain_min),
       wait_max_(options.backoff_steps_max),
       requests_(limits.slots_max),
-      kinds_(limits.slots_max, limits.drafts_max),
       planner_(limits, SyncPlanner::Dips::kLookAcross, OtherRows::kSunk) {
   CHECK(gain_min_ > 0 && wait_max_ > 0);
   all_depths_.reserve(limits.slots_max);
+  one_depths_.reserve(limits.slots_max);
   survivals_.reserve(limits.slots_max);
 }
 
@@ -88,15 +74,28 @@ AutoPlanner::Request& AutoPlanner::RequestOf(RequestId id) {
   return request;
 }
 
-AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCosts& costs,
-                                            std::span<const int> depths) {
+StepShape AutoPlanner::ShapeOf(const StepLoad& load, std::span<const int> depths, int tokens, int verified) {
+  StepShape shape{.requests = static_cast<int>(depths.size()),
+                  .tokens = std::min(tokens, Longest(depths)),
+                  .verified = verified};
+  for (size_t r = 0; r < depths.size(); ++r) {
+    if (depths[r] == 0) continue;
+    ++shape.drafting;
+    shape.unread = std::min(shape.unread + RequestOf(load.requests[r].id).unread, kAllUnread);
+  }
+  return shape;
+}
+
+AutoPlanner::Lengths AutoPlanner::BestLengths(const StepLoad& load, const StepCosts& costs,
+                                              std::span<const int> depths) {
   const StepValue plain = ValueOf(load, costs, 0, 0);
-  const auto drafting =
-      static_cast<int>(std::count_if(depths.begin(), depths.end(), [](int d) { return d > 0; }));
+  const double token_ms = plain.Ms(0) / plain.requests();
+  const StepShape shape = ShapeOf(load, depths, /*tokens=*/0, /*verified=*/0);
   survivals_.assign(depths.size(), 1);
   plan_.Clear();
-  Length best;
+  Lengths lengths;
   double best_tokens_per_ms = 0;
+  double recorded_tokens_per_ms = 0;
   const int longest = Longest(depths);
   int next = 1;
   for (int tokens = 1; tokens <= longest; ++tokens) {
@@ -106,22 +105,33 @@ AutoPlanner::Length AutoPlanner::BestLength(const StepLoad& load, const StepCost
     }
     if (tokens < next && tokens < longest) continue;
     next = tokens + std::max(1, tokens / 2);
-    const StepValue step = ValueOf(load, costs, drafting, tokens);
+    const StepValue step = ValueOf(load, costs, shape.drafting, tokens);
     const CapacityPlan::Best found = plan_.Maximize(step);
-    if (found.tokens_per_ms <= best_tokens_per_ms) continue;
-    best_tokens_per_ms = found.tokens_per_ms;
-    const double ms = step.Ms(found.drafts);
-    best = {.tokens = tokens,
-            .gain_ms = found.tokens_per_ms * ms * plain.Ms(0) / plain.requests() - ms,
-            .cost_ms = ms - plain.Ms(0)};
+    Length length{.tokens = tokens, .shape = shape};
+    length.shape.tokens = tokens;
+    length.shape.verified = found.drafts;
+    const double ms = step.Ms(found.drafts) + recorded_.NeverRecordedMs(length.shape);
+    const double expected = found.tokens_per_ms * step.Ms(found.drafts);
+    length.gain_ms = expected * token_ms - ms;
+    length.cost_ms = ms - plain.Ms(0);
+    const double tokens_per_ms = expected / ms;
+    if (tokens_per_ms > gain_min_ * best_tokens_per_ms) {
+      best_tokens_per_ms = tokens_per_ms;
+      lengths.best = length;
+    }
+    if (tokens_per_ms > gain_min_ * recorded_tokens_per_ms && recorded_.UnrecordedMs(length.shape) == 0) {
+      recorded_tokens_per_ms = tokens_per_ms;
+      lengths.recorded = length;
+    }
   }
-  return best;
+  return lengths;
 }
 
 void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                           std::span<int> depths) {
   CHECK(costs != nullptr);
   reads_confidences_ = true;
+  longest_draft_ = 0;
   tries_now_ = false;
   bool any = false;
   for (size_t r = 0; r < depths.size(); ++r) {
@@ -136,24 +146,34 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     return;
   }
   planner_.Start(load, history, *costs, depths);
-  const Length best = BestLength(load, *costs, depths);
-  const bool pays = best.gain_ms > (gain_min_ - 1) * plain_ms;
-  const auto drafting = std::count_if(depths.begin(), depths.end(), [](int d) { return d > 0; });
-  if (pays && (load.other_rows == 0 ? kinds_.Allows(static_cast<int>(drafting), best.tokens, best.gain_ms)
-                                    : AllowsBesidePrompts(load.other_rows, best.cost_ms))) {
-    step_back_off_.Succeeded();
-    reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
-    if (best.tokens == Longest(depths)) return;
-    for (int& depth : depths) depth = std::min(depth, best.tokens);
-    planner_.Start(load, history, *costs, depths);
-  } else if (!pays && load.other_rows == 0 && AllowsTry(load, history, *costs, 1, Longest(depths)) &&
-             step_back_off_.Due()) {
-    step_back_off_.Failed(wait_max_);
-    tries_now_ = true;
-    Try(load, history, *costs, best, depths);
+  const Lengths lengths = BestLengths(load, *costs, depths);
+  const Length& best = lengths.best;
+  const auto pays = [&](const Length& length) { return length.gain_ms > (gain_min_ - 1) * plain_ms; };
+  int tokens = 0;
+  if (!pays(best)) {
+    if (load.other_rows == 0 && Try(load, history, *costs, best, depths)) return;
+  } else if (load.other_rows > 0) {
+    tokens = AllowsBesidePrompts(load.other_rows, best.cost_ms) ? best.tokens : 0;
   } else {
-    std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
+    const double other_ms = pays(lengths.recorded)
+                                ? lengths.recorded.gain_ms
+                                : -recorded_.UnrecordedMs({.requests = static_cast<int>(depths.size())});
+    if (recorded_.Allows(best.shape, best.gain_ms - other_ms)) {
+      tokens = best.tokens;
+    } else if (pays(lengths.recorded)) {
+      tokens = lengths.recorded.tokens;
+    }
   }
+  if (tokens == 0) {
+    std::fill(depths.begin(), depths.end(), 0);  // nothing is left to plan
+    return;
+  }
+  longest_draft_ = tokens;
+  step_back_off_.Succeeded();
+  reads_confidences_ = !spared_ms_ || *spared_ms_ >= costs->WaitMs();
+  if (tokens == Longest(depths)) return;
+  for (int& depth : depths) depth = std::min(depth, tokens);
+  planner_.Start(load, history, *costs, depths);
 }
 
 bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
@@ -162,48 +182,61 @@ bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
 }
 
 bool AutoPlanner::AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
-                            int requests, int tokens) {
+                            std::span<const int> depths) {
   if (!guard_.AllowsTry()) return false;
   if (!history.is_measured()) return true;
-  const double ms = ValueOf(load, costs, requests, tokens).Ms(requests * tokens);
-  return guard_.Covers(ms - ValueOf(load, costs, 0, 0).Ms(0) + kinds_.MoreMs(requests, tokens));
+  const int drafts = std::accumulate(depths.begin(), depths.end(), 0);
+  const StepShape shape = ShapeOf(load, depths, Longest(depths), drafts);
+  const double ms = ValueOf(load, costs, shape.drafting, shape.tokens).Ms(drafts);
+  return guard_.Covers(ms - ValueOf(load, costs, 0, 0).Ms(0) + recorded_.UnrecordedMs(shape));
 }
 
-void AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
+bool AutoPlanner::Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                       const Length& all, std::span<int> depths) {
-  size_t chosen = tries_++ % depths.size();
+  size_t chosen = tries_ % depths.size();
   while (depths[chosen] == 0) chosen = (chosen + 1) % depths.size();
+  one_depths_.assign(depths.size(), 0);
+  one_depths_[chosen] = depths[chosen];
+  if (!AllowsTry(load, history, costs, one_depths_) || !step_back_off_.Due()) return false;
+  step_back_off_.Failed(wait_max_);
+  tries_now_ = true;
+  ++tries_;
   all_depths_.assign(depths.begin(), depths.end());
-  for (size_t r = 0; r < depths.size(); ++r) {
-    if (r != chosen) depths[r] = 0;
-  }
+  std::copy(one_depths_.begin(), one_depths_.end(), depths.begin());
   planner_.Start(load, history, costs, depths);
-  if (BestLength(load, costs, depths).gain_ms >= all.gain_ms) return;
-  const auto drafting =
-      std::count_if(all_depths_.begin(), all_depths_.end(), [](int depth) { return depth > 0; });
-  if (!AllowsTry(load, history, costs, static_cast<int>(drafting), Longest(all_depths_))) return;
+  if (BestLengths(load, costs, depths).best.gain_ms >= all.gain_ms) return true;
+  if (!AllowsTry(load, history, costs, all_depths_)) return true;
   std::copy(all_depths_.begin(), all_depths_.end(), depths.begin());
   planner_.Start(load, history, costs, depths);
+  return true;
 }
 
 void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) {
   CHECK(costs != nullptr);
   const RoundConfidences& round = result.round;
-  int drafting = 0;
+  StepShape shape{.requests = round.num_requests()};
   int drafted = 0;
-  int longest = 0;
-  int admitted = 0;
   for (int r = 0; r < round.num_requests(); ++r) {
-    drafting += round.depth(r) > 0;
+    Request& request = RequestOf(load.requests[r].id);
+    if (round.depth(r) > 0) {
+      ++shape.drafting;
+      shape.unread = std::min(shape.unread + std::exchange(request.unread, 0), kAllUnread);
+    }
+    request.unread = std::min(request.unread + 1 + result.accepted[r], kAllUnread);
     drafted += round.depth(r);
-    longest = std::max(longest, round.depth(r));
-    admitted += round.admitted()[r];
+    shape.tokens = std::max(shape.tokens, round.depth(r));
+    shape.verified += round.admitted()[r];
   }
+  const int drafting = shape.drafting;
+  const int longest = shape.tokens;
+  const int admitted = shape.verified;
   const StepValue plain = ValueOf(load, *costs, 0, 0);
   guard_.Pass(plain.Ms(0));
   if (drafting == 0) {
     if (load.other_rows > 0 && result.ms) {
       prompt_steps_.Count(load.other_rows, *result.ms / StepValue(load, *costs, 0, 0).Ms(0));
+    } else if (result.ms) {
+      recorded_.Count(shape, result.is_warm_up, *result.ms - plain.Ms(0));
     }
     return;
   }
@@ -221,7 +254,7 @@ void AutoPlanner::Learn(const StepLoad& load, const StepCosts* costs, const Step
     const double warm_up_ms = result.is_warm_up && !tries_now_ ? std::max(0.0, more_ms - cost_ms) : 0;
     guard_.CountWarmUp(warm_up_ms);
     if (load.other_rows == 0) {
-      kinds_.Count(drafting, longest, result.is_warm_up, more_ms - cost_ms);
+      recorded_.Count(shape, result.is_warm_up, more_ms - cost_ms);
     }
     guard_.Count(gain_ms - (more_ms - warm_up_ms));
   } else if (load.other_rows == 0) {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "speculative/planner.h"
+#include "speculative/recorded_steps.h"
 #include "speculative/throughput_planners.h"
 
 namespace foresight {
@@ -100,34 +101,6 @@ class PromptSteps {
   std::array<Class, 32> classes_;  // by the power of two
 };
 
-// Which kinds of steps a device has recorded, and which are worth it. How often a kind will come isn't known:
-// it waits until as much gain was missed as its first steps will take more, so that no more is lost than
-// twice the least. One thread at a time; allocates in its constructor only.
-class RecordedKinds {
- public:
-  RecordedKinds(int requests_max, int tokens_max)
-      : tokens_max_(tokens_max), kinds_(size_t(requests_max + 1) * (tokens_max + 1)) {}
-  // A step would gain so much by drafts of so many tokens for so many requests: whether it may have them. If
-  // not, that gain is missed.
-  bool Allows(int requests, int tokens, double gain_ms);
-  // What such a kind's next step takes more, as far as is known.
-  double MoreMs(int requests, int tokens) { return Of(requests, tokens).is_recorded ? 0 : more_ms_; }
-  // A step of that kind is over, `more_ms` of which it will not take again.
-  void Count(int requests, int tokens, bool is_warm_up, double more_ms);
-
- private:
-  struct Kind {
-    bool is_recorded = false;
-    double missed_ms = 0;
-  };
-  Kind& Of(int requests, int tokens) { return kinds_[size_t(requests) * (tokens_max_ + 1) + tokens]; }
-
-  int tokens_max_;
-  std::vector<Kind> kinds_;  // [requests_max + 1, tokens_max + 1]
-  int warm_ups_ = 0;
-  double more_ms_ = 0;  // of a step that isn't recorded, a moving average
-};
-
 // Two questions before a step, both answered from history (dspark.md 5.6):
 // - a request: have the drafts that it could expect to be accepted been worth what they cost? If not, it does
 //   without for a growing number of steps, then tries again;
@@ -147,15 +120,19 @@ class AutoPlanner final : public Planner {
   void Prepare(const StepLoad& load, const SpeculationHistory& history, const StepCosts* costs,
                std::span<int> depths) override;
   bool ReadsConfidences() const override { return reads_confidences_; }
+  int LongestDraft(int drafts_max) const override { return longest_draft_ > 0 ? longest_draft_ : drafts_max; }
   void Admit(Frontier& frontier) override { planner_.Admit(frontier); }
   void Learn(const StepLoad& load, const StepCosts* costs, const StepResult& result) override;
 
  private:
+  // Of a prompt: more than is ever recorded.
+  static constexpr int kAllUnread = 1 << 16;
   struct Request {
     uint32_t generation = 0;
     bool known = false;
-    int rounds = 0;   // that drafted
-    double gain = 0;  // of a round in tokens, a moving average
+    int rounds = 0;           // that drafted
+    double gain = 0;          // of a round in tokens, a moving average
+    int unread = kAllUnread;  // positions, by the drafter
     BackOff back_off;
   };
   Request& RequestOf(RequestId id);
@@ -164,20 +141,28 @@ class AutoPlanner final : public Planner {
     int tokens = 0;
     double gain_ms = 0;
     double cost_ms = 0;  // more than a plain step
+    StepShape shape;
   };
-  // The best length (1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
-  // expects of them, which has started for these depths. One of them is above 0.
-  Length BestLength(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
+  struct Lengths {
+    Length best;
+    Length recorded;  // the best of those whose steps are recorded
+  };
+  // The best lengths (of 1, 2, 3, 4, 6, 9 .. and all) for drafts of at most these depths, by what planner_
+  // expects of them, which has started for these depths. One of them is above 0. A longer one is better only
+  // if it is faster by gain_min_.
+  Lengths BestLengths(const StepLoad& load, const StepCosts& costs, std::span<const int> depths);
+  // Of a step in which these requests draft up to so many tokens, and so many drafts are verified.
+  StepShape ShapeOf(const StepLoad& load, std::span<const int> depths, int tokens, int verified);
   // Nothing is to be gained by what is expected: one of the requests drafts all the same, each in turn, or
   // all do if that loses less (`all` says how much; a device may draft for many at the price of one). Whole
-  // drafts, so that all positions are seen.
-  void Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
+  // drafts, so that all positions are seen. Whether there is a try now.
+  bool Try(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs, const Length& all,
            std::span<int> depths);
 
-  // Whether so many requests may try drafts of so many tokens. Where somebody has measured what to expect,
-  // only when the guard covers it all: a short run loses nothing then.
+  // Whether whole drafts of these depths may be tried. Where somebody has measured what to expect, only when
+  // the guard covers it all: a short run loses nothing then.
   bool AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
-                 int requests, int tokens);
+                 std::span<const int> depths);
   // Whether a step with rows of prompts may have drafts that cost so much.
   bool AllowsBesidePrompts(int prompt_rows, double cost_ms);
 
@@ -191,12 +176,14 @@ class AutoPlanner final : public Planner {
   std::optional<double> spared_ms_;
   // Of the step at hand.
   bool reads_confidences_ = true;
+  int longest_draft_ = 0;  // 0: as long as may be
   bool tries_now_ = false;
   std::vector<int> all_depths_;
+  std::vector<int> one_depths_;
   std::vector<double> survivals_;
   LossGuard guard_;
   PromptSteps prompt_steps_;
-  RecordedKinds kinds_;
+  RecordedSteps recorded_;
   CapacityPlan plan_;
   SyncPlanner planner_;
 };

@@ -5,11 +5,13 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <random>
 #include <utility>
 
+#include "base/row_tiers.h"
 #include "speculative/planner.h"
 
 namespace foresight {
@@ -30,6 +32,7 @@ struct World {
 // Requests that end and make room for others. Without tokens they never do.
 struct Answers {
   int tokens = 0;           // half to all of them
+  int count = 0;            // above 0: the last of so many is awaited, then there are as many again
   int prompt_rows = 0;      // of the step that gives the first token
   int other_rows = 0;       // of long prompts, in every step, which is counted without what they take
   double prompt_costs = 1;  // how many times dearer drafts are in such a step than their rows are elsewhere
@@ -42,8 +45,8 @@ struct Machine {
   double draft_each_ms = 0.2;
   double draft_first_share = 1;  // of that, for drafts of one token
   double host_ms = 0.1;
-  // Of each kind of steps, of so many rows with so many requests that draft, so many take so many times as
-  // long before one is recorded, which takes so many times as long as those behind it.
+  // The target's rows and drafts of each shape take so many times as long for so many steps, before they are
+  // recorded, which takes so many times as long as those behind it.
   int unrecorded_steps = 1;
   double unrecorded = 1;
   double recording = 1;
@@ -115,32 +118,57 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
     load[r] = {.id = {.slot = r, .generation = 1}, .drafts_max = kDrafts, .coupled = false};
     tokens_left[r] = answers.tokens * (r + 1) / requests;
   }
+  int waiting = answers.count - requests;  // answers
   double ms = 0;
   double tokens = 0;
-  std::map<std::pair<int, int>, int> runs;  // of each kind
+  std::vector<RequestLoad> places = load;
+  std::vector<int> unread(requests);
+  std::map<std::array<int, 3>, int> runs;  // of each shape
+  const auto slowness = [&](const std::array<int, 3>& shape, StepTimes& times) {
+    if (machine.recording == 1) return 1.;
+    const int run = ++runs[shape];
+    times.is_warm_up |= run <= machine.unrecorded_steps;
+    return run < machine.unrecorded_steps    ? machine.unrecorded
+           : run == machine.unrecorded_steps ? machine.recording
+                                             : 1;
+  };
   for (int step = 0; step < steps; ++step) {
+    if (answers.count > 0 && waiting <= 0) {
+      std::erase_if(load, [&](const RequestLoad& request) { return tokens_left[request.id.slot] <= 0; });
+      if (load.empty()) {
+        load = places;
+        waiting = answers.count;
+      }
+    }
     int prompts = 0;
-    for (int r = 0; answers.tokens > 0 && r < requests; ++r) {
-      const bool is_new = tokens_left[r] <= 0;  // another request takes its place
+    for (size_t r = 0; answers.tokens > 0 && r < load.size(); ++r) {
+      const int slot = load[r].id.slot;
+      const bool is_new = tokens_left[slot] <= 0;  // another request takes its place
       if (is_new) {
+        --waiting;
         ++load[r].id.generation;
-        tokens_left[r] = answers.tokens - static_cast<int>(uniform(lengths) * answers.tokens / 2);
+        places[slot] = load[r];
+        unread[slot] = kRowsMax;
+        tokens_left[slot] = answers.tokens - static_cast<int>(uniform(lengths) * answers.tokens / 2);
       }
       const bool has_prompt = is_new && answers.prompt_rows > 0;
       prompts += has_prompt;
-      load[r].drafts_max = has_prompt ? 0 : std::min(kDrafts, tokens_left[r] - 1);
+      load[r].drafts_max = has_prompt ? 0 : std::min(kDrafts, tokens_left[slot] - 1);
     }
+    const int present = static_cast<int>(load.size());
     const int other_rows = prompts * std::max(0, answers.prompt_rows - 1) + answers.other_rows;
     const std::span<const int> depths =
         planning.BeginStep({.requests = load, .other_rows = other_rows, .context_tokens = 1});
-    std::vector<std::vector<double>> acceptance(requests);
-    std::vector<std::vector<float>> confidences(requests);
+    std::vector<std::vector<double>> acceptance(present);
+    std::vector<std::vector<float>> confidences(present);
     const bool late = machine.wait_ms > 0 && !planning.ReadsConfidences();
     int drafting = 0;
     int longest = 0;
-    for (int r = 0; r < requests; ++r) {
+    int to_read = 0;
+    for (int r = 0; r < present; ++r) {
       if (depths[r] == 0) continue;
       ++drafting;
+      to_read += std::exchange(unread[load[r].id.slot], 0);
       longest = std::max(longest, depths[r]);
       for (int j = 0; j < depths[r]; ++j) {
         const double p = std::clamp(world.acceptance + world.spread * (2 * uniform(random) - 1), 0.0, 1.0);
@@ -154,38 +182,43 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
       }
     }
     const std::span<const int> plan = planning.Plan();
-    for (int r = 0; r < requests; ++r) {
+    for (int r = 0; r < present; ++r) {
       if (late && !confidences[r].empty()) planning.SetLateConfidences(r, confidences[r]);
     }
-    std::vector<int> accepted(requests);
-    int rows = requests + other_rows;
-    for (int r = 0; r < requests; ++r) {
+    std::vector<int> accepted(present);
+    int rows = present + other_rows;
+    for (int r = 0; r < present; ++r) {
       rows += plan[r];
       while (accepted[r] < plan[r] && uniform(random) < acceptance[r][accepted[r]]) ++accepted[r];
       tokens += 1 + accepted[r];
-      tokens_left[r] -= 1 + accepted[r];
+      tokens_left[load[r].id.slot] -= 1 + accepted[r];
+      unread[load[r].id.slot] += 1 + accepted[r];
     }
-    const int run = machine.recording > 1 ? runs[{rows, drafting}]++ : machine.unrecorded_steps + 1;
-    const double slowness = run < machine.unrecorded_steps    ? machine.unrecorded
-                            : run == machine.unrecorded_steps ? machine.recording
-                                                              : 1;
     StepTimes times = {.draft_requests = drafting,
                        .draft_tokens = longest,
                        .rows = rows,
                        .context_tokens = 1,
                        .draft_ms = truth.DraftMs(drafting, longest),
-                       .verify_ms = verify_ms[rows] * slowness,
+                       .verify_ms = verify_ms[rows],
                        .host_ms = machine.host_ms + (drafting > 0 && !late ? machine.wait_ms : 0),
-                       .draft_is_apart = !late,
-                       .is_warm_up = run <= machine.unrecorded_steps};
+                       .draft_is_apart = !late};
+    if (rows <= kReplayedRowsMax) {
+      const bool is_padded = rows > present;
+      times.verify_ms *= slowness({present, is_padded ? RowTier(rows) : rows, 0}, times);
+    }
+    if (drafting > 0 && drafting * longest <= kReplayedRowsMax && UnreadTier(to_read) <= kReplayedRowsMax) {
+      times.draft_ms *= slowness({-drafting, longest, UnreadTier(to_read)}, times);
+    } else if (machine.recording > 1) {
+      times.draft_ms *= machine.unrecorded;
+    }
     if (late) times.verify_ms += std::exchange(times.draft_ms, 0);
     double step_ms = times.draft_ms + times.verify_ms + times.host_ms;
     if (other_rows > 0) {
-      const double drafts_ms = step_ms - verify_ms[requests + other_rows] - machine.host_ms;
+      const double drafts_ms = step_ms - verify_ms[present + other_rows] - machine.host_ms;
       // The table knows little of prompts; they scatter.
       const double prompts_ms =
-          (1.2 + 0.2 * uniform(scatter)) * (verify_ms[requests + other_rows] - verify_ms[requests]);
-      step_ms = machine.host_ms + verify_ms[requests] + prompts_ms + answers.prompt_costs * drafts_ms;
+          (1.2 + 0.2 * uniform(scatter)) * (verify_ms[present + other_rows] - verify_ms[present]);
+      step_ms = machine.host_ms + verify_ms[present] + prompts_ms + answers.prompt_costs * drafts_ms;
       times.verify_ms = step_ms - times.draft_ms - times.host_ms;
       times.has_prompts = true;
       if (answers.other_rows > 0) step_ms -= prompts_ms;  // computed at some time anyway
@@ -294,22 +327,18 @@ TEST(AutoPlanner, FindsSoonWhatPaysBehindRecordings) {
   }
 }
 
-TEST(RecordedKinds, WaitForAsMuchGainAsTheirFirstStepsTakeMore) {
-  RecordedKinds kinds(/*requests_max=*/4, /*tokens_max=*/2);
-  EXPECT_TRUE(kinds.Allows(1, 2, .1));  // nobody knows yet that it takes more
-  for (int i = 0; i < 8; ++i) {
-    kinds.Count(1, 2, /*is_warm_up=*/true, /*more_ms=*/1);
+// While the last of many answers are awaited there are ever fewer requests: each number of them comes seldom,
+// and its recordings don't pay.
+TEST(AutoPlanner, LosesLittleByRecordingWhatComesSeldom) {
+  double plain = 0;
+  double got = 0;
+  for (int seed = 0; seed < 40; ++seed) {
+    const World world{.acceptance = .55, .spread = .3, .is_expected = true, .seed = seed};
+    const Answers answers{.tokens = 72, .count = 32};
+    plain += Speed("static:0", world, kRecorder, /*requests=*/16, 1, /*steps=*/500, answers);
+    got += Speed("auto", world, kRecorder, 16, 1, 500, answers);
   }
-  // Not much less than nine steps of nearly a millisecond each, missed by a half at a time.
-  int missed = 0;
-  while (missed < 100 && !kinds.Allows(1, 2, .5)) ++missed;
-  EXPECT_GE(missed, 9);
-  EXPECT_LE(missed, 18);
-  EXPECT_FALSE(kinds.Allows(2, 2, .5));  // each has its own
-  EXPECT_FALSE(kinds.Allows(1, 1, .5));
-  kinds.Count(2, 2, /*is_warm_up=*/false, 0);
-  EXPECT_TRUE(kinds.Allows(2, 2, .5));
-  EXPECT_TRUE(kinds.Allows(1, 2, .5));
+  EXPECT_GT(got, 0.99 * plain);
 }
 
 // What is known before the first step spares it the drafts that would find it out.
@@ -328,15 +357,19 @@ TEST(AutoPlanner, IsAsFastAsTheBestFixedLength) {
   for (const Machine* machine : {&kMixture, &kBound, &kCompute, &kLaunches, &kChain, &kApart}) {
     for (double acceptance : {0.3, 0.6, 0.8, 0.95}) {
       for (int requests : {1, 4, 16, 32}) {
-        const World world{.acceptance = acceptance, .spread = 0.3, .overconfidence = 0};
+        const auto speed = [&](const std::string& planner) {
+          double sum = 0;
+          for (int seed = 0; seed < 2; ++seed) {
+            const World world{.acceptance = acceptance, .spread = 0.3, .overconfidence = 0, .seed = seed};
+            sum += Speed(planner, world, *machine, requests);
+          }
+          return sum;
+        };
         double best = 0;
-        for (int k = 0; k <= kDrafts; ++k) {
-          best = std::max(best, Speed("static:" + std::to_string(k), world, *machine, requests));
-        }
+        for (int k = 0; k <= kDrafts; ++k) best = std::max(best, speed("static:" + std::to_string(k)));
         // Where there are a few percent to gain, it may miss them: finding out costs as much.
-        EXPECT_GT(Speed("auto", world, *machine, requests), 0.965 * best)
-            << "acceptance " << acceptance << ", " << requests << " requests, first row "
-            << machine->verify[0].ms << " ms";
+        EXPECT_GT(speed("auto"), 0.965 * best) << "acceptance " << acceptance << ", " << requests
+                                               << " requests, first row " << machine->verify[0].ms << " ms";
       }
     }
   }

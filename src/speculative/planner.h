@@ -86,6 +86,8 @@ class Planner {
   // hand. If not, the step that verifies them need not wait until they are known, and Admit may see what
   // history leads to expect in their place.
   virtual bool ReadsConfidences() const { return true; }
+  // After Prepare: no draft of the step is longer, whatever its request has left; at most drafts_max.
+  virtual int LongestDraft(int drafts_max) const { return drafts_max; }
   // After Prepare: how many drafts it admits, if those are the likeliest of all whatever their confidences
   // (AdmitMostLikely): then whoever knows the confidences first can tell which ones.
   virtual std::optional<int> Capacity() const { return std::nullopt; }
@@ -136,6 +138,7 @@ class StepPlanning {
   void EndStep(std::span<const int> accepted, const std::optional<StepTimes>& times);
 
   // As of Planner.
+  int LongestDraft() const { return planner_->LongestDraft(limits_.drafts_max); }
   bool ReadsConfidences() const { return planner_->ReadsConfidences(); }
   std::optional<int> Capacity() const { return planner_->Capacity(); }
 

@@ -17,6 +17,7 @@ class StaticPlanner final : public Planner {
     for (size_t r = 0; r < depths.size(); ++r) depths[r] = std::min(drafts_, load.requests[r].drafts_max);
   }
   bool ReadsConfidences() const override { return false; }
+  int LongestDraft(int drafts_max) const override { return std::clamp(drafts_, 1, drafts_max); }
   void Admit(Frontier& frontier) override {
     for (int r = 0; r < frontier.num_requests(); ++r) {
       while (!frontier.exhausted(r)) frontier.Admit(r);

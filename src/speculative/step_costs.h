@@ -2,7 +2,7 @@
 //
 // Measured, kept in a file, refreshed while serving. A step's cost is taken as linear between measured
 // points: a CPU runs exactly the rows it is given, and the tiers to which a device pads steps that it records
-// (model/row_tiers.h) are close to one another.
+// (base/row_tiers.h) are close to one another.
 #pragma once
 
 #include <cstdint>

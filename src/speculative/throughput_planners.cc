@@ -1,6 +1,7 @@
 #include "speculative/throughput_planners.h"
 
 #include <algorithm>
+#include <bit>
 #include <functional>
 
 #include "base/check.h"
@@ -44,16 +45,31 @@ int Longest(std::span<const int> depths) {
   return depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
 }
 
-CapacityPlan::CapacityPlan() : counts_(kBins), sums_(kBins) {}
+CapacityPlan::CapacityPlan() : used_(kBins / 64), counts_(kBins), sums_(kBins) {}
 
 void CapacityPlan::Clear() {
-  std::fill(counts_.begin(), counts_.end(), 0);
-  std::fill(sums_.begin(), sums_.end(), 0);
+  ForEachBin([this](int bin) {
+    counts_[bin] = 0;
+    sums_[bin] = 0;
+  });
+  std::fill(used_.begin(), used_.end(), 0);
+}
+
+template <typename Visit>
+void CapacityPlan::ForEachBin(Visit visit) const {
+  for (int word = static_cast<int>(used_.size()) - 1; word >= 0; --word) {
+    for (uint64_t bits = used_[word]; bits != 0;) {
+      const int bit = std::bit_width(bits) - 1;
+      bits ^= uint64_t{1} << bit;
+      visit(64 * word + bit);
+    }
+  }
 }
 
 void CapacityPlan::Add(double survival) {
   if (!(survival > 0)) return;
   const int bin = std::min(static_cast<int>(survival * kBins), kBins - 1);
+  used_[bin / 64] |= uint64_t{1} << bin % 64;
   ++counts_[bin];
   sums_[bin] += survival;
 }
@@ -64,8 +80,7 @@ CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
   int best_drafts = 0;
   double best_tokens = tokens;
   double best_ms = value.Ms(0);
-  for (int bin = kBins - 1; bin >= 0; --bin) {
-    if (counts_[bin] == 0) continue;
+  ForEachBin([&](int bin) {
     const double mean = sums_[bin] / counts_[bin];
     for (int i = 0; i < counts_[bin]; ++i) {
       tokens += mean;
@@ -75,7 +90,7 @@ CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
       best_tokens = tokens;
       best_ms = ms;
     }
-  }
+  });
   return {.drafts = best_drafts, .tokens_per_ms = best_tokens / best_ms};
 }
 

@@ -61,6 +61,11 @@ class CapacityPlan {
   Best Maximize(const StepValue& value) const;
 
  private:
+  // From the highest to the lowest that has any.
+  template <typename Visit>
+  void ForEachBin(Visit visit) const;
+
+  std::vector<uint64_t> used_;  // a bit for each bin: of few requests most are empty
   std::vector<int> counts_;
   std::vector<double> sums_;
 };

@@ -36,6 +36,8 @@ struct ToyModel {
   // slot.
   std::function<Logits(int r, const Tokens& before, int k)> draft;
   std::function<float(int r, const Tokens& before, int k)> confidence;
+  // Its slots see each other, as a DSpark block's: what comes of slot k is another where there are more.
+  bool sees_block = false;
 };
 
 // Tables filled by a generator keyed by their arguments: the same whenever they are asked for.
@@ -58,7 +60,8 @@ inline ToyModel RandomModel(uint64_t seed, int vocab_size = 2) {
               [=](int r, const Tokens& before, int k) {
                 auto generator = random(2, r, before, k);
                 return std::uniform_real_distribution<float>()(generator);
-              }};
+              },
+          .sees_block = true};
 }
 
 struct ToyRequests {
@@ -106,9 +109,11 @@ inline std::vector<Tokens> Generate(
       blocks[r].Begin(std::ssize(texts[r]));
       Tokens before = texts[r];
       std::vector<float> confidences;
+      const int block = model.sees_block ? kDraftPositionsMax * planning.LongestDraft() : 0;
       for (int k = 0; k < depths[i]; ++k) {
         confidences.push_back(model.confidence(r, before, k));
-        const Result<TokenId> token = speculator.Draft(model.draft(r, before, k), samplers[r], blocks[r]);
+        const Logits logits = model.draft(r, before, block + k);
+        const Result<TokenId> token = speculator.Draft(logits, samplers[r], blocks[r]);
         CHECK(token.ok(), "{}", token.status().ToString());
         before.push_back(*token);
       }

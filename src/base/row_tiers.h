@@ -17,4 +17,11 @@ constexpr int RowTier(int rows) {
   return (rows + unit - 1) / unit * unit;
 }
 
+// Of the rows that a drafter reads before it drafts, which come in any number: some rows more cost less than
+// another recording.
+constexpr int UnreadTier(int rows) {
+  constexpr int kLeast = 8;
+  return static_cast<int>(std::bit_ceil(static_cast<unsigned>(std::max(rows, kLeast))));
+}
+
 }  // namespace foresight

@@ -1,4 +1,4 @@
-#include "model/row_tiers.h"
+#include "base/row_tiers.h"
 
 #include <gtest/gtest.h>
 
