@@ -186,27 +186,6 @@ __device__ inline void WarpgroupMmaN64(float (&c)[32], uint64_t a, uint64_t b) {
 #endif
 }
 
-// c [64, 64] = (kAdd ? c : 0) + a [64, 16] b [16, 64]; b K-major, a in registers as for MmaBf16; c[j] of a
-// thread is MmaBf16's fragment for columns 8 j..8 j + 7.
-template <bool kAdd>
-__device__ inline void WarpgroupMmaN64(float (&c)[8][4], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %37, 0; "
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
-      : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]),
-        "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]),
-        "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]),
-        "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]),
-        "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]),
-        "+f"(c[7][2]), "+f"(c[7][3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-#endif
-}
-
 // c [64, 32] += a [64, 16] b [16, 32]; a K-major, b with the sum's index along the rows.
 __device__ inline void WarpgroupAddValues(float (&c)[16], uint64_t a, uint64_t b) {
 #ifdef FORESIGHT_WGMMA

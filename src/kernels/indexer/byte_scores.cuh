@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/byte_product.cuh"
+#include "kernels/cuda/wgmma.cuh"
 #include "kernels/indexer/packed_query.cuh"
 #include "kernels/indexer/packed_scores.cuh"
 #include "kernels/indexer/score_share.cuh"
@@ -21,62 +22,70 @@ __device__ inline int PlaceInPair(int at) {
   return at / kHalf * (2 * kHalf) + at % kHalf;
 }
 
+// What a lane finds out about the scales of a key's four blocks.
+struct KeyScales {
+  __device__ explicit KeyScales(uint32_t scales) {
+    const uint32_t pairs = __vmaxu2(scales & 0x00ff00ff, scales >> 8 & 0x00ff00ff);
+    top = max(pairs >> 16, pairs & 0xffff);
+    const uint32_t exact = scales + 0x03030303 - top * 0x01010101;
+    // Where bf16 would not be exact either, bytes aren't used: it must not matter how a key is multiplied.
+    wide = (exact & 0xfcfcfcfc) != 0 || top - kLeastByteScale > kMostByteScale - kLeastByteScale;
+    shifts = exact & 0x1f1f1f1f;
+  }
+
+  uint32_t top;     // the largest
+  uint32_t shifts;  // bytes: by how much the codes of each block are to be shifted
+  bool wide;        // the key can't be bytes
+};
+
+// What the sums of a key's products are to be multiplied by: a code's number is 2^4 of its value without the
+// scale, and SumOfHeads makes 2^-22 of them.
+__device__ inline float ScaleOfSums(uint32_t top) {
+  return __uint_as_float((top - 4 + 22) << 23);
+}
+
 // A warp's keys of a tile as operand A, by step of 32 dims.
 class ByteKeys {
  public:
-  __device__ ByteKeys(const uint8_t* keys, int lane) {
-    const int g = lane / 4;
-    const int t = lane % 4;
-    // A lane finds out by how much the codes of a key's four blocks are to be shifted.
-    const uint32_t scales = Word(keys, lane % kWarpKeys, kPackedDim / 8);
-    const uint32_t pairs = __vmaxu2(scales & 0x00ff00ff, scales >> 8 & 0x00ff00ff);
-    const uint32_t top = max(pairs >> 16, pairs & 0xffff);
-    const uint32_t shifts = scales + 0x03030303 - top * 0x01010101;
-    // Where bf16 would not be exact either, bytes aren't used: it must not matter how a key is multiplied.
-    wide = __any_sync(0xffffffff,
-                      (shifts & 0xfcfcfcfc) != 0 || top - kLeastByteScale > kMostByteScale - kLeastByteScale);
-    // A code's number is 2^4 of its value without the scale; the sums are 2^-22 of theirs.
-    scale = __uint_as_float((__shfl_sync(0xffffffff, top, g + t % 2 * 8) - 4 + 22) << 23);
+  // Lane (g, t)'s codes of key g are at `codes`, and those of key g + 8 eight keys further. Lanes first_lane
+  // + g and first_lane + g + 8 have these keys' shifts.
+  __device__ ByteKeys(const uint8_t* codes, uint32_t shifts, int first_lane, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const uint32_t shift = PermuteBytes(__shfl_sync(0xffffffff, shifts, g + 8 * half), 0, 0x4440 + t) & 31;
+      const uint32_t of_key = __shfl_sync(0xffffffff, shifts, first_lane + lane / 4 + 8 * half);
+      const uint32_t shift = PermuteBytes(of_key, 0, 0x4440 + lane % 4);
       const uint32_t low = 0x03020100u << shift;
       const uint32_t high = 0x0c080604u << shift;
+      // Loads of half a word, for shifts take longer.
+      const auto* quads = reinterpret_cast<const uint16_t*>(codes + 8 * half * kPackedKeyBytes);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t codes = Word(keys, g + 8 * half, 4 * t + i);
-        const uint32_t negated = codes ^ 0x88888888;
-        a_[i][half] = Numbers(low, high, codes, negated);
-        a_[i][half + 2] = Numbers(low, high, codes >> 16, negated >> 16);
+        a_[i][half] = Numbers(low, high, quads[2 * i]);
+        a_[i][half + 2] = Numbers(low, high, quads[2 * i + 1]);
       }
     }
   }
 
-  // The products with the bytes of two queries side by side.
-  __device__ void Multiply(const uint8_t* queries, uint32_t (&c)[64]) const {
-    const uint32_t low = static_cast<uint32_t>(MatricesAt(queries, kByteStepBytes));
-    const auto step = [&](int i) {  // the steps differ in the lower half alone
-      return uint64_t{128 >> 4} << 32 | (low + static_cast<uint32_t>(i * (2 * kByteStepBytes >> 4)));
-    };
+  // The products with a query of 2 kCount columns.
+  template <int kCount>
+  __device__ void Multiply(uint64_t query, uint32_t (&c)[kCount]) const {
     WarpgroupFence();
-    WarpgroupMmaBytes<false>(c, a_[0], step(0));
+    WarpgroupMmaBytes<false>(c, a_[0], query);
 #pragma unroll
-    for (int i = 1; i < 4; ++i) WarpgroupMmaBytes<true>(c, a_[i], step(i));
+    for (int i = 1; i < 4; ++i) {
+      WarpgroupMmaBytes<true>(c, a_[i], Further(query, i * 32 * 2 * kCount));
+    }
     EndProducts();
     AwaitByteProducts(c);
   }
 
-  bool wide;    // some key of the warp's can't be bytes
-  float scale;  // what scores are to be multiplied by, of key g in even lanes, of key g + 8 in odd ones
-
  private:
-  __device__ static uint32_t Word(const uint8_t* keys, int key, int word) {
-    return reinterpret_cast<const uint32_t*>(keys + key * kPackedKeyBytes)[word];
-  }
   // Of four codes.
-  __device__ static uint32_t Numbers(uint32_t low, uint32_t high, uint32_t codes, uint32_t negated) {
+  __device__ static uint32_t Numbers(uint32_t low, uint32_t high, uint32_t codes) {
+    const uint32_t positive = PermuteBytes(low, high, codes);
+    const uint32_t negative = PermuteBytes(low, high, codes ^ 0x8888);
     // With 128 added to each, so that none borrows of the next.
-    return (PermuteBytes(low, high, codes) - PermuteBytes(low, high, negated) + 0x80808080) ^ 0x80808080;
+    return (positive - negative + 0x80808080) ^ 0x80808080;
   }
 
   uint32_t a_[4][4];
@@ -88,21 +97,49 @@ __device__ inline float Rectified(uint32_t number) {
   return SaturatedProduct(__uint_as_float(number), 0x1p127f);
 }
 
-// The scores of a warp's keys without their scales, in lanes as SumOfQuad has them; c[kFirst..] are the sums
-// of products of a row.
-template <int kFirst>
-__device__ inline float SumOfHeads(const uint32_t (&c)[64], const QueryWeights& weights, int lane) {
-  float sums[2] = {};  // of a lane's keys, eight apart
+// A row's weights in the order in which lanes of quads have heads: (8 j + 2 t, 8 j + 2 t + 1).
+__device__ inline void LoadWeights(float2 (&to)[8], const QueryWeights& weights, int lane) {
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
-    const float2 weight = *reinterpret_cast<const float2*>(weights.of_bytes + 8 * j + lane % 4 * 2);
+    to[j] = *reinterpret_cast<const float2*>(weights.of_bytes + 8 * j + lane % 4 * 2);
+  }
+}
+
+// A lane's part of the scores of keys g and g + 8 without their scales; c[kFirst..] are the sums of products
+// of a row.
+template <int kFirst, int kCount>
+__device__ inline void SumOfHeads(const uint32_t (&c)[kCount], const float2 (&weights)[8], float (&sums)[2]) {
+  sums[0] = sums[1] = 0;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      sums[half] += weight.x * Rectified(c[kFirst + 4 * j + 2 * half]);
-      sums[half] += weight.y * Rectified(c[kFirst + 4 * j + 2 * half + 1]);
+      sums[half] += weights[j].x * Rectified(c[kFirst + 4 * j + 2 * half]);
+      sums[half] += weights[j].y * Rectified(c[kFirst + 4 * j + 2 * half + 1]);
     }
   }
-  return SumOfQuad(sums[0], sums[1], lane);
+}
+
+// Sums of a quad's values, as SumOfQuad adds them; lane t gets that of sums[t / 2][t % 2].
+__device__ inline float SumsOfQuad(const float (&sums)[2][2], int lane) {
+  float part[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const bool odd = lane % 2;
+    part[i] = (odd ? sums[i][1] : sums[i][0]) + __shfl_xor_sync(0xffffffff, odd ? sums[i][0] : sums[i][1], 1);
+  }
+  const bool second = lane % 4 / 2;
+  return (second ? part[1] : part[0]) + __shfl_xor_sync(0xffffffff, second ? part[0] : part[1], 2);
+}
+
+// LargestOfWarp of the lanes t = 0 and 1 of all quads, and of the others, in these.
+__device__ inline float LargestOfHalves(float score) {
+  float largest = fmaxf(score, -INFINITY) + 0.0f;
+#pragma unroll
+  for (const int distance : {1, 4, 8, 16}) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, distance));
+  }
+  return largest;
 }
 
 }  // namespace foresight::cuda

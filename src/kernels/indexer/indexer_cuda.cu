@@ -162,6 +162,21 @@ void Pick(const KernelContext& ctx, const Indexing& args) {
   }
 }
 
+// `queries` as PackQueryKernel makes them, if rows share tiles.
+void LaunchPackedScores(const KernelContext& ctx, const Indexing& args, const PackedQuery* queries) {
+  const dim3 blocks = ScoreBlocks(ctx, args);
+  const auto launch = [&]<int kRows>() {
+    constexpr int kGroups = 3;
+    Launch(ctx, PackedScoresKernel<kRows, kGroups>, blocks, 128 * kGroups,
+           ScoresShared<kRows, kGroups>::Bytes(args.num_sequences), args, queries);
+  };
+  if (RowsShare(ctx, args)) {
+    launch.template operator()<4>();
+  } else {
+    launch.template operator()<1>();
+  }
+}
+
 void PackedScores(const KernelContext& ctx, const Indexing& args) {
   ArenaScope scope(*ctx.scratch);
   PackedQuery* queries = nullptr;
@@ -172,7 +187,7 @@ void PackedScores(const KernelContext& ctx, const Indexing& args) {
   if (DeviceOf(ctx).capability() == 90) {
     LaunchPackedScoresSm90a(ctx, args, queries);
   } else {
-    LaunchPackedScores</*kHopper=*/false>(ctx, args, queries);
+    LaunchPackedScores(ctx, args, queries);
   }
 }
 

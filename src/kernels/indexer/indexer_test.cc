@@ -400,6 +400,25 @@ TEST_F(IndexerLongCuda, PicksTheSameAloneAndInCompany) {
   }
 }
 
+// Rows of many sequences, one each, and with the row before: more keys than a thread block holds at a time.
+TEST_F(IndexerLongCuda, PicksTheSameInStepsOfSingleRows) {
+  const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 1024};
+  const KernelContext ctx = device_->context(c.numerics);
+  std::vector<LongSequence> sequences;
+  int seed = 1;
+  for (int entries : {300000, 40000, 600, 5000, 90000, 1025}) sequences.emplace_back(c, entries, 2, seed++);
+  std::vector<const LongSequence*> all;
+  for (const LongSequence& s : sequences) all.push_back(&s);
+  const std::vector<int32_t> together = LongPicks(CudaKernelsForHostArguments(), ctx, c, all, /*skip=*/1);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const std::vector<int32_t> alone =
+        LongPicks(CudaKernelsForHostArguments(), ctx, c, {&sequences[i]}, /*skip=*/1);
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), together.begin() + i * c.topk)) << "sequence " << i;
+    const std::vector<int32_t> both = LongPicks(CudaKernelsForHostArguments(), ctx, c, {&sequences[i]});
+    EXPECT_TRUE(std::equal(alone.begin(), alone.end(), both.begin() + c.topk)) << "sequence " << i;
+  }
+}
+
 // Bits of the scores, and the maxima that go with them.
 TEST_F(IndexerLongCuda, ScoresTheSameAloneAndInCompany) {
   const Case c{.numerics = Numerics::kFaithful, .heads = 64, .topk = 512};

@@ -46,7 +46,7 @@ struct alignas(16) QueryWeights {
   }
 };
 
-// A row's query for PackedScoresKernel.
+// A row's query as the kernels that score packed keys take it.
 struct PackedQuery {
   uint16_t values[kPackedHeads * kPackedDim];  // bf16, by QueryPlace
   uint8_t bytes[kPackedHeads * kPackedDim];    // by QueryBytePlace

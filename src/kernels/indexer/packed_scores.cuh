@@ -3,10 +3,7 @@
 #pragma once
 
 #include "kernels/cuda/async_copy.cuh"
-#include "kernels/cuda/barriers.cuh"
-#include "kernels/cuda/cluster.cuh"
 #include "kernels/cuda/mma.cuh"
-#include "kernels/cuda/wgmma.cuh"
 #include "kernels/indexer/packed_query.cuh"
 #include "kernels/indexer/score_share.cuh"
 
@@ -55,25 +52,9 @@ __device__ inline void DecodeKeys(const uint8_t* keys, int lane, uint32_t (&a)[8
   }
 }
 
-// 16 dims of all heads of a query in shared memory, as products take them.
-__device__ inline uint64_t QueryStep(const uint16_t* query, int step) {
-  // The steps differ in the lower half alone.
-  const uint32_t low = static_cast<uint32_t>(MatricesAt(query, kStepBytes / 2));
-  return uint64_t{128 >> 4} << 32 | (low + static_cast<uint32_t>(step * (kStepBytes >> 4)));
-}
-
-// dots [keys of the tile, heads]: eight steps of 16 dims from zero, by all warps of a warpgroup. The same
-// bits in both; the first is for sm_90a.
-__device__ inline void DotsOfRow(const uint32_t (&a)[8][4], const uint16_t* query, float (&c)[8][4]) {
-  WarpgroupFence();
-  WarpgroupMmaN64<false>(c, a[0], QueryStep(query, 0));
-#pragma unroll
-  for (int step = 1; step < 8; ++step) WarpgroupMmaN64<true>(c, a[step], QueryStep(query, step));
-  EndProducts();
-  AwaitProducts<0>(reinterpret_cast<float(&)[32]>(c));
-}
-__device__ inline void DotsOfRowPortable(const uint32_t (&a)[8][4], const uint16_t* query, int lane,
-                                         float (&c)[8][4]) {
+// dots [keys of the warp, heads]: eight steps of 16 dims from zero.
+__device__ inline void DotsOfRow(const uint32_t (&a)[8][4], const uint16_t* query, int lane,
+                                 float (&c)[8][4]) {
 #pragma unroll
   for (int heads = 0; heads < 8; ++heads) {
     for (float& x : c[heads]) x = 0;
@@ -97,47 +78,26 @@ __device__ inline float SumOfQuad(float a, float b, int lane) {
 // A warp's keys of tiles on their way to shared memory, in the order in which they are asked for.
 struct KeySlots {
   uint8_t keys[kSlots][kWarpTileBytes];
-  TransferBarrier sent[kSlots];  // for kHopper
 
-  // By the warp, first of all.
-  template <bool kHopper>
-  __device__ void Init() {
-    if (kHopper && threadIdx.x % 32 < kSlots) sent[threadIdx.x % 32].Init();
-    __syncwarp();
-  }
-
-  // The n-th keys that were asked for. For others than kHopper, kSlots - 1 groups of copies were ended since.
-  template <bool kHopper>
+  // The n-th keys that were asked for, when kSlots - 1 groups of copies were ended since.
   __device__ const uint8_t* Await(uint32_t n) {
-    if constexpr (kHopper) {
-      sent[n % kSlots].Wait(n / kSlots % 2);
-    } else {
-      AwaitCopies<kSlots - 1>();
-      __syncwarp();
-    }
+    AwaitCopies<kSlots - 1>();
+    __syncwarp();
     return keys[n % kSlots];
   }
 
   // Asks for the n-th keys, when the warp needs those kSlots before no more: `count` (below 1: none) from key
   // `first` on. All of them are at `from`, if that's not null.
-  template <bool kHopper>
   __device__ void Ask(uint32_t n, const std::byte* from, const PagedView& view, int first, int count,
                       int lane) {
     uint8_t* to = keys[n % kSlots];
     __syncwarp();
-    if (from == nullptr) CopyKeys(to, view, first, min(count, kWarpKeys), lane);
-    const bool whole = from != nullptr && count > 0;
-    if constexpr (kHopper) {
-      if (lane == 0) {
-        sent[n % kSlots].Expect(whole ? kWarpTileBytes : 0);
-        if (whole) sent[n % kSlots].Fetch(to, from, kWarpTileBytes);
-      }
-    } else {
-      if (whole) {
-        for (int at = lane * 16; at < kWarpTileBytes; at += 32 * 16) CopyAsync<16>(to + at, from + at, true);
-      }
-      EndCopies();
+    if (from == nullptr) {
+      CopyKeys(to, view, first, min(count, kWarpKeys), lane);
+    } else if (count > 0) {
+      for (int at = lane * 16; at < kWarpTileBytes; at += 32 * 16) CopyAsync<16>(to + at, from + at, true);
     }
+    EndCopies();
   }
 };
 
@@ -156,7 +116,7 @@ struct ScoresShared {
 
 // By kGroups warpgroups. Up to kRows rows of a sequence share the key tiles that a block reads; their queries
 // are `queries`, PackQueryKernel's. A row that shares with none is packed here.
-template <int kRows, int kGroups, bool kHopper>
+template <int kRows, int kGroups>
 __global__ void __launch_bounds__(128 * kGroups, 1)
     PackedScoresKernel(Indexing args, const PackedQuery* queries) {
   constexpr int kThreads = 128 * kGroups;
@@ -168,7 +128,6 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
   int lane = threadIdx.x % 32;
   asm volatile("" : "+r"(lane));  // kept, for asking again takes long
   KeySlots& slots = shared.slots[warp];
-  slots.Init<kHopper>();
   AwaitInputs();
   PagedView view = args.sequences->cache.index_keys;  // of the first sequence, asked for early
   asm volatile("" : "+l"(view.blocks));
@@ -198,8 +157,8 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
     const auto ask = [&](int i, int ahead, const std::byte* block) {
       if (i < tiles) {
         const int first = key + ahead * kStride;
-        slots.Ask<kHopper>(n + i, whole ? block + offset : nullptr, view, first, all_visible - first, lane);
-      } else if (!kHopper) {
+        slots.Ask(n + i, whole ? block + offset : nullptr, view, first, all_visible - first, lane);
+      } else {
         EndCopies();
       }
     };
@@ -244,7 +203,6 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
       begin();
       AwaitCopies<0>();
     }
-    if constexpr (kHopper) FenceForProducts();
     __syncthreads();
 
     const int own = lane / 4 + lane % 2 * 8;  // of the warp's keys, that the lane stores
@@ -253,7 +211,7 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
 #pragma unroll 1
     for (int i = 0; i < tiles; ++i, key += kStride, scores += kStride, maximum += kStride / kMaximumOf) {
       uint32_t a[8][4];
-      DecodeKeys(slots.Await<kHopper>(n + i), lane, a);
+      DecodeKeys(slots.Await(n + i), lane, a);
       ask(i + kSlots, kSlots, block);
       block = block_of(i + kSlots + 1);
       // c[j]: the dots with heads 8 j..8 j + 7.
@@ -279,34 +237,13 @@ __global__ void __launch_bounds__(128 * kGroups, 1)
 #pragma unroll 1
       for (int r = 0; r < (kRows == 1 ? 1 : pass.rows); ++r) {
         float c[8][4];
-        if constexpr (kHopper) {
-          DotsOfRow(a, shared.queries[r], c);
-        } else {
-          DotsOfRowPortable(a, shared.queries[r], lane, c);
-        }
+        DotsOfRow(a, shared.queries[r], lane, c);
         write(c, r);
       }
     }
     n += tiles;
   }
-  if constexpr (!kHopper) AwaitCopies<0>();
-}
-
-// `queries` as PackQueryKernel makes them, if rows share tiles. On Hopper they don't here.
-template <bool kHopper>
-void LaunchPackedScores(const KernelContext& ctx, const Indexing& args, const PackedQuery* queries) {
-  const dim3 blocks = ScoreBlocks(ctx, args);
-  const auto launch = [&]<int kRows, int kGroups>() {
-    Launch(ctx, PackedScoresKernel<kRows, kGroups, kHopper>, blocks, 128 * kGroups,
-           ScoresShared<kRows, kGroups>::Bytes(args.num_sequences), args, queries);
-  };
-  if constexpr (kHopper) {
-    launch.template operator()<1, 4>();
-  } else if (RowsShare(ctx, args)) {
-    launch.template operator()<4, 3>();
-  } else {
-    launch.template operator()<1, 3>();
-  }
+  AwaitCopies<0>();
 }
 
 }  // namespace foresight::cuda
