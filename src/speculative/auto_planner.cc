@@ -107,20 +107,19 @@ AutoPlanner::Lengths AutoPlanner::BestLengths(const StepLoad& load, const StepCo
     next = tokens + std::max(1, tokens / 2);
     const StepValue step = ValueOf(load, costs, shape.drafting, tokens);
     const CapacityPlan::Best found = plan_.Maximize(step);
-    Length length{.tokens = tokens, .shape = shape};
+    const double ms = step.Ms(found.drafts);
+    const double expected = found.tokens_per_ms * ms;
+    Length length{
+        .tokens = tokens, .gain_ms = expected * token_ms - ms, .cost_ms = ms - plain.Ms(0), .shape = shape};
     length.shape.tokens = tokens;
     length.shape.verified = found.drafts;
-    const double ms = step.Ms(found.drafts) + recorded_.NeverRecordedMs(length.shape);
-    const double expected = found.tokens_per_ms * step.Ms(found.drafts);
-    length.gain_ms = expected * token_ms - ms;
-    length.cost_ms = ms - plain.Ms(0);
-    const double tokens_per_ms = expected / ms;
-    if (tokens_per_ms > gain_min_ * best_tokens_per_ms) {
-      best_tokens_per_ms = tokens_per_ms;
+    if (found.tokens_per_ms > gain_min_ * best_tokens_per_ms) {
+      best_tokens_per_ms = found.tokens_per_ms;
       lengths.best = length;
     }
-    if (tokens_per_ms > gain_min_ * recorded_tokens_per_ms && recorded_.UnrecordedMs(length.shape) == 0) {
-      recorded_tokens_per_ms = tokens_per_ms;
+    if (found.tokens_per_ms > gain_min_ * recorded_tokens_per_ms &&
+        recorded_.UnrecordedMs(length.shape) == 0) {
+      recorded_tokens_per_ms = found.tokens_per_ms;
       lengths.recorded = length;
     }
   }

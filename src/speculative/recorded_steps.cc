@@ -43,10 +43,6 @@ int RecordedSteps::NumMissing(const StepShape& shape) const {
                                         [this](uint32_t key) { return key != 0 && !Find(key).is_made; }));
 }
 
-double RecordedSteps::NeverRecordedMs(const StepShape& shape) const {
-  return shape.drafting * shape.tokens > kReplayedRowsMax ? more_ms_ : 0;
-}
-
 bool RecordedSteps::Allows(const StepShape& shape, double gain_ms) {
   if (gain_ms >= UnrecordedMs(shape)) return true;  // it gains even so
   bool allows = true;

@@ -27,9 +27,6 @@ class RecordedSteps {
 
   // What such a step takes more than it will once it is recorded, as far as is known.
   double UnrecordedMs(const StepShape& shape) const { return NumMissing(shape) * more_ms_; }
-  // What its drafts take more in every step, because they have more rows than are recorded; a profile's are
-  // recorded ones.
-  double NeverRecordedMs(const StepShape& shape) const;
   // A step of that shape would gain so much: whether it may be one. If not, that gain is missed.
   bool Allows(const StepShape& shape, double gain_ms);
   // A step of that shape is over, `more_ms` of which it will not take again.
