@@ -1,8 +1,8 @@
 // What every layer of one step shares. Internal to the model.
 #pragma once
 
-#include "model/model.h"
 #include "base/row_tiers.h"
+#include "model/model.h"
 
 namespace foresight {
 
