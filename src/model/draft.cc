@@ -1,9 +1,9 @@
 // The draft heads: MTP-1 (model spec 2.11) and DSpark (dspark.md 1 and 2).
 #include <algorithm>
-#include <bit>
 #include <functional>
 #include <numeric>
 
+#include "base/row_tiers.h"
 #include "model/model.h"
 #include "model/step_state.h"
 
