@@ -54,10 +54,10 @@ struct EngineOptions {
   int64_t context_tokens = 0;  // of each sequence; 0: as many as the model allows and memory holds
   int64_t cache_bytes_max =
       0;  // key-value caches of all sequences and kept prefixes; 0: what is free, within reason
-  int max_sequences = 8;                  // computed at a time
-  int step_rows_max = 512;                // tokens of one step
-  int mixed_prefill_rows_max = 128;       // prompt tokens of a step that decodes as well
-  int kept_prefixes_max = 8;              // states kept for later prompts; 0: none
+  int max_sequences = 8;           // computed at a time
+  int step_rows_max = 0;           // tokens of one step; 0: 512, on a GPU 2048 where there is room
+  int mixed_prefill_rows_max = 0;  // prompt tokens of a step that decodes as well; 0: 128, on a GPU 512
+  int kept_prefixes_max = 8;       // states kept for later prompts; 0: none
   int64_t saved_bytes_max = 256LL << 20;  // host memory for the states of preempted sequences
 
   SpeculationOptions speculation = {};

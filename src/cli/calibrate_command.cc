@@ -110,7 +110,7 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   if (runtime->draft_method() == DraftMethod::kNone) return NotFound("{} has no draft head", files.origin());
 
   ASSIGN_OR_RETURN(const StepCostTable costs, ProfileSteps(*runtime, {.max_sequences = options.max_sequences,
-                                                                      .step_rows_max = options.step_rows_max,
+                                                                      .step_rows_max = runtime->step_rows_max(),
                                                                       .seconds_max = 60,
                                                                       .is_thorough = true}));
   fmt::print("{:>10} {:>6} {:>10}\n", "context up", "rows", "ms a step");

@@ -28,7 +28,7 @@ Result<StepCostTable> CostsOf(Runtime& runtime, const EngineOptions& options) {
   const std::string& path = options.speculation.step_costs_file;
   if (path.empty()) {
     return ProfileSteps(runtime,
-                        {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max});
+                        {.max_sequences = options.max_sequences, .step_rows_max = runtime.step_rows_max()});
   }
   ASSIGN_OR_RETURN(const std::string json, ReadTextFile(path));
   Result<StepCostTable> table = ParseStepCosts(json);
@@ -49,7 +49,7 @@ Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const Eng
   ASSIGN_OR_RETURN(
       std::unique_ptr<Speculation> speculation,
       Speculation::Create(options.speculation, runtime,
-                          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max},
+                          {.max_sequences = options.max_sequences, .step_rows_max = runtime.step_rows_max()},
                           costs, calibration));
   RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
                                  speculation->drafter().drafts_max()));
@@ -62,12 +62,12 @@ Status CheckEngineOptions(const EngineOptions& o) {
   if (o.max_sequences < 1 || o.max_sequences > kSequencesMax) {
     return InvalidArgument("max_sequences: want 1..{}, got {}", kSequencesMax, o.max_sequences);
   }
-  if (o.step_rows_max < o.max_sequences) {
-    return InvalidArgument("step_rows_max: want a row for each of {} sequences, got {}", o.max_sequences,
+  if (o.step_rows_max != 0 && o.step_rows_max < o.max_sequences) {
+    return InvalidArgument("step_rows_max: want 0 or a row for each of {} sequences, got {}", o.max_sequences,
                            o.step_rows_max);
   }
-  if (o.mixed_prefill_rows_max < 1) {
-    return InvalidArgument("mixed_prefill_rows_max: want 1 or more, got {}", o.mixed_prefill_rows_max);
+  if (o.mixed_prefill_rows_max < 0) {
+    return InvalidArgument("mixed_prefill_rows_max: want 0 or more, got {}", o.mixed_prefill_rows_max);
   }
   if (o.kept_prefixes_max < 0 || o.kept_prefixes_max > kSequencesMax) {
     return InvalidArgument("kept_prefixes_max: want 0..{}, got {}", kSequencesMax, o.kept_prefixes_max);
@@ -180,11 +180,11 @@ Result<std::unique_ptr<Engine>> EngineAccess::MakeReplay(std::unique_ptr<Runtime
   if (trace == nullptr) return Make(std::move(runtime), options);
   RETURN_IF_ERROR(CheckEngineOptions(options));
   ASSIGN_OR_RETURN(const StepCostTable costs, CostsOf(*runtime, options));
-  ASSIGN_OR_RETURN(
-      std::unique_ptr<Speculation> speculation,
-      Speculation::CreateReplay(
-          options.speculation, *runtime,
-          {.max_sequences = options.max_sequences, .step_rows_max = options.step_rows_max}, costs, *trace));
+  ASSIGN_OR_RETURN(std::unique_ptr<Speculation> speculation,
+                   Speculation::CreateReplay(
+                       options.speculation, *runtime,
+                       {.max_sequences = options.max_sequences, .step_rows_max = runtime->step_rows_max()},
+                       costs, *trace));
   return Start(std::move(runtime), std::move(speculation), options);
 }
 

@@ -15,10 +15,11 @@ constexpr double kCopyBytesPerSecond = 2e9;
 constexpr int64_t kMeasuredRowsMin = 32;
 constexpr double kAverageWeight = 0.2;  // of a new measurement
 
-SchedulerOptions SchedulerOptionsOf(const EngineOptions& options, const Speculation* speculation) {
+SchedulerOptions SchedulerOptionsOf(const Runtime& runtime, const EngineOptions& options,
+                                    const Speculation* speculation) {
   return {.max_sequences = options.max_sequences,
-          .step_rows_max = options.step_rows_max,
-          .mixed_prefill_rows_max = options.mixed_prefill_rows_max,
+          .step_rows_max = runtime.step_rows_max(),
+          .mixed_prefill_rows_max = runtime.mixed_prefill_rows_max(),
           .draft_rows_max = speculation == nullptr ? 0 : speculation->drafter().drafts_max()};
 }
 
@@ -40,19 +41,19 @@ EngineLoop::EngineLoop(Runtime& runtime, const EngineOptions& options,
       clock_(std::move(clock)),
       speculation_(std::move(speculation)),
       lag_(speculation_ == nullptr ? 0 : speculation_->drafter().lag()),
-      draws_(runtime.model(), runtime.pool(), options.max_sequences, options.step_rows_max,
+      draws_(runtime.model(), runtime.pool(), options.max_sequences, runtime.step_rows_max(),
              speculation_ == nullptr ? nullptr : &speculation_->speculators(),
              speculation_ == nullptr ? nullptr : &speculation_->chance()),
       prefixes_(runtime.cache(), options.kept_prefixes_max),
-      scheduler_(SchedulerOptionsOf(options, speculation_.get()), *this),
+      scheduler_(SchedulerOptionsOf(runtime, options, speculation_.get()), *this),
       preemption_costs_{.token_seconds = kTokenSeconds,
                         .bytes_per_second = kCopyBytesPerSecond,
                         .saved_bytes_max = options.saved_bytes_max},
       no_drafts_(options.max_sequences, 0) {
-  step_tokens_.reserve(options.step_rows_max);
-  step_placed_.reserve(options.step_rows_max);
+  step_tokens_.reserve(runtime.step_rows_max());
+  step_placed_.reserve(runtime.step_rows_max());
   step_chunks_.reserve(options.max_sequences);
-  step_logit_rows_.reserve(options.step_rows_max);
+  step_logit_rows_.reserve(runtime.step_rows_max());
   step_drafts_.reserve(options.max_sequences);
   candidates_.reserve(options.max_sequences);
   drawing_.reserve(options.max_sequences);

@@ -38,6 +38,7 @@ TEST(Engine, RefusesRequestsItCanNotRun) {
 TEST(Engine, RefusesOptionsThatContradictThemselves) {
   for (const EngineOptions& bad :
        {EngineOptions{.max_sequences = 0}, EngineOptions{.max_sequences = 9, .step_rows_max = 8},
+        EngineOptions{.step_rows_max = -1}, EngineOptions{.mixed_prefill_rows_max = -1},
         EngineOptions{.kept_prefixes_max = -1}, EngineOptions{.queued_requests_max = 0},
         EngineOptions{.context_tokens = -1}, EngineOptions{.cache_bytes_max = -1},
         EngineOptions{.speculation = {.drafts_max = 1 << 30}},
@@ -49,6 +50,38 @@ TEST(Engine, RefusesOptionsThatContradictThemselves) {
         EngineAccess::Make(TestRuntime({.num_threads = 1, .context_tokens = 256}), bad);
     EXPECT_EQ(engine.status().code(), StatusCode::kInvalidArgument);
   }
+}
+
+TEST(Engine, StepsAreAsLongAsSuitsTheDevice) {
+  class DeviceWithRoom : public DeviceApart {
+   public:
+    explicit DeviceWithRoom(int64_t bytes) : bytes_(bytes) {}
+    int64_t AvailableBytes() const override { return bytes_; }
+
+   private:
+    const int64_t bytes_;
+  };
+  const LoadedModel made = MakeSyntheticModel(SmallestConfig(), {.num_threads = 1});
+  struct Rows {
+    int step, mixed_prefill;
+    bool operator==(const Rows&) const = default;
+  };
+  const auto rows_of = [&](EngineOptions options, std::unique_ptr<Device> device) {
+    options.num_threads = 1;
+    options.context_tokens = 256;
+    Backend backend{.kernels = *BestCpuKernels(), .device = std::move(device)};
+    const Result<std::unique_ptr<Runtime>> runtime =
+        Runtime::FromSynthetic(made, options, std::move(backend));
+    EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
+    return Rows{(*runtime)->step_rows_max(), (*runtime)->mixed_prefill_rows_max()};
+  };
+  const auto device = [](int64_t bytes) { return std::make_unique<DeviceWithRoom>(bytes); };
+  EXPECT_EQ(rows_of({}, nullptr), (Rows{512, 128}));
+  EXPECT_EQ(rows_of({}, device(int64_t{64} << 30)), (Rows{2048, 512}));
+  EXPECT_EQ(rows_of({}, device(int64_t{3} << 30)), (Rows{512, 512}));
+  EXPECT_EQ(rows_of({.step_rows_max = 48, .mixed_prefill_rows_max = 7}, device(int64_t{64} << 30)),
+            (Rows{48, 7}));
+  EXPECT_EQ(rows_of({.max_sequences = 600, .kept_prefixes_max = 0}, nullptr), (Rows{600, 128}));
 }
 
 TEST(Engine, AFullQueueRefusesAndACancelledRequestLeavesIt) {

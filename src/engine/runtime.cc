@@ -63,6 +63,24 @@ std::string DescribeLayers(const ModelConfig& config) {
   return text + ")";
 }
 
+// Longer steps pay on a GPU, whose experts are read once for all of a step's rows: by half as many tokens
+// again with 1,024 rows, and so on. Running requests wait for them, so in their steps there are fewer.
+constexpr int kStepRows = 512;
+constexpr int kMixedPrefillRows = 128;
+constexpr int kDeviceStepRows = 2048;
+constexpr int kDeviceMixedPrefillRows = 512;
+constexpr int64_t kStepMemoryPart = 8;  // of what the weights leave
+
+int DeviceStepRows(const ModelConfig& config, ModelOptions options, int64_t available_bytes) {
+  options.max_step_rows = kDeviceStepRows;
+  while (options.max_step_rows > kStepRows) {
+    const PlacementBytes bytes = MemoryOf(config, options);
+    if (bytes.steps + bytes.drafts <= available_bytes / kStepMemoryPart) break;
+    options.max_step_rows /= 2;
+  }
+  return options.max_step_rows;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<Runtime>> Runtime::Load(const ModelFiles& files, const EngineOptions& options) {
@@ -138,7 +156,6 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
   ASSIGN_OR_RETURN(drafts_max_, ChooseDraftLength(draft_.method, options.speculation, config()));
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);
   ModelOptions model_options{.numerics = options.numerics,
-                             .max_step_rows = options.step_rows_max,
                              .max_draft_rows = options.max_sequences * drafts_max_};
   available_bytes_ = machine_.available_bytes;
   Device* const device = backend_.device.get();
@@ -146,11 +163,23 @@ Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t 
     available_bytes_ = device->AvailableBytes();
     weights_to_come = placed != nullptr ? 0 : static_cast<int64_t>(loaded_.report.bytes);
   }
+  step_rows_max_ = options.step_rows_max;
+  if (step_rows_max_ == 0) {
+    step_rows_max_ = device == nullptr
+                         ? kStepRows
+                         : DeviceStepRows(config(), model_options, available_bytes_ - weights_to_come);
+    step_rows_max_ = std::max(step_rows_max_, options.max_sequences);
+  }
+  mixed_prefill_rows_max_ = options.mixed_prefill_rows_max;
+  if (mixed_prefill_rows_max_ == 0) {
+    mixed_prefill_rows_max_ = device == nullptr ? kMixedPrefillRows : kDeviceMixedPrefillRows;
+  }
+  model_options.max_step_rows = step_rows_max_;
   // The machine's memory follows use; a device's is taken at the start.
   const CacheLayout layout = LayoutOf(config(), model_options);
   const PlacementBytes memory =
       device != nullptr ? MemoryOf(config(), model_options)
-                        : PlacementBytes{.steps = StepMemoryBytes(config(), layout, options.step_rows_max),
+                        : PlacementBytes{.steps = StepMemoryBytes(config(), layout, step_rows_max_),
                                          .drafts = DraftMemoryBytes(config(), model_options.max_draft_rows)};
   // Refused before anything is taken.
   ASSIGN_OR_RETURN(plan_, PlanMemory(config(), layout,

@@ -70,6 +70,9 @@ class Runtime {
   KvCache& cache() { return *cache_; }
   ThreadPool& pool() { return *pool_; }
   Device& device() { return model_->device(); }
+  // Of one step; what the options leave open is chosen for the device.
+  int step_rows_max() const { return step_rows_max_; }
+  int mixed_prefill_rows_max() const { return mixed_prefill_rows_max_; }
   // Of one sequence: what the plan says, or what the blocks hold if that is less.
   int64_t context_tokens() const { return context_tokens_; }
   bool is_synthetic() const { return files_.empty(); }
@@ -97,6 +100,8 @@ class Runtime {
   std::optional<Tokenizer> tokenizer_;
   int64_t available_bytes_ = 0;  // of the device, at the start
   MemoryPlan plan_;
+  int step_rows_max_ = 0;
+  int mixed_prefill_rows_max_ = 0;
   int64_t context_tokens_ = 0;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<Model> model_;

@@ -169,7 +169,7 @@ class LoopDriver {
                                                       const DraftTrace* trace) {
     if (runtime.draft_method() == DraftMethod::kNone) return nullptr;
     const SpeculationLimits limits{.max_sequences = options.max_sequences,
-                                   .step_rows_max = options.step_rows_max};
+                                   .step_rows_max = runtime.step_rows_max()};
     Result<std::unique_ptr<Speculation>> made =
         trace == nullptr
             ? Speculation::Create(options.speculation, runtime, limits, TestCosts(5),

@@ -6,7 +6,8 @@
 // every logits row must equal the baseline's bit for bit. With a DSpark head, rounds of random blocks for
 // random sets of sequences are drafted between the steps, and must equal those of the sequence alone.
 //
-// And a step that is repeated gives the same bits every time: on a device with recordings, its replays.
+// Long prompts in steps of up to two thousand rows give the bits of short steps. And a step that is repeated
+// gives the same bits every time: on a device with recordings, its replays.
 //
 //   purity_test --schedules=200 --repeats=10000 --seed=7
 
@@ -35,6 +36,7 @@ uint64_t g_seed = 1;
 
 constexpr int kSequences = 3;
 constexpr int kMaxRows = 96;
+constexpr int kLongRows = 2048;
 constexpr int kBlocks[] = {2, 5};  // tokens drafted in a round
 
 struct Case {
@@ -73,13 +75,14 @@ const LoadedModel& TestModel(const std::string& name) {
 
 class PurityTest : public testing::TestWithParam<Case> {
  protected:
+  explicit PurityTest(int rows_max = kMaxRows) : rows_max_(rows_max) {}
   void SetUp() override {
     const std::string& table = GetParam().table;
     Result<Backend> backend = OpenBackend(table.starts_with("cuda") ? "cuda" : "cpu", table);
     if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
     backend_ = std::move(*backend);
     const ModelWeights* weights = &TestModel(GetParam().model).weights;
-    ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = kMaxRows};
+    ModelOptions options{.numerics = GetParam().numerics, .max_step_rows = rows_max_};
     if (backend_.device != nullptr) {
       Result<Placement> placement = PlaceModel(*weights, *backend_.device, options);
       ASSERT_TRUE(placement.ok()) << placement.status().ToString();
@@ -180,6 +183,7 @@ class PurityTest : public testing::TestWithParam<Case> {
   // Drafts for some of the sequences and compares.
   void DraftSome(std::vector<SequenceState>& states, std::mt19937_64& rng);
 
+  const int rows_max_;  // of a step
   Backend backend_;
   Placement placement_;  // with a device of its own
   ThreadPool pool_{2};
@@ -345,6 +349,72 @@ TEST_P(PurityTest, RepeatsGiveTheSameBits) {
   }
 }
 
+class LongStepsPurityTest : public PurityTest {
+ protected:
+  LongStepsPurityTest() : PurityTest(kLongRows) {}
+};
+
+TEST_P(LongStepsPurityTest, GiveTheBitsOfShortOnes) {
+  std::mt19937_64 rng(g_seed);
+  for (const int count : {GetParam().tokens, 400}) {
+    std::vector<TokenId>& tokens = tokens_.emplace_back(count);
+    for (TokenId& t : tokens) t = static_cast<TokenId>(rng() % model_->config().vocab_size);
+    SequenceState state = NewSequence();
+    std::vector<std::vector<float>>& baseline = baseline_.emplace_back();
+    while (state.length() < count) {
+      const int rows = std::min<int>(1 + static_cast<int>(rng() % kMaxRows), count - state.length());
+      const auto from = tokens.begin() + state.length();
+      for (auto& row : Step({{.sequence = &state, .num_rows = rows}}, {from, from + rows})) {
+        baseline.push_back(std::move(row));
+      }
+    }
+  }
+  // Of the long sequence and of the short one beside it: around the sizes at which a GPU takes other kernels.
+  const std::vector<std::vector<std::pair<int, int>>> schedules = {
+      {{kLongRows, 0}, {kLongRows, 0}}, {{129, 1}, {513, 70}, {1027, 1}, {3, 300}, {kLongRows - 8, 8}}};
+  for (size_t i = 0; i < schedules.size(); ++i) {
+    std::vector<SequenceState> states;
+    for (int s = 0; s < 2; ++s) states.push_back(NewSequence());
+    for (const auto& [of_long, of_short] : schedules[i]) {
+      std::vector<SequenceChunk> chunks;
+      std::vector<TokenId> tokens;
+      std::vector<std::pair<int, int64_t>> rows;  // sequence, position
+      for (const auto& [s, wanted] : {std::pair(0, of_long), std::pair(1, of_short)}) {
+        const int64_t start = states[s].length();
+        const int count = std::min<int>(wanted, static_cast<int>(std::ssize(tokens_[s]) - start));
+        if (count == 0) continue;
+        chunks.push_back({.sequence = &states[s], .num_rows = count});
+        tokens.insert(tokens.end(), tokens_[s].begin() + start, tokens_[s].begin() + start + count);
+        for (int64_t row = 0; row < count; ++row) rows.emplace_back(s, start + row);
+      }
+      if (chunks.empty()) break;
+      const std::vector<std::vector<float>> logits = Step(chunks, tokens);
+      for (size_t row = 0; row < rows.size(); ++row) {
+        const auto [s, position] = rows[row];
+        const std::vector<float>& want = baseline_[s][position];
+        ASSERT_EQ(std::memcmp(logits[row].data(), want.data(), want.size() * sizeof(float)), 0)
+            << "schedule " << i << ", sequence " << s << ", position " << position;
+      }
+    }
+    EXPECT_EQ(states[0].length(), GetParam().tokens);
+  }
+}
+
+std::vector<Case> LongCases() {
+  std::vector<Case> cases;
+  for (const char* table : {"cpu-avx2", "cpu-avx512"}) {
+    cases.push_back({"nano-s", table, Numerics::kFaithful, 2300});
+  }
+  for (const char* table : {"cuda", "cuda-sm80"}) {  // whose steps are that long unless told otherwise
+    for (Numerics numerics : {Numerics::kClean, Numerics::kFaithful}) {
+      for (const char* model : {"nano-s", "tiny-a", "tiny-b"}) {
+        cases.push_back({model, table, numerics, 2300});
+      }
+    }
+  }
+  return cases;
+}
+
 std::vector<Case> Cases() {
   std::vector<Case> cases;
   for (const char* table : {"ref", "cpu-avx2", "cpu-avx512", "cuda", "cuda-sm80"}) {
@@ -361,12 +431,15 @@ std::vector<Case> Cases() {
   return cases;
 }
 
-INSTANTIATE_TEST_SUITE_P(AllTables, PurityTest, testing::ValuesIn(Cases()), [](const auto& param) {
+std::string NameOf(const testing::TestParamInfo<Case>& param) {
   std::string name = param.param.model + "_" + param.param.table +
                      (param.param.numerics == Numerics::kClean ? "_clean" : "_faithful");
   std::replace(name.begin(), name.end(), '-', '_');
   return name;
-});
+}
+
+INSTANTIATE_TEST_SUITE_P(AllTables, PurityTest, testing::ValuesIn(Cases()), NameOf);
+INSTANTIATE_TEST_SUITE_P(AllTables, LongStepsPurityTest, testing::ValuesIn(LongCases()), NameOf);
 
 }  // namespace
 }  // namespace foresight
