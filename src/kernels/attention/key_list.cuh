@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <cstring>
 
 #include "kernels/attention/attention.h"
 #include "kernels/cuda/async_copy.cuh"
@@ -165,9 +167,26 @@ __device__ inline const SequenceRows& WarpSequenceOf(const Attending& args, int 
   return args.sequences[count - 1];
 }
 
-// The same sequence by value: where each one has one row, all that is asked of it comes in one round trip.
+// Copies from global memory, in words of 8 bytes, which are sent for here: left to itself the compiler first
+// waits for what a branch asks for.
+template <int kBytes>
+__device__ inline void LoadHere(const void* from, void* to) {
+#pragma unroll
+  for (int i = 0; i < kBytes; i += 8) {
+    uint64_t word;
+    asm volatile("ld.global.b64 %0, [%1];" : "=l"(word) : "l"(static_cast<const std::byte*>(from) + i));
+    std::memcpy(static_cast<std::byte*>(to) + i, &word, 8);
+  }
+}
+
+// The same sequence by value, as far as attention asks for it: where each one has one row, it comes in one
+// round trip.
 __device__ inline SequenceRows SequenceAtOnce(const Attending& args, int row) {
-  SequenceRows guess = args.sequences[min(row, args.num_sequences - 1)];
+  const SequenceRows* from = args.sequences + min(row, args.num_sequences - 1);
+  SequenceRows guess = {};
+  LoadHere<offsetof(SequenceRows, cache)>(from, &guess);
+  LoadHere<sizeof(RingView)>(&from->cache.window, &guess.cache.window);
+  LoadHere<sizeof(PagedView)>(&from->cache.compressed, &guess.cache.compressed);
   if (row < guess.first_row || row >= guess.first_row + guess.num_rows) guess = WarpSequenceOf(args, row);
   return guess;
 }
