@@ -15,20 +15,22 @@ constexpr int kClusterBlocks = 8;  // one for each slice of 64 dims
 constexpr int kClusterThreads = 512;
 
 // A panel of a chunk is a number of whole blocks of keys, in tiles of 8. In a panel, a thread block
-// multiplies the queries with its share of the tiles, a warp with each, in all dims, and the probabilities
-// with all keys, in its slice of dims. In between the thread blocks send one another the slices of their
-// keys, the largest logit of each tile, then probabilities.
+// multiplies the queries with its share of the tiles, two warps with each pair, half of the dims each, and
+// the probabilities with all keys, in its slice of dims. In between the thread blocks send one another the
+// slices of their keys, the largest logit of each tile, then probabilities. The products' rows are keys or
+// dims, their columns are heads, of which there are few.
 template <typename Keys, int kOfHeads>
 struct ClusterSpace {
   static constexpr int kParts = Keys::kParts;
   static constexpr int kHeads = kOfHeads;  // 8 or 16
   static constexpr int kBlockTiles = Keys::kBlock / 8;
-  static constexpr int kTiles = Keys::kShareTiles;  // of a thread block
+  static constexpr int kTiles = Keys::kShareTiles;  // of a thread block, at most
   static constexpr int kPanelTiles = kClusterBlocks * kTiles;
   static constexpr int kKeys = 8 * kPanelTiles;
   static constexpr int kBlocks = kPanelTiles / kBlockTiles;
 
-  struct Weights {  // of a tile
+  // Of a tile: eight heads of each key, of all keys the first heads first, and sums of keys.
+  struct Weights {
     uint4 p[kParts][kHeads];
     float sums[kHeads];
   };
@@ -41,10 +43,11 @@ struct ClusterSpace {
   typename Keys::Tiles keys;
   Weights weights[kPanelTiles];
   float tops[kPanelTiles][kHeads];
-  float own_maxima[kTiles][kHeads];       // up to the block of each own tile
-  float maxima[2][kHeads];                // so far, before panels in turn
-  float factors[kBlocks][kHeads];         // from each block's maximum to the next one's
-  float sums[Keys::kBlock / 32][kHeads];  // of all weights, of each half of blocks of 64 keys
+  float2 halves[Keys::kTileSpace][kHeads / 8][32];  // of logits, from a warp to the other of its pair
+  SixteenAddresses entries[Keys::kTileSpace];       // of a warp
+  float maxima[2][kHeads];                          // so far, before panels in turn
+  float factors[kBlocks][kHeads];                   // from each block's maximum to the next one's
+  float inverses[kHeads];                           // 1 / the sum of all weights
   float sinks[kHeads];
   TransferBarrier values_here;
   TransferBarrier tops_here;
@@ -62,9 +65,15 @@ __device__ inline void CopyShared(void* to, const void* from, int bytes) {
 __device__ inline void KeepMaxima(float4& to, const float4& x) {
   to = {fmaxf(to.x, x.x), fmaxf(to.y, x.y), fmaxf(to.z, x.z), fmaxf(to.w, x.w)};
 }
-__device__ inline float4 ShuffleXor(const float4& x, int lanes) {
-  return {__shfl_xor_sync(0xffffffff, x.x, lanes), __shfl_xor_sync(0xffffffff, x.y, lanes),
-          __shfl_xor_sync(0xffffffff, x.z, lanes), __shfl_xor_sync(0xffffffff, x.w, lanes)};
+__device__ inline void KeepMaxima(float2& to, const float2& x) {
+  to = {fmaxf(to.x, x.x), fmaxf(to.y, x.y)};
+}
+// Of the lanes that have the same heads of other keys.
+__device__ inline void KeepMaximaOfKeys(float2& x) {
+#pragma unroll
+  for (int lanes = 4; lanes < 32; lanes *= 2) {
+    KeepMaxima(x, {__shfl_xor_sync(0xffffffff, x.x, lanes), __shfl_xor_sync(0xffffffff, x.y, lanes)});
+  }
 }
 
 __device__ inline float4 ShuffleUp(const float4& x, int lanes) {
@@ -77,25 +86,24 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   using Space = ClusterSpace<Keys, kOfHeads>;
   constexpr int kParts = Keys::kParts;
   constexpr int kHeads = Space::kHeads;
-  constexpr int kHalves = kHeads / 8;  // of a product's 16 rows
+  constexpr int kHeadGroups = kHeads / 8;  // a product's columns each
   constexpr int kBlock = Keys::kBlock;
   constexpr int kBlockTiles = Space::kBlockTiles;
-  constexpr int kTiles = Space::kTiles;
   constexpr int kWarps = kClusterThreads / 32;
-  // A warp has one tile of keys; the others have queries, and what a warp or two can do.
-  constexpr int kTileThreads = 32 * kTiles;
-  constexpr int kOtherWarps = kWarps - kTiles;
+  // A warp has half of the dims of two tiles of keys, then what is left of one; the others have queries, and
+  // what a warp or two can do.
+  constexpr int kTileWarps = Keys::kTileSpace;
+  constexpr int kTileThreads = 32 * kTileWarps;
+  constexpr int kOtherWarps = kWarps - kTileWarps;
   constexpr int kQueryWarps = 4;
-  constexpr int kValueWarps = 8;  // each with eight dims
+  constexpr int kValueWarps = 4;  // those that had queries, each with 16 dims
   constexpr int kFactorWarps = kHeads / 8;
   constexpr int kFactorThreads = 32 * (kValueWarps + 2);
   constexpr int kSumWarp = kWarps - 1;
   constexpr int kSendWarp = kWarps - 2;
   static_assert(kOtherWarps >= kQueryWarps + kFactorWarps);
   constexpr bool kHasLast = Keys::kCodedSlices < kClusterBlocks;
-  // A warp looks at four heads a lane of several tiles.
-  constexpr int kQuads = kHeads / 4;
-  constexpr int kTilesAtOnce = 32 / kQuads;
+  constexpr int kPairBarrier = 6;  // and on, of two warps each
   extern __shared__ __align__(128) std::byte shared[];
   Space& space = *reinterpret_cast<Space*>(shared);
 
@@ -103,12 +111,12 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   const int lane = threadIdx.x % 32;
   const int g = lane / 4;
   const int t = lane % 4;
-  const int quad = lane % kQuads;
   const int rank = ClusterRank();
   const int row = blockIdx.y;
   const int chunk = blockIdx.z;
   const int first_head = blockIdx.x / kClusterBlocks * kHeads;
-  const bool multiplies = warp < kTiles;
+  const bool multiplies = warp < kTileWarps;
+  const int half = warp % 2;  // of the dims
   const bool picked = args.compressed == CompressedKeys::kPicked;
 
   if (threadIdx.x == 0) {
@@ -117,37 +125,50 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     space.weights_here.Init();
   }
   __syncwarp();
-  if (warp == kTiles && lane < kHeads) {
+  if (warp == kTileWarps && lane < kHeads) {
     const int head = first_head + lane;
     const float sink = head < args.heads ? SinkLogit(args, head) : 0;
     space.sinks[lane] = sink;
     space.maxima[0][lane] = chunk == 0 ? fmaxf(sink, kLowest) : kLowest;
   }
-  ClusterArrive();  // awaited before the first transfer to another block
+  ClusterArriveRelaxed();
   Prepare(args, row);
   LoadArgument(args.chunk_sums.values);
+  ClusterWait();  // the barriers are there, in all blocks
   AwaitInputs();
 
-  // A pick is sent for before it is known where it belongs: as if the row saw a whole window and `topk`
-  // entries, in one chunk.
+  // A pick and then its page are sent for before it is known where it belongs: as if the row saw a whole
+  // window and `topk` entries, in one chunk.
   const int raw_guess = (args.window + kBlock - 1) / kBlock;
   const int blocks_guess = min(raw_guess + (args.topk + kBlock - 1) / kBlock, Space::kBlocks);
-  const int share_guess = (blocks_guess * kBlockTiles + kClusterBlocks - 1) / kClusterBlocks;
+  const auto share_of = [](int blocks) {
+    return (blocks * kBlockTiles + kClusterBlocks - 1) / kClusterBlocks;
+  };
+  const int share_guess = share_of(blocks_guess);
+  const int pick_at = 8 * (share_guess * rank + warp - half) + lane % 16 - raw_guess * kBlock;
   int pick = -1;
   if (multiplies) {
-    const int at = 8 * (share_guess * rank + warp) + lane % 8 - raw_guess * kBlock;
-    if (picked) pick = args.picks[int64_t{row} * args.topk + max(0, min(at, args.topk - 1))];
-  } else if (warp < kTiles + kQueryWarps) {
+    if (picked) pick = args.picks[int64_t{row} * args.topk + max(0, min(pick_at, args.topk - 1))];
+  } else if (warp < kTileWarps + kQueryWarps) {
     LoadQueries<kParts, kHeads / kQueryWarps, true, true>(
         args, row, first_head, kHeads, {space.q[0][0], sizeof(space.q[0][0]), sizeof(space.q[0])},
-        warp - kTiles, kQueryWarps);
+        warp - kTileWarps, kQueryWarps);
   }
   const SequenceRows sequence = SequenceAtOnce(args, row);
+  uint2 pick_page = {};
+  if (multiplies && picked) {
+    const int64_t seen = sequence.first_position + min(row - sequence.first_row, sequence.num_rows - 1) + 1;
+    const bool is_entry = pick >= 0 && pick_at >= 0 && (int64_t{pick} + 1) * args.ratio <= seen;
+    const uint32_t page =
+        static_cast<uint32_t>(pick) / static_cast<uint32_t>(sequence.cache.compressed.per_block);
+    LoadIf(is_entry, reinterpret_cast<const std::byte*>(sequence.cache.compressed.blocks + page), pick_page);
+  }
   const KeyList<kBlock> list(args, sequence, row);
 
-  const bool adds = warp < kValueWarps;
+  const bool adds = !multiplies && warp < kTileWarps + kValueWarps;
+  const int value_warp = warp - kTileWarps;
   const bool coded = rank < Keys::kCodedSlices;
-  float o[4] = {};
+  float o[kHeadGroups][4] = {};  // two dims of two heads
   // Of sums of weights, in the sum warp: a lane has a head's, of one half of each block.
   const bool sums = warp == kSumWarp && lane < kHeads * (kBlock / 32);
   const int sum_half = lane / kHeads;
@@ -156,15 +177,27 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 
   int block = list.ChunkBegin(chunk);
   const int end_block = list.ChunkBegin(chunk + 1);
-  if (block == end_block) {  // the list has fewer chunks
-    ClusterWait();
-    return;
-  }
-  const bool is_whole = list.chunks() == 1;
-  bool first = true;  // panel
+  if (block == end_block) return;  // the list has fewer chunks
+  const bool is_whole = list.blocks() <= list.chunk_blocks;
   uint32_t parity = 0;
   int blocks = min(end_block - block, Space::kBlocks);
+  // Where the lane's key of the panel lies, one of the warp's 16.
+  const auto find = [&](const KeyList<kBlock>& list) -> const std::byte* {
+    const int share = share_of(blocks);
+    const int tile = warp - half + lane % 16 / 8;
+    const int key = block * kBlock + 8 * (share * rank + tile) + lane % 8;
+    if (tile >= share || key >= kBlock * (block + blocks)) return nullptr;
+    const bool guessed = block == 0 && list.raw_blocks == raw_guess && share == share_guess;
+    const uint64_t page = uint64_t{pick_page.y} << 32 | pick_page.x;
+    if (!guessed || page == 0 || key < raw_guess * kBlock) return list.Entry(key);
+    if (key - raw_guess * kBlock >= list.num_compressed) return nullptr;
+    const PagedView& pages = list.sequence.cache.compressed;
+    return reinterpret_cast<const std::byte*>(page) + pages.offset +
+           static_cast<uint32_t>(pick) % static_cast<uint32_t>(pages.per_block) * pages.item_bytes;
+  };
+  const std::byte* entry = multiplies ? find(list) : nullptr;
   // Own tiles are there, in the first panel also queries. Who has made them waits too, which costs nothing.
+  bool first = true;  // panel
   const auto await_tiles = [&] {
     if (first) {
       __syncthreads();
@@ -174,11 +207,18 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       GroupBarrier<4>(kClusterThreads - kTileThreads - 32);
     }
   };
+  const auto await_maxima_sent = [&] {
+    if (multiplies || warp == kSendWarp) {
+      GroupBarrier<5>(kTileThreads + 32);
+    } else {
+      GroupBarrier<4>(kClusterThreads - kTileThreads - 32);
+    }
+  };
 #pragma unroll 1
   while (true) {
     const bool more = block + blocks < end_block;
     const int tiles = blocks * kBlockTiles;
-    const int share = (tiles + kClusterBlocks - 1) / kClusterBlocks;
+    const int share = share_of(blocks);
     const int own_begin = min(share * rank, tiles);
     const int own_tiles = min(share, tiles - own_begin);
     if (threadIdx.x == 0) {
@@ -188,169 +228,133 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     }
 
     if (multiplies) {
-      // The warp's tile of keys comes, and goes to all blocks.
+      // The warp's keys come, and go to all blocks.
+      const int first_tile = warp - half;  // of two
       const int tile = own_begin + warp;
+      const bool has_keys = first_tile < own_tiles;
       const bool has_tile = warp < own_tiles;
       uint32_t here = 0;
-      if (has_tile) {
-        const int key = block * kBlock + 8 * tile + lane % 8;
-        int compressed = pick;
-        const std::byte* entry;  // a tile's are raw or compressed together: no branch diverges
-        const auto find = [&](const KeyList<kBlock>& list) {
-          if (block > 0 || !picked || list.raw_blocks != raw_guess || share != share_guess) {
-            compressed = list.CompressedEntry(key);
-          } else if (key - raw_guess * kBlock >= list.num_compressed) {
-            compressed = -1;
-          }
-          entry = list.Entry(key, compressed);
-        };
-        if (first) {
-          find(list);
-        } else {  // which spares registers
-          find(KeyList<kBlock>(args, WarpSequenceOf(args, row), row));
-        }
+      bool small = false;  // are all scales
+      if (has_keys) {
         here = __ballot_sync(0xffffffff, entry != nullptr);
-        Keys::FetchTile(entry, space.keys, warp);
+        small = Keys::FetchHalf(entry, here, space.entries[warp], space.keys, first_tile, half);
         EndCopies();
         AwaitCopies<0>();
-        __syncwarp();
-        Keys::FinishTile(space.keys, warp);
         FenceForTransfers();
         __syncwarp();
       }
       await_tiles();
 
-      // Logits.
-      float s[4] = {};
-      if (has_tile) {
+      // Logits: keys as the products' rows, heads as their columns.
+      float s[kHeadGroups][4] = {};
+      const auto multiply_all = [&]<bool kSmallScales>() {
         using Fragments = typename Keys::Fragments;
-        using QueryFragments = uint32_t[4][kParts][4];
-        const auto load_queries = [&](int slice, QueryFragments& q) {
 #pragma unroll
-          for (int part = 0; part < kParts; ++part) {
-            if constexpr (kHeads == 16) {
-#pragma unroll
-              for (int k = 0; k < 4; ++k) {
-                LoadMatrices(q[k][part], ChunkOf(space.q[part][slice], lane % 16, 2 * k + lane / 16));
-              }
-            } else {
-#pragma unroll
-              for (int k = 0; k < 4; k += 2) {
-                uint32_t both[4];
-                LoadMatrices(both, ChunkOf(space.q[part][slice], lane % 8, 2 * k + lane / 8));
-#pragma unroll
-                for (int odd = 0; odd < 2; ++odd) {
-                  q[k + odd][part][0] = both[2 * odd];
-                  q[k + odd][part][2] = both[2 * odd + 1];
-                  q[k + odd][part][1] = q[k + odd][part][3] = 0;
-                }
-              }
-            }
-          }
-        };
-        // Both halves of the dims side by side: each is a chain of products that wait for one another.
-        float upper[4] = {};
-#pragma unroll 1
-        for (int slice = 0; slice < kHalfSlices; ++slice) {
+        for (int i = 0; i < kHalfSlices; ++i) {
+          const int slice = kHalfSlices * half + i;
           Fragments keys[2];
-          QueryFragments q[2];
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int at = slice + kHalfSlices * half;
-            load_queries(at, q[half]);
-            if (at < Keys::kCodedSlices) {
-              Keys::LoadFragments(space.keys, warp, at, keys[half]);
+          for (int n = 0; n < 2; ++n) {
+            if (slice < Keys::kCodedSlices) {
+              Keys::template LoadFragments<kSmallScales>(space.keys, first_tile + n, slice, keys[n]);
             } else if constexpr (kHasLast) {
-              Keys::LoadLastFragments(space.keys, warp, keys[half]);
+              Keys::LoadLastFragments(space.keys, first_tile + n, keys[n]);
             }
           }
 #pragma unroll
-          for (int k = 0; k < 4; ++k) {
-            if constexpr (kParts == 2) {
-              MmaBf16(s, q[0][k][1], keys[0][k][0][0], keys[0][k][0][1]);
-              MmaBf16(upper, q[1][k][1], keys[1][k][0][0], keys[1][k][0][1]);
-              MmaBf16(s, q[0][k][0], keys[0][k][1][0], keys[0][k][1][1]);
-              MmaBf16(upper, q[1][k][0], keys[1][k][1][0], keys[1][k][1][1]);
+          for (int heads = 0; heads < kHeadGroups; ++heads) {
+#pragma unroll
+            for (int k = 0; k < 4; k += 2) {
+              uint32_t q[kParts][4];
+#pragma unroll
+              for (int part = 0; part < kParts; ++part) {
+                LoadMatrices(q[part], ChunkOf(space.q[part][slice], 8 * heads + lane % 8, 2 * k + lane / 8));
+              }
+#pragma unroll
+              for (int odd = 0; odd < 2; ++odd) {
+                const auto multiply = [&](int key_part, int q_part) {
+                  const uint32_t(&first)[2] = keys[0][k + odd][key_part];
+                  const uint32_t(&second)[2] = keys[1][k + odd][key_part];
+                  MmaBf16(s[heads], {first[0], second[0], first[1], second[1]}, q[q_part][2 * odd],
+                          q[q_part][2 * odd + 1]);
+                };
+                if constexpr (kParts == 2) {
+                  multiply(0, 1);
+                  multiply(1, 0);
+                }
+                multiply(0, 0);
+              }
             }
-            MmaBf16(s, q[0][k][0], keys[0][k][0][0], keys[0][k][0][1]);
-            MmaBf16(upper, q[1][k][0], keys[1][k][0][0], keys[1][k][0][1]);
           }
         }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) s[i] = __fadd_rn(s[i], upper[i]);
-      }
-
-      if (first) ClusterWait();
-
-      // The quads' maxima, four heads a lane, to all blocks of the cluster.
-      const auto of_heads = [&](const float(&x)[2]) {
-        const float mine = kHalves == 2 && t % 2 != 0 ? x[1] : x[0];
-        uint4 all;
-        const auto take = [&](int i) {
-          const int head = 4 * quad + i;
-          return __float_as_uint(__shfl_sync(0xffffffff, mine, head % 8 * 4 + head / 8));
-        };
-        all = {take(0), take(1), take(2), take(3)};
-        return all;
       };
-      if (has_tile) {
-        float top[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            float& x = s[2 * half + i];
-            if (!(here >> (2 * t + i) & 1)) x = -INFINITY;
-            top[half] = fmaxf(top[half], x);
-          }
-          top[half] = __fmul_rn(top[half], args.scale);
-          top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 1));
-          top[half] = fmaxf(top[half], __shfl_xor_sync(0xffffffff, top[half], 2));
+      if (has_keys) {
+        if (small) {
+          multiply_all.template operator()<true>();
+        } else {
+          multiply_all.template operator()<false>();
         }
-        const uint4 four = of_heads(top);
-        if (lane < kQuads * kClusterBlocks) {
-          space.tops_here.Store(lane / kQuads, &space.tops[tile][4 * quad], four);
+#pragma unroll
+        for (int heads = 0; heads < kHeadGroups; ++heads) {  // of the other warp's tile
+          space.halves[warp][heads][lane] =
+              half == 0 ? float2{s[heads][2], s[heads][3]} : float2{s[heads][0], s[heads][1]};
         }
       }
+      GroupBarrier(kPairBarrier + warp / 2, 64);
+      float x[kHeadGroups][2];  // the logits of the tile's key g and two heads
+#pragma unroll
+      for (int heads = 0; heads < kHeadGroups; ++heads) {
+        const float2 other = space.halves[warp ^ 1][heads][lane];
+        x[heads][0] = __fadd_rn(half == 0 ? s[heads][0] : s[heads][2], other.x);
+        x[heads][1] = __fadd_rn(half == 0 ? s[heads][1] : s[heads][3], other.y);
+        if ((here >> (8 * half + g) & 1) == 0) x[heads][0] = x[heads][1] = -INFINITY;
+      }
+
+      // The tile's maxima, two heads a lane, to all blocks of the cluster.
+      if (has_tile) {
+#pragma unroll
+        for (int heads = 0; heads < kHeadGroups; ++heads) {
+          float2 top = {__fmul_rn(x[heads][0], args.scale), __fmul_rn(x[heads][1], args.scale)};
+          KeepMaximaOfKeys(top);
+          space.tops_here.Store(g, &space.tops[tile][8 * heads + 2 * t], top);
+        }
+      }
+      await_maxima_sent();
       if (has_tile) {
         space.tops_here.Wait(parity);
 
-        // The maximum up to the tile's block.
+        // Probabilities by the maximum up to the tile's block, and the tile's sum of them.
         const int end = (tile / kBlockTiles + 1) * kBlockTiles;
-        float4 most = *reinterpret_cast<const float4*>(&space.maxima[parity][4 * quad]);
+        uint32_t words[kParts][kHeadGroups];
 #pragma unroll
-        for (int i = 0; i < Space::kPanelTiles; i += kTilesAtOnce) {
-          const int of = i + lane / kQuads;
-          if (of < end) KeepMaxima(most, *reinterpret_cast<const float4*>(&space.tops[of][4 * quad]));
+        for (int heads = 0; heads < kHeadGroups; ++heads) {
+          const int of = 8 * heads + 2 * t;
+          float2 top = *reinterpret_cast<const float2*>(&space.maxima[parity][of]);
+#pragma unroll
+          for (int i = 0; i < Space::kPanelTiles; i += 8) {
+            if (i + g < end) KeepMaxima(top, *reinterpret_cast<const float2*>(&space.tops[i + g][of]));
+          }
+          KeepMaximaOfKeys(top);
+          const float2 p = {Exp2(__fmaf_rn(x[heads][0], args.scale, -top.x)),
+                            Exp2(__fmaf_rn(x[heads][1], args.scale, -top.y))};
+          float2 sum = p;
+#pragma unroll
+          for (int lanes = 4; lanes < 32; lanes *= 2) {
+            sum.x += __shfl_xor_sync(0xffffffff, sum.x, lanes);
+            sum.y += __shfl_xor_sync(0xffffffff, sum.y, lanes);
+          }
+          space.weights_here.Store(g, &space.weights[tile].sums[of], sum);
+          words[0][heads] = PackBf16(p.x, p.y);
+          if constexpr (kParts == 2) words[1][heads] = PackBf16(Remainder(p.x), Remainder(p.y));
         }
-#pragma unroll
-        for (int lanes = kQuads; lanes < 32; lanes *= 2) KeepMaxima(most, ShuffleXor(most, lanes));
-        if (lane < kQuads) *reinterpret_cast<float4*>(&space.own_maxima[warp][4 * lane]) = most;
-        __syncwarp();
-
-        // Probabilities and the tile's sum of them.
-        float sum[2];
-        uint32_t words[kParts][2];
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-          const float top = space.own_maxima[warp][g + 8 * half];
-          const float p[2] = {Exp2(__fmaf_rn(s[2 * half], args.scale, -top)),
-                              Exp2(__fmaf_rn(s[2 * half + 1], args.scale, -top))};
-          sum[half] = __fadd_rn(p[0], p[1]);
-          sum[half] += __shfl_xor_sync(0xffffffff, sum[half], 1);
-          sum[half] += __shfl_xor_sync(0xffffffff, sum[half], 2);
-          words[0][half] = PackBf16(p[0], p[1]);
-          if constexpr (kParts == 2) words[1][half] = PackBf16(Remainder(p[0]), Remainder(p[1]));
-        }
-        const uint4 sums_of_four = of_heads(sum);
         typename Space::Weights& weights = space.weights[tile];
 #pragma unroll
         for (int part = 0; part < kParts; ++part) {
           const int of = lane % kHeads;
           const auto take = [&](int i) {
             const uint32_t low = __shfl_sync(0xffffffff, words[part][0], of % 8 * 4 + i);
-            if constexpr (kHalves == 1) return low;
-            const uint32_t high = __shfl_sync(0xffffffff, words[part][kHalves - 1], of % 8 * 4 + i);
+            if constexpr (kHeadGroups == 1) return low;
+            const uint32_t high = __shfl_sync(0xffffffff, words[part][kHeadGroups - 1], of % 8 * 4 + i);
             return of < 8 ? low : high;
           };
           const uint4 p = {take(0), take(1), take(2), take(3)};
@@ -359,31 +363,39 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
             space.weights_here.Store(lane / kHeads + 32 / kHeads * i, &weights.p[part][of], p);
           }
         }
-        if (lane < kQuads * kClusterBlocks) {
-          space.weights_here.Store(lane / kQuads, &weights.sums[4 * quad], sums_of_four);
-        }
       }
     } else {
       await_tiles();
-      // Behind await_tiles() in all warps: racecheck takes it for a barrier.
-      if (first) ClusterWait();
-      if (warp == kSendWarp) {  // the tiles' slices go to their blocks
-        const int bytes = own_tiles * static_cast<int>(sizeof(space.values[0]));
-        const int last_bytes = own_tiles * 8 * kTileRowBytes;
-        std::byte* const last = &space.last_values[kHasLast ? own_begin * 8 * kTileRowBytes : 0];
-        if (own_tiles > 0 && lane < kClusterBlocks && lane != rank) {
-          if (lane < Keys::kCodedSlices) {
-            space.values_here.Transfer(lane, &space.values[own_begin], space.keys.pieces[lane], bytes);
-          } else if constexpr (kHasLast) {
-            space.values_here.Transfer(lane, last, space.keys.last, last_bytes);
+      if (warp == kSendWarp) {
+        // The tiles' slices go to their blocks, what wouldn't be there before the maxima behind these: what
+        // blocks send one another comes in order, 14 bytes a cycle.
+        const auto send = [&](int begin, int end) {
+          if (begin < end && lane < kClusterBlocks && lane != rank) {
+            if (lane < Keys::kCodedSlices) {
+              space.values_here.Transfer(lane, &space.values[own_begin + begin],
+                                         &space.keys.pieces[lane][begin],
+                                         (end - begin) * static_cast<int>(sizeof(space.values[0])));
+            } else if constexpr (kHasLast) {
+              constexpr int kBytes = 8 * kTileRowBytes;
+              space.values_here.Transfer(lane, &space.last_values[(own_begin + begin) * kBytes],
+                                         space.keys.last[begin], (end - begin) * kBytes);
+            }
           }
-        }
-        __syncwarp();
+          __syncwarp();
+        };
+        const int soon = (own_tiles * Keys::kSoonTiles + Keys::kShareTiles - 1) / Keys::kShareTiles;
+        send(0, soon);
         if (coded) {
-          CopyShared(&space.values[own_begin], space.keys.pieces[rank], bytes);
+          CopyShared(&space.values[own_begin], space.keys.pieces[rank],
+                     own_tiles * static_cast<int>(sizeof(space.values[0])));
         } else if constexpr (kHasLast) {
-          CopyShared(last, space.keys.last, last_bytes);
+          CopyShared(&space.last_values[own_begin * 8 * kTileRowBytes], space.keys.last,
+                     own_tiles * 8 * kTileRowBytes);
         }
+        await_maxima_sent();
+        send(soon, own_tiles);
+      } else {
+        await_maxima_sent();
       }
 
       // What becomes of sums at each block, when their maximum changes: a lane has four heads and a block.
@@ -421,91 +433,83 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 
     if (adds) {
       struct Step {
-        float factors[2];
-        uint32_t p[kBlock / 16][kParts][4];
+        float2 factors[kHeadGroups];
+        uint32_t p[kBlock / 16][kParts][kHeadGroups][2];
       };
       const auto load = [&](int b, Step& step) {
 #pragma unroll
-        for (int half = 0; half < kHalves; ++half) step.factors[half] = space.factors[b][g + 8 * half];
+        for (int heads = 0; heads < kHeadGroups; ++heads) {
+          step.factors[heads] = *reinterpret_cast<const float2*>(&space.factors[b][8 * heads + 2 * t]);
 #pragma unroll
-        for (int k = 0; k < kBlock / 32; ++k) {
+          for (int k = 0; k < kBlock / 16; k += 2) {
 #pragma unroll
-          for (int part = 0; part < kParts; ++part) {
-            const int tile = b * kBlockTiles + 4 * k;
-            if constexpr (kHeads == 16) {
+            for (int part = 0; part < kParts; ++part) {
+              const auto& weights = space.weights[b * kBlockTiles + 2 * k + lane / 8];
+              uint32_t p[4];
+              LoadMatricesTransposed(p, &weights.p[part][8 * heads + lane % 8]);
 #pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                LoadMatrices(step.p[2 * k + half][part],
-                             &space.weights[tile + 2 * half + lane / 16].p[part][lane % 16]);
-              }
-            } else {
-              uint32_t both[4];
-              LoadMatrices(both, &space.weights[tile + lane / 8].p[part][lane % 8]);
-#pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                uint32_t(&p)[4] = step.p[2 * k + half][part];
-                p[0] = both[2 * half];
-                p[2] = both[2 * half + 1];
-                p[1] = p[3] = 0;
-              }
+              for (int i = 0; i < 4; ++i) step.p[k + i / 2][part][heads][i % 2] = p[i];
             }
           }
         }
       };
       using Values = typename Keys::ValueFragments;
-      // Meanwhile ahead(k) for each 16 keys.
-      const auto add = [&](const Step& step, const Values& values, const auto& ahead) {
+      // Then, when each 16 keys' are added, then(k).
+      const auto add = [&](const Step& step, const Values& values, const auto& then) {
 #pragma unroll
-        for (int i = 0; i < 2 * kHalves; ++i) o[i] *= step.factors[i / 2];
+        for (int heads = 0; heads < kHeadGroups; ++heads) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            o[heads][i] *= i % 2 == 0 ? step.factors[heads].x : step.factors[heads].y;
+          }
+        }
 #pragma unroll
         for (int k = 0; k < kBlock / 16; ++k) {
-          ahead(k);
-          if constexpr (kParts == 2) {
-            MmaBf16(o, step.p[k][1], values[k][0][0], values[k][0][1]);
-            MmaBf16(o, step.p[k][0], values[k][1][0], values[k][1][1]);
+#pragma unroll
+          for (int heads = 0; heads < kHeadGroups; ++heads) {
+            const auto& p = step.p[k];
+            if constexpr (kParts == 2) {
+              MmaBf16(o[heads], values[k][0], p[1][heads][0], p[1][heads][1]);
+              MmaBf16(o[heads], values[k][1], p[0][heads][0], p[0][heads][1]);
+            }
+            MmaBf16(o[heads], values[k][0], p[0][heads][0], p[0][heads][1]);
           }
-          MmaBf16(o, step.p[k][0], values[k][0][0], values[k][0][1]);
+          then(k);
         }
       };
-      // The next block's are loaded and decoded while one's are added.
       const int last = blocks - 1;
       space.values_here.Wait(parity);
       if (!more) ClusterArriveRelaxed();
       if (coded) {
+        // A block is decoded while the one before is added.
         typename Keys::RawValues raw;
         Values values[2];
-        Step steps[2];
-        Keys::LoadValues(space.values, warp, raw);
+        constexpr int kSteps = kHeads == 8 ? 2 : 1;  // for two there are no registers
+        Step steps[kSteps];
+        Keys::LoadValues(space.values, value_warp, raw);
 #pragma unroll
-        for (int k = 0; k < kBlock / 16; ++k) Keys::DecodeValues(raw, warp, k, values[0]);
-        Keys::LoadValues(&space.values[min(1, last) * kBlockTiles], warp, raw);
+        for (int k = 0; k < kBlock / 16; ++k) Keys::DecodeValues(raw, k, values[0]);
+        Keys::LoadValues(&space.values[min(1, last) * kBlockTiles], value_warp, raw);
         space.weights_here.Wait(parity);
-        if constexpr (kHeads == 8) load(0, steps[0]);
+        if constexpr (kSteps == 2) load(0, steps[0]);
 #pragma unroll 1
         for (int begin = 0; begin < blocks; begin += 2) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const int b = begin + i;
             if (i > 0 && b > last) break;
-            if constexpr (kHeads == 8) {
-              load(min(b + 1, last), steps[i ^ 1]);
-            } else {  // for which there are no registers
-              load(b, steps[i]);
-            }
-            add(steps[i], values[i], [&](int k) { Keys::DecodeValues(raw, warp, k, values[i ^ 1]); });
-            Keys::LoadValues(&space.values[min(b + 2, last) * kBlockTiles], warp, raw);
+            load(kSteps == 2 ? min(b + 1, last) : b, steps[(i + 1) % kSteps]);
+            add(steps[i % kSteps], values[i], [&](int k) { Keys::DecodeValues(raw, k, values[i ^ 1]); });
+            Keys::LoadValues(&space.values[min(b + 2, last) * kBlockTiles], value_warp, raw);
           }
         }
       } else if constexpr (kHasLast) {
         space.weights_here.Wait(parity);
         Values values[2];
         Step steps[2];
-        const auto load_last = [&](int b, int k, Values& to) {  // of 16 keys, in twos
-          if (k % 2 != 0) return;
-          uint32_t loaded[4];
-          LoadMatricesTransposed(loaded, ChunkOf(space.last_values, b * kBlock + 16 * k + lane, warp));
-#pragma unroll
-          for (int i = 0; i < 4; ++i) to[k + i / 2][0][i % 2] = loaded[i];
+        const auto load_last = [&](int b, int k, Values& to) {  // rows g and g + 8 are dims g and g + 8
+          const int key = b * kBlock + 16 * k + lane / 16 * 8 + lane % 8;
+          LoadMatricesTransposed(to[k][0], ChunkOf(space.last_values, key, 2 * value_warp + lane / 8 % 2));
         };
         load(0, steps[0]);
 #pragma unroll
@@ -539,13 +543,33 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
     if (!more) break;
     ClusterArrive();  // the panel is done, in all blocks
     ClusterWait();
-    first = false;
     block += blocks;
     blocks = min(end_block - block, Space::kBlocks);
     parity ^= 1;
+    first = false;
+    // From the start, which spares registers.
+    if (multiplies) entry = find(KeyList<kBlock>(args, WarpSequenceOf(args, row), row));
   }
 
-  const int d = kSliceDims * rank;
+  // Two neighbouring dims of a head at a time: store(head, dim, values).
+  const auto for_pairs = [&](const auto& store) {
+    const int dim = kSliceDims * rank + 16 * value_warp;
+    const bool odd = g % 2 != 0;
+#pragma unroll
+    for (int heads = 0; heads < kHeadGroups; ++heads) {
+      const float(&x)[4] = o[heads];
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        if (coded) {
+          store(8 * heads + 2 * t + n, dim + 2 * g, float2{x[n], x[n + 2]});
+        } else {  // whose neighbour a neighbour has
+          const float other = __shfl_xor_sync(0xffffffff, odd ? x[2 * n] : x[2 * n + 1], 4);
+          store(8 * heads + 2 * t + odd, dim + 8 * n + g - odd,
+                odd ? float2{other, x[2 * n + 1]} : float2{x[2 * n], other});
+        }
+      }
+    }
+  };
   if (!is_whole) {  // MergeChunks follows
     if (sums && first_head + sum_head < args.heads) {
       const int64_t at = args.chunk_sums.At(args, row, first_head + sum_head, chunk);
@@ -555,41 +579,37 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
       if (sum_half == 0) args.chunk_sums.maxima[at] = space.maxima[parity ^ 1][sum_head];
     }
     if (adds) {
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        const int r = g + 8 * half;
-        if (first_head + r >= args.heads) continue;
-        float* const to =
-            args.chunk_sums.values + args.chunk_sums.At(args, row, first_head + r, chunk) * kChunkDim + d;
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          to[coded ? Keys::DimOf(warp, 2 * t + i) : 8 * warp + 2 * t + i] = o[2 * half + i];
-        }
-      }
+      for_pairs([&](int head, int dim, float2 v) {
+        if (first_head + head >= args.heads) return;
+        const int64_t at = args.chunk_sums.At(args, row, first_head + head, chunk);
+        *reinterpret_cast<float2*>(args.chunk_sums.values + at * kChunkDim + dim) = v;
+      });
     }
     ClusterWait();
     return;
   }
 
-  if (sums) space.sums[sum_half][sum_head] = sum;
+  if (warp == kSumWarp) {
+    const float upper = __shfl_down_sync(0xffffffff, sum, kHeads);
+    if (lane < kHeads) {
+      float all = sum;
+      if constexpr (kBlock == 64) all += upper;
+      all += Exp2(space.sinks[lane] - space.maxima[parity ^ 1][lane]);
+      space.inverses[lane] = 1 / all;
+    }
+  }
   if (adds || warp == kSumWarp) GroupBarrier<1>(32 * kValueWarps + 32);
   if (adds) {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int r = g + 8 * half;
-      if (first_head + r >= args.heads) continue;
-      float all = space.sums[0][r];
-      if constexpr (kBlock == 64) all += space.sums[1][r];
-      all += Exp2(space.sinks[r] - space.maxima[parity ^ 1][r]);
-      const float factor = 1 / all;
-      const float2 v = {o[2 * half], o[2 * half + 1]};
-      if (coded && Keys::kScattered) {
-        StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t), v.x, factor);
-        StoreOutput<kParts == 1>(args, row, first_head + r, d + Keys::DimOf(warp, 2 * t + 1), v.y, factor);
+    for_pairs([&](int head, int dim, float2 v) {
+      if (first_head + head >= args.heads) return;
+      const float factor = space.inverses[head];
+      if (coded && kHasLast) {  // no dim is rotary
+        const int64_t at = (int64_t{row} * args.heads + first_head + head) * kChunkDim + dim;
+        StorePair<kParts == 1>(args, at, OutputOf<kParts == 1, Dims::kOthers>(v, factor, 0, 0));
       } else {
-        StoreOutput<kParts == 1>(args, row, first_head + r, d + 8 * warp + 2 * t, v, factor);
+        StoreOutput<kParts == 1>(args, row, first_head + head, dim, v, factor);
       }
-    }
+    });
   }
   ClusterWait();  // all blocks have the values that this one sent
 }

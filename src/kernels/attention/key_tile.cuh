@@ -91,11 +91,30 @@ __device__ inline uint4 DecodeE4M3(uint2 codes, uint32_t scale) {
 __device__ inline bool AreSmallScales(uint32_t four_scales) {
   return (four_scales & 0x80808080) == 0;
 }
+// That one factor, from the scale's bf16 value.
+__device__ inline uint32_t SmallFactor(uint32_t scale_bf16) {
+  return (scale_bf16 & 0x7f80) + (120 << 7);
+}
 __device__ inline uint4 DecodeSmallE4M3(uint2 codes, uint32_t scale) {
   const uint32_t factors = scale * 0x00800080 + (120 << 23 | 120 << 7);
   return {
       MultiplyBf16(MoveTwoE4M3(codes.x, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.x, 2, 3), factors),
       MultiplyBf16(MoveTwoE4M3(codes.y, 0, 1), factors), MultiplyBf16(MoveTwoE4M3(codes.y, 2, 3), factors)};
+}
+
+// By a warp, for 16 addresses that its first 16 lanes have, by way of shared memory of its own: all at once,
+// for between copies to shared memory a load from there costs several instructions.
+struct alignas(16) SixteenAddresses {
+  const std::byte* items[16];
+};
+__device__ inline SixteenAddresses GiveToAll(const std::byte* address, SixteenAddresses& shared) {
+  const int lane = threadIdx.x % 32;
+  if (lane < 16) shared.items[lane] = address;
+  __syncwarp();
+  SixteenAddresses all;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) reinterpret_cast<uint4*>(&all)[i] = reinterpret_cast<const uint4*>(&shared)[i];
+  return all;
 }
 
 // The two numerics' ways with eight values of a key, `chunk` of its dims [64 slice, 64 slice + 64): what a
@@ -141,6 +160,8 @@ struct PackedKeys {
 
   // What clusters do with tiles of 8 keys of 512 values, 64 of them rotary, in shared memory.
   static constexpr int kShareTiles = 10;  // of a thread block
+  static constexpr int kTileSpace = 10;   // in pairs
+  static constexpr int kSoonTiles = 6;    // of these, sent before maxima
   static constexpr int kCodedSlices = 7;  // the last one is bf16
 
   // A slice of a tile as it lies in its entries. Piece p of 16 bytes of a row lies at place p ^ row / 2 % 4,
@@ -154,54 +175,67 @@ struct PackedKeys {
     }
   };
   struct Tiles {  // slices of all tiles together, for they go to other blocks
-    Piece pieces[kCodedSlices][kShareTiles];
-    std::byte last[kShareTiles][8 * kTileRowBytes];  // as in tiles of decoded keys
-    uint2 scales[kShareTiles][8];
+    Piece pieces[kCodedSlices][kTileSpace];
+    std::byte last[kTileSpace][8 * kTileRowBytes];  // as in tiles of decoded keys
   };
-  // By a warp: `entry` is key lane % 8's.
-  __device__ static void FetchTile(const std::byte* entry, Tiles& tiles, int tile) {
+  // A half of the dims of two tiles, by a warp: `entry` is key lane % 16's, `here` has a bit for each key
+  // that isn't absent, `shared` is room of the warp's own. Copies aren't awaited. Returns whether all scales
+  // are small.
+  __device__ static bool FetchHalf(const std::byte* entry, uint32_t here, SixteenAddresses& shared,
+                                   Tiles& tiles, int first_tile, int half) {
     const int lane = threadIdx.x % 32;
+    uint2 scales;
+    LoadIf(entry != nullptr, entry + 8 * 72, scales);
+    const SixteenAddresses entries = GiveToAll(entry, shared);
+    const int at = 32 * half + lane;  // of pieces of 8 bytes
+    if (at < 56) {
 #pragma unroll
-    for (int key = 0; key < 8; ++key) {
-      const std::byte* from = reinterpret_cast<const std::byte*>(
-          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(entry), key));
-#pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        const int at = 32 * i + lane;  // of pieces of 8 bytes
-        std::byte* to =
-            const_cast<std::byte*>(tiles.pieces[at / 8 % 7][tile].At(key, at % 8 / 2)) + at % 2 * 8;
-        if (at >= 56) to = ChunkOf(tiles.last[tile], key, (at - 56) / 2) + at % 2 * 8;
-        if (at == 72) to = reinterpret_cast<std::byte*>(&tiles.scales[tile][key]);
-        if (at <= 72) CopyAsync<8>(to, from + 8 * at, from != nullptr);
+      for (int key = 0; key < 16; ++key) {
+        std::byte* const to =
+            const_cast<std::byte*>(tiles.pieces[at / 8][first_tile + key / 8].At(key % 8, at % 8 / 2)) +
+            at % 2 * 8;
+        CopyAsync<8>(to, entries.items[key] + 8 * at, here >> key & 1);
       }
     }
-  }
-  // Then, when all lanes' copies are there.
-  __device__ static void FinishTile(Tiles& tiles, int tile) {
-    const int lane = threadIdx.x % 32;
-    const uint2 scales = tiles.scales[tile][lane % 8];
+    if (half != 0) {
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const bool odd = lane >= 16;
+        const int key = 2 * i + odd;
+        const std::byte* from = odd ? entries.items[2 * i + 1] : entries.items[2 * i];
+        std::byte* const to = ChunkOf(tiles.last[first_tile + i / 4], key % 8, lane % 16 / 2) + lane % 2 * 8;
+        CopyAsync<8>(to, from + 8 * (56 + lane % 16), here >> key & 1);
+      }
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int slice = 4 * i + lane / 8;
+      const int slice = 4 * half + 2 * i + lane / 16;
+      const uint32_t scale = (half == 0 ? scales.x : scales.y) >> (16 * i + lane / 16 * 8) & 0xff;
       if (slice < 7) {
-        tiles.pieces[slice][tile].factors[lane % 8] =
-            static_cast<uint16_t>(ScaleBf16((i == 0 ? scales.x : scales.y) >> lane / 8 * 8 & 0xff));
+        tiles.pieces[slice][first_tile + lane % 16 / 8].factors[lane % 8] =
+            static_cast<uint16_t>(ScaleBf16(scale));
       }
     }
+    return __all_sync(0xffffffff, AreSmallScales(scales.x) && AreSmallScales(scales.y & 0xffffff));
   }
   // A lane's fragments of four interleaved products: values 16 k + 4 t .. + 3 of a slice of key g in
   // the places of columns 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
   using Fragments = uint32_t[4][kParts][2];
+  template <bool kSmallScales>
   __device__ static void LoadFragments(const Tiles& tiles, int tile, int slice, Fragments& fragments) {
     const int g = threadIdx.x % 32 / 4;
     const int t = threadIdx.x % 4;
     const Piece& piece = tiles.pieces[slice][tile];
-    const uint32_t factors = piece.factors[g] * 0x10001;
+    const uint32_t factor = piece.factors[g];
+    const uint32_t factors = (kSmallScales ? SmallFactor(factor) : factor) * 0x10001;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const uint32_t codes = *reinterpret_cast<const uint32_t*>(piece.At(g, k) + 4 * t);
-      fragments[k][0][0] = ScaleMoved(MoveTwoE4M3(codes, 0, 1), factors);
-      fragments[k][0][1] = ScaleMoved(MoveTwoE4M3(codes, 2, 3), factors);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t moved = MoveTwoE4M3(codes, 2 * i, 2 * i + 1);
+        fragments[k][0][i] = kSmallScales ? MultiplyBf16(moved, factors) : ScaleMoved(moved, factors);
+      }
     }
   }
   __device__ static void LoadLastFragments(const Tiles& tiles, int tile, Fragments& fragments) {
@@ -216,12 +250,9 @@ struct PackedKeys {
     }
   }
 
-  // Fragments of a block of keys as values, of eight dims of a slice: column g of tile n is dim DimOf(n, g).
-  static constexpr bool kScattered = true;  // such dims aren't neighbours
-  __device__ static int DimOf(int n, int g) {
-    return n / 2 * 16 + 2 * g + n % 2;
-  }
-  using ValueFragments = uint32_t[kBlock / 16][kParts][2];
+  // Fragments of a block of keys as values, of dims 16 n + 2 g and 16 n + 2 g + 1 of a slice: the products'
+  // rows g and g + 8.
+  using ValueFragments = uint32_t[kBlock / 16][kParts][4];
   struct RawValues {
     uint32_t codes[8];    // of keys 2 t and 2 t + 1 of each tile of keys, two dims each
     uint32_t factors[8];  // of these keys
@@ -231,7 +262,7 @@ struct PackedKeys {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       LoadMatricesTransposed(*reinterpret_cast<uint32_t(*)[4]>(&raw.codes[4 * half]),
-                             tiles[4 * half + lane / 8].At(lane % 8, n / 2));
+                             tiles[4 * half + lane / 8].At(lane % 8, n));
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
@@ -239,11 +270,13 @@ struct PackedKeys {
     }
   }
   // Those of 16 keys, the block's keys 16 k and on.
-  __device__ static void DecodeValues(const RawValues& raw, int n, int k, ValueFragments& fragments) {
+  __device__ static void DecodeValues(const RawValues& raw, int k, ValueFragments& fragments) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      fragments[k][0][i] =
-          ScaleMoved(MoveTwoE4M3(raw.codes[2 * k + i], n % 2, n % 2 + 2), raw.factors[2 * k + i]);
+      const uint32_t codes = raw.codes[2 * k + i];
+      const uint32_t factors = raw.factors[2 * k + i];
+      fragments[k][0][2 * i] = ScaleMoved(MoveTwoE4M3(codes, 0, 2), factors);
+      fragments[k][0][2 * i + 1] = ScaleMoved(MoveTwoE4M3(codes, 1, 3), factors);
     }
   }
 };
@@ -282,33 +315,37 @@ struct FloatKeys {
   }
 
   static constexpr int kShareTiles = 3;
+  static constexpr int kTileSpace = 4;
+  static constexpr int kSoonTiles = 2;
   static constexpr int kCodedSlices = 8;
 
   struct alignas(16) Piece {
     float values[8][64 + 4];
   };
   struct Tiles {
-    Piece pieces[kCodedSlices][kShareTiles];
+    Piece pieces[kCodedSlices][kTileSpace];
   };
-  __device__ static void FetchTile(const std::byte* entry, Tiles& tiles, int tile) {
+  __device__ static bool FetchHalf(const std::byte* entry, uint32_t here, SixteenAddresses& shared,
+                                   Tiles& tiles, int first_tile, int half) {
     const int lane = threadIdx.x % 32;
+    const SixteenAddresses entries = GiveToAll(entry, shared);
 #pragma unroll
-    for (int key = 0; key < 8; ++key) {
-      const std::byte* from = reinterpret_cast<const std::byte*>(
-          __shfl_sync(0xffffffff, reinterpret_cast<unsigned long long>(entry), key));
+    for (int key = 0; key < 16; ++key) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int at = 32 * i + lane;
-        CopyAsync<16>(&tiles.pieces[at / 16][tile].values[key][at % 16 * 4], from + 16 * at, from != nullptr);
+      for (int i = 0; i < 2; ++i) {
+        const int at = 64 * half + 32 * i + lane;
+        CopyAsync<16>(&tiles.pieces[at / 16][first_tile + key / 8].values[key % 8][at % 16 * 4],
+                      entries.items[key] + 16 * at, here >> key & 1);
       }
     }
+    return true;
   }
-  __device__ static void FinishTile(Tiles&, int) {}
   __device__ static void Split(float a, float b, uint32_t& upper, uint32_t& lower) {
     upper = PackBf16(a, b);
     lower = PackBf16(Remainder(a), Remainder(b));
   }
   using Fragments = uint32_t[4][kParts][2];
+  template <bool>
   __device__ static void LoadFragments(const Tiles& tiles, int tile, int slice, Fragments& fragments) {
     const int g = threadIdx.x % 32 / 4;
     const int t = threadIdx.x % 4;
@@ -321,13 +358,9 @@ struct FloatKeys {
   }
   __device__ static void LoadLastFragments(const Tiles&, int, Fragments&) {}
 
-  static constexpr bool kScattered = false;
-  __device__ static int DimOf(int n, int g) {
-    return 8 * n + g;
-  }
-  using ValueFragments = uint32_t[kBlock / 16][kParts][2];
+  using ValueFragments = uint32_t[kBlock / 16][kParts][4];
   struct RawValues {
-    float values[kBlock / 8][2];  // [tiles, keys]
+    float2 values[kBlock / 8][2];  // [tiles, keys]
   };
   __device__ static void LoadValues(const Piece* tiles, int n, RawValues& raw) {
     const int g = threadIdx.x % 32 / 4;
@@ -335,14 +368,17 @@ struct FloatKeys {
 #pragma unroll
     for (int i = 0; i < kBlock / 8; ++i) {
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) raw.values[i][odd] = tiles[i].values[2 * t + odd][DimOf(n, g)];
+      for (int odd = 0; odd < 2; ++odd) {
+        raw.values[i][odd] = *reinterpret_cast<const float2*>(&tiles[i].values[2 * t + odd][16 * n + 2 * g]);
+      }
     }
   }
-  __device__ static void DecodeValues(const RawValues& raw, int, int k, ValueFragments& fragments) {
+  __device__ static void DecodeValues(const RawValues& raw, int k, ValueFragments& fragments) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float(&pair)[2] = raw.values[2 * k + i];
-      Split(pair[0], pair[1], fragments[k][0][i], fragments[k][1][i]);
+      const float2(&pair)[2] = raw.values[2 * k + i];
+      Split(pair[0].x, pair[1].x, fragments[k][0][2 * i], fragments[k][1][2 * i]);
+      Split(pair[0].y, pair[1].y, fragments[k][0][2 * i + 1], fragments[k][1][2 * i + 1]);
     }
   }
 };

@@ -152,6 +152,18 @@ struct alignas(8) TransferBarrier {
         : "memory");
 #endif
   }
+  // The same of 8 bytes.
+  __device__ void Store(int rank, const void* own, const float2& value) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{ .reg .b32 to; .reg .b32 barrier; mapa.shared::cluster.u32 to, %0, %1; "
+        "mapa.shared::cluster.u32 barrier, %2, %1; "
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [to], {%3, %4}, [barrier]; }" ::"r"(
+            Address(own)),
+        "r"(rank), "r"(Address(this)), "f"(value.x), "f"(value.y)
+        : "memory");
+#endif
+  }
   // The same of 4 bytes.
   __device__ void Store(int rank, const void* own, float value) {
 #if __CUDA_ARCH__ >= 900
