@@ -1,13 +1,13 @@
 #include "base/check.h"
 
-#include <cstdio>
 #include <cstdlib>
+
+#include "base/tell.h"
 
 namespace foresight {
 
 void CheckFailed(const char* file, int line, const char* condition, std::string_view message) {
-  fmt::print(stderr, "{}:{}: check failed: {} {}\n", file, line, condition, message);
-  std::fflush(stderr);
+  Tell("{}:{}: check failed: {} {}\n", file, line, condition, message);
   std::abort();
 }
 

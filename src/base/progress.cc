@@ -29,16 +29,20 @@ void TerminalProgress::Update(uint64_t done) {
   const auto now = std::chrono::steady_clock::now();
   if (now < next_draw_) return;
   next_draw_ = now + std::chrono::milliseconds(50);
-  fmt::print(stream_, "\r\x1b[K{}", ProgressLine(stage_, done, total_, 30));
-  std::fflush(stream_);
+  Draw(ProgressLine(stage_, done, total_, 30));
   drawn_ = true;
 }
 
 void TerminalProgress::End() {
   if (!drawn_) return;
-  fmt::print(stream_, "\r\x1b[K");
-  std::fflush(stream_);
+  Draw("");
   drawn_ = false;
+}
+
+// fmt::print would throw where the terminal has gone.
+void TerminalProgress::Draw(std::string_view line) {
+  std::fputs(fmt::format("\r\x1b[K{}", line).c_str(), stream_);
+  std::fflush(stream_);
 }
 
 }  // namespace foresight

@@ -22,6 +22,8 @@ class TerminalProgress : public ProgressSink {
   void End() override;
 
  private:
+  void Draw(std::string_view line);
+
   std::FILE* stream_;
   bool is_terminal_;
   bool drawn_ = false;

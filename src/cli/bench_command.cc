@@ -7,12 +7,13 @@
 #include <array>
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 #include <optional>
 #include <random>
 
 #include "base/json.h"
 #include "base/read_bandwidth.h"
+#include "base/tell.h"
+#include "base/text_file.h"
 #include "base/units.h"
 #include "cli/command.h"
 #include "cli/model_flags.h"
@@ -245,7 +246,7 @@ Status Bench::Run() {
   const double prefill_gflop = (static_cast<double>(MatrixFlopsPerRow(weights, false)) * flags_.prefill_rows +
                                 2.0 * weights.head.rows * weights.head.cols) *
                                1e-9;
-  fmt::print(stderr, "{}", engine_.StartUpReport());
+  Tell("{}", engine_.StartUpReport());
   const bool on_host = engine_.device().is_host();
   const std::string_view yardstick = on_host ? "plain read" : "copy on device";
   std::vector<double> reads;
@@ -317,12 +318,11 @@ Status Bench::Run() {
       flags_.repeat, flags_.steps, ToJson(read), gemm ? fmt::format("{:.2f}", *gemm) : "null",
       flags_.prefill_rows, ToJson(prefill), gflops, gemm ? fmt::format("{:.4f}", gflops / *gemm) : "null",
       WeightBytesPerToken(weights), decode, resident.total_bytes(), engine_.AccountedBytes());
-  std::ofstream file(flags_.json);
-  if (!(file << json)) return InvalidArgument("can't write {}", flags_.json);
-  return Status();
+  return WriteTextFile(flags_.json, json);
 }
 
 Status RunBench(const BenchFlags& flags) {
+  if (!flags.json.empty()) RETURN_IF_ERROR(CheckWritable(flags.json));
   EngineOptions options = flags.model.ToOptions();
   TerminalProgress progress;
   options.progress = &progress;

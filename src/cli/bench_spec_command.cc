@@ -2,14 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
 #include <chrono>
-#include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <memory>
 #include <optional>
 
+#include "base/tell.h"
 #include "base/text_file.h"
 #include "cli/command.h"
 #include "cli/interrupt.h"
@@ -41,15 +38,9 @@ struct Flags {
   std::vector<std::string> fixed = {"mtp:1", "mtp:2", "dspark:1", "dspark:2", "dspark:5"};
 };
 
-// Whoever reads the file meanwhile sees the old or the new text, whole.
+// Where it is asked for.
 Status Write(const std::string& path, const std::string& text) {
-  if (path.empty()) return Status();
-  const std::string temporary = path + ".part";
-  std::ofstream file(temporary, std::ios::binary);
-  if (!(file << text) || !file.flush() || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return InvalidArgument("can't write {}: {}", path, std::strerror(errno));
-  }
-  return Status();
+  return path.empty() ? Status() : WriteTextFile(path, text);
 }
 
 // What is measured goes to the file as it comes, and is shown at the end, however that comes about.
@@ -62,7 +53,7 @@ class Reporting {
     options.cancel = &Interrupted();
     options.progress = [this](std::string_view what) {
       const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - begin_;
-      fmt::print(stderr, "{:6.0f} s  {}\n", passed.count(), what);
+      Tell("{:6.0f} s  {}\n", passed.count(), what);
     };
     options.keep = [this](const SpecReport& report) { return Keep(report); };
   }
@@ -73,7 +64,7 @@ class Reporting {
       fmt::print("{}", SpecReportText(*latest_));
       RETURN_IF_ERROR(Write(flags_.html, SpecReportHtml(*latest_)));
       for (const std::string* path : {&flags_.json, &flags_.html}) {
-        if (!path->empty()) fmt::print(stderr, "wrote {}\n", *path);
+        if (!path->empty()) Tell("wrote {}\n", *path);
       }
     }
     return report.status();
@@ -103,6 +94,9 @@ Status RunReplay(const Flags& flags, SpecBenchOptions options) {
 }
 
 Status Run(const Flags& flags) {
+  for (const std::string* path : {&flags.json, &flags.html, &flags.record}) {
+    if (!path->empty()) RETURN_IF_ERROR(CheckWritable(*path));
+  }
   SpecBenchOptions options{
       .engine = flags.model.ToOptions(),
       .domains = {},
@@ -129,7 +123,7 @@ Status Run(const Flags& flags) {
   if (!flags.record.empty()) {
     ASSIGN_OR_RETURN(const DraftTraces traces, RecordTraces(options));
     RETURN_IF_ERROR(Write(flags.record, FormatDraftTraces(traces)));
-    fmt::print(stderr, "wrote {}\n", flags.record);
+    Tell("wrote {}\n", flags.record);
     return Status();
   }
   Reporting reporting(flags);

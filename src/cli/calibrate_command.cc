@@ -1,8 +1,8 @@
 // Fits the confidences of a draft head and measures what steps cost, for planners: two files that say which
 // model, head and build they belong to.
-#include <fstream>
 
 #include "base/progress.h"
+#include "base/tell.h"
 #include "base/text_file.h"
 #include "cli/command.h"
 #include "cli/draft_flags.h"
@@ -91,13 +91,13 @@ void PrintCalibration(const CalibrationTable& table) {
 }
 
 Status Write(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  if (!(file << text)) return InvalidArgument("can't write {}", path);
+  RETURN_IF_ERROR(WriteTextFile(path, text));
   fmt::print("written: {}\n", path);
   return Status();
 }
 
 Status RunCalibrate(const CalibrateFlags& flags) {
+  for (const std::string* path : {&flags.costs, &flags.calibration}) RETURN_IF_ERROR(CheckWritable(*path));
   EngineOptions options = flags.model.ToOptions();
   TerminalProgress progress;
   options.progress = &progress;
@@ -106,8 +106,17 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   options.kept_prefixes_max = 0;
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.model));
   ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Load(files, options));
-  fmt::print(stderr, "{}", runtime->StartUpReport());
+  Tell("{}", runtime->StartUpReport());
   if (runtime->draft_method() == DraftMethod::kNone) return NotFound("{} has no draft head", files.origin());
+
+  // What is wrong with them is said before the minutes that steps take.
+  CalibrationOptions calibration{.prompts = {},
+                                 .dataset = {},
+                                 .rounds = flags.rounds,
+                                 .rounds_per_answer_max = flags.rounds_per_answer,
+                                 .progress = &progress};
+  const bool has_confidences = runtime->draft_method() == DraftMethod::kDSpark;
+  if (has_confidences) RETURN_IF_ERROR(ReadPrompts(flags, *runtime, &calibration));
 
   ASSIGN_OR_RETURN(const StepCostTable costs, ProfileSteps(*runtime, {.max_sequences = options.max_sequences,
                                                                       .step_rows_max = runtime->step_rows_max(),
@@ -122,18 +131,12 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   fmt::print("drafts of one request {:.3f} ms, the host {:.3f} ms a step\n", costs.draft_ms.front().ms,
              costs.host_ms);
   RETURN_IF_ERROR(Write(flags.costs, FormatStepCosts(costs)));
-  if (runtime->draft_method() != DraftMethod::kDSpark) {
+  if (!has_confidences) {
     fmt::print("no calibration: drafts by {} have no confidences\n",
                DraftMethodName(runtime->draft_method()));
     return Status();
   }
 
-  CalibrationOptions calibration{.prompts = {},
-                                 .dataset = {},
-                                 .rounds = flags.rounds,
-                                 .rounds_per_answer_max = flags.rounds_per_answer,
-                                 .progress = &progress};
-  RETURN_IF_ERROR(ReadPrompts(flags, *runtime, &calibration));
   ASSIGN_OR_RETURN(const CalibrationTable table, CalibrateDrafts(*runtime, calibration));
   PrintCalibration(table);
   return Write(flags.calibration, FormatCalibration(table));

@@ -1,12 +1,32 @@
 #include "cli/command_line.h"
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
+#include <cstdlib>
+#include <type_traits>
 #include <utility>
 
 #include "base/status.h"
 
 namespace foresight {
+namespace {
 
+template <typename Value>
+constexpr bool kHoldsInt64 = std::is_same_v<Value, int64_t> || std::is_same_v<Value, std::vector<int64_t>> ||
+                             std::is_same_v<Value, std::optional<int64_t>>;
+
+// CLI11 reads a number beyond 64 bits as the largest one. The complaint, or nothing.
+std::string FitsInt64(const std::string& text) {
+  errno = 0;
+  std::strtoll(text.c_str(), nullptr, 0);
+  return errno == ERANGE ? text + " is beyond 64 bits" : "";
+}
+
+}  // namespace
+
+bool Flag::IsGiven() const {
+  return option_->count() > 0;
+}
 Flag& Flag::Required() {
   option_->required();
   return *this;
@@ -50,7 +70,9 @@ Command Command::AddCommand(const std::string& name, const std::string& descript
 
 template <typename Value>
 Flag Command::Add(const std::string& names, Value& value, const std::string& description) {
-  return Flag(app_->add_option(names, value, description));
+  CLI::Option* const option = app_->add_option(names, value, description);
+  if constexpr (kHoldsInt64<Value>) option->check(FitsInt64);
+  return Flag(option);
 }
 template Flag Command::Add(const std::string&, std::string&, const std::string&);
 template Flag Command::Add(const std::string&, int&, const std::string&);

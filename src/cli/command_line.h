@@ -21,6 +21,8 @@ class Flag {
   explicit Flag(CLI::Option* option) : option_(option) {}
 
   Flag& Required();
+  // Whether it was on the command line, once that is read.
+  bool IsGiven() const;
   // The help names the value that is there.
   Flag& ShowDefault();
   template <typename Number>  // int, int64_t or double (instantiated in command_line.cc)

@@ -11,6 +11,7 @@ Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json) {
   const boost::json::object* root = value.if_object();
   const boost::json::value* domains = root != nullptr ? root->if_contains("domains") : nullptr;
   if (domains == nullptr || !domains->is_object()) return InvalidArgument("prompts: no object \"domains\"");
+  if (domains->get_object().empty()) return InvalidArgument("prompts: \"domains\" is empty");
   std::vector<PromptDomain> out;
   for (const auto& [name, list] : domains->get_object()) {
     PromptDomain domain{.name = std::string(name), .texts = {}};

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 
+#include "base/tell.h"
 #include "engine/engine_access.h"
 #include "engine/record_drafts.h"
 #include "kernels/backend.h"
@@ -168,7 +169,7 @@ Result<DraftTraces> RecordTraces(const SpecBenchOptions& options) {
     engine.max_sequences = 1;
     engine.kept_prefixes_max = 0;
     ASSIGN_OR_RETURN(const std::unique_ptr<Runtime> runtime, Runtime::Load(files, engine));
-    fmt::print(stderr, "recording {}\n", DraftMethodName(runtime->draft_method()));
+    Tell("recording {}\n", DraftMethodName(runtime->draft_method()));
     if (runtime->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", files.origin());
     ASSIGN_OR_RETURN(const std::optional<CalibrationTable> table, CalibrationOf(*runtime, engine));
     RecordOptions record{.domains = {},

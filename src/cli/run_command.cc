@@ -1,11 +1,15 @@
 #include <unistd.h>
 
+#include <cerrno>
+#include <charconv>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <iostream>
 
 #include "base/check.h"
 #include "base/progress.h"
+#include "base/tell.h"
 #include "base/text_file.h"
 #include "chat/markup.h"
 #include "chat/output_parser.h"
@@ -26,6 +30,8 @@ struct RunFlags {
   DraftFlags draft;
   std::string prompt;
   std::string file;
+  bool has_prompt = false;  // and be it empty
+  bool has_file = false;
   std::string system;
   std::string effort;
   std::string chat_format = "preview";
@@ -66,15 +72,22 @@ Result<SamplingParams> SamplingOf(const RunFlags& flags, SamplingParams params) 
   params.logprobs = flags.logprobs;
   params.stop = flags.stop;
   for (const std::string& entry : flags.logit_bias) {
-    int id = 0;
+    TokenId id = 0;
     double bias = 0;
     char rest = 0;
-    if (std::sscanf(entry.c_str(), "%d:%lf%c", &id, &bias, &rest) != 2) {
+    const auto [end, error] = std::from_chars(entry.data(), entry.data() + entry.size(), id);
+    if (error != std::errc() || *end != ':' || std::sscanf(end + 1, "%lf%c", &bias, &rest) != 1) {
       return InvalidArgument("--logit-bias: want ID:BIAS, got '{}'", entry);
     }
     params.logit_bias.emplace_back(id, bias);
   }
   return params;
+}
+
+// An error of the output, errno `error`: a reader that has gone wanted no more.
+Status OutputError(int error) {
+  if (error == EPIPE) return Error(StatusCode::kCancelled, "nobody reads the output");
+  return Error(StatusCode::kUnavailable, "standard output can't be written: {}", std::strerror(error));
 }
 
 // Prints an answer as it comes: its content on the output, its reasoning and log-probabilities on the error
@@ -97,23 +110,25 @@ class Printer : public OutputSink {
   void Finish() { Parsed(parser_.Finish()); }
 
   void OnReasoning(std::string_view text) override {
-    if (!quiet_) fmt::print(stderr, "{}{}", answer_.reasoning.empty() ? kThinkBeginToken : "", text);
+    if (!quiet_) Tell("{}{}", answer_.reasoning.empty() ? kThinkBeginToken : "", text);
     answer_.reasoning += text;
   }
   void OnContent(std::string_view text) override {
     if (!quiet_ && answer_.content.empty() && !answer_.reasoning.empty()) {
-      fmt::print(stderr, "{}\n", kThinkEndToken);
+      Tell("{}\n", kThinkEndToken);
     }
     answer_.content += text;
-    if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::fflush(stdout) != 0) {
-      Interrupted() = true;  // nobody reads on
-    }
+    if (std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0) return;
+    if (output_.ok()) output_ = OutputError(errno);
+    Interrupted() = true;
   }
   // Without declared tools there are none.
   void OnCallBegin(std::string_view) override {}
   void OnCallArguments(std::string_view) override {}
   void OnCallEnd() override {}
 
+  // The first error of the output, which has ended the answer.
+  const Status& output() const { return output_; }
   // What was said, as the next message of the conversation.
   const Message& answer() const { return answer_; }
 
@@ -122,9 +137,9 @@ class Printer : public OutputSink {
     CHECK(status.ok(), "text without calls: {}", status.ToString());
   }
   void PrintLogProbs(const OutputToken& token) const {
-    fmt::print(stderr, "{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
-    for (const TokenLogProb& t : token.top) fmt::print(stderr, " | {} {:.3f}", Show(t.token), t.logprob);
-    fmt::print(stderr, "\n");
+    Tell("{:6} {:9.4f} {}", token.token, token.logprob, Show(token.token));
+    for (const TokenLogProb& t : token.top) Tell(" | {} {:.3f}", Show(t.token), t.logprob);
+    Tell("\n");
   }
   std::string Show(TokenId token) const {
     const auto bytes = tokenizer_.TokenBytes(token);
@@ -139,15 +154,16 @@ class Printer : public OutputSink {
   bool quiet_;
   OutputParser parser_;
   Message answer_{.role = Role::kAssistant};
+  Status output_;
 };
 
 void PrintClosingLine(const RequestResult& r, std::string_view draft_method) {
-  fmt::print(stderr, "[{}; prefill {} tokens{} {:.1f} tokens/s; decode {} tokens {:.1f} tokens/s; seed {}]\n",
-             FinishReasonName(r.finish), r.prompt_tokens - r.cached_tokens,
-             r.cached_tokens > 0 ? fmt::format(" (+{} kept)", r.cached_tokens) : "",
-             r.prefill_tokens_per_second(), r.completion_tokens, r.decode_tokens_per_second(), r.seed);
+  Tell("[{}; prefill {} tokens{} {:.1f} tokens/s; decode {} tokens {:.1f} tokens/s; seed {}]\n",
+       FinishReasonName(r.finish), r.prompt_tokens - r.cached_tokens,
+       r.cached_tokens > 0 ? fmt::format(" (+{} kept)", r.cached_tokens) : "", r.prefill_tokens_per_second(),
+       r.completion_tokens, r.decode_tokens_per_second(), r.seed);
   if (const std::string drafts = DescribeDrafts(r, draft_method); !drafts.empty()) {
-    fmt::print(stderr, "[{}]\n", drafts);
+    Tell("[{}]\n", drafts);
   }
 }
 
@@ -179,6 +195,7 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
                        {.prompt = prompt, .sampling = params, .ignore_eos = flags.ignore_eos},
                        [&](const OutputEvent& event) { printer.Print(event); }, &Interrupted()));
   printer.Finish();
+  RETURN_IF_ERROR(printer.output());
   if (!flags.quiet) {
     fmt::print("\n");
     PrintClosingLine(result, engine.draft_method());
@@ -190,9 +207,9 @@ Status OneShot(const RunFlags& flags, Engine& engine, const SamplingParams& para
 Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params) {
   const Tokenizer& tokenizer = *engine.tokenizer();
   std::vector<Message> messages = Opening(flags);
-  fmt::print(stderr, "Type a message; /clear starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer.\n");
+  Tell("Type a message; /clear starts over, /quit or Ctrl-D ends, Ctrl-C stops an answer.\n");
   for (;;) {
-    fmt::print(stderr, "> ");
+    Tell("> ");
     std::string line;
     if (!std::getline(std::cin, line)) {
       if (!Interrupted().exchange(false)) return Status();
@@ -201,7 +218,7 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     if (line.empty()) continue;
     if (line == "/quit") return Status();
     if (line == "/help") {
-      fmt::print(stderr, "/clear  forget the conversation\n/quit   leave\n");
+      Tell("/clear  forget the conversation\n/quit   leave\n");
       continue;
     }
     if (line == "/clear") {
@@ -209,7 +226,7 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
       continue;
     }
     if (line.starts_with('/')) {
-      fmt::print(stderr, "unknown command {}; /help lists them\n", line);
+      Tell("unknown command {}; /help lists them\n", line);
       continue;
     }
     messages.push_back({.role = Role::kUser, .content = line});
@@ -223,10 +240,11 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
     if (!result.ok()) {
       // The request has failed, the conversation goes on as if it had not been made.
       messages.pop_back();
-      fmt::print(stderr, "{}\n", result.status().ToString());
+      Tell("{}\n", result.status().ToString());
       continue;
     }
     printer.Finish();
+    RETURN_IF_ERROR(printer.output());
     fmt::print("\n");
     std::fflush(stdout);
     if (!flags.quiet) PrintClosingLine(*result, engine.draft_method());
@@ -242,21 +260,23 @@ Status Run(const RunFlags& flags) {
   options.speculation = flags.draft.ToOptions();
   ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Load(options));
   if (engine->tokenizer() == nullptr) return NotFound("{} has no tokenizer.json", flags.model.directory);
-  if (!flags.quiet) fmt::print(stderr, "{}", engine->StartUpReport());
+  if (!flags.quiet) Tell("{}", engine->StartUpReport());
   ASSIGN_OR_RETURN(const SamplingParams params, SamplingOf(flags, engine->default_sampling()));
   RETURN_IF_ERROR(params.Validate(engine->vocab_size()));
 
   CatchInterrupts();
   std::signal(SIGPIPE, SIG_IGN);
 
-  if (!flags.prompt.empty()) return OneShot(flags, *engine, params, flags.prompt);
-  if (!flags.file.empty()) {
+  if (flags.has_prompt) return OneShot(flags, *engine, params, flags.prompt);
+  if (flags.has_file) {
     ASSIGN_OR_RETURN(const std::string text, ReadTextFile(flags.file));
     return OneShot(flags, *engine, params, text);
   }
   if (isatty(STDIN_FILENO)) return Chat(flags, *engine, params);
-  ASSIGN_OR_RETURN(const std::string text, ReadText(std::cin, "standard input"));
-  return OneShot(flags, *engine, params, text);
+  const Result<std::string> text = ReadStandardInput();
+  if (Interrupted()) return Error(StatusCode::kCancelled, "interrupted");
+  RETURN_IF_ERROR(text.status());
+  return OneShot(flags, *engine, params, *text);
 }
 
 }  // namespace
@@ -270,7 +290,8 @@ void AddRunCommand(Command& app, Status* result) {
   flags->draft.AddTo(command);
   flags->draft.AddFilesTo(command);
   const Flag prompt = command.Add("-p,--prompt", flags->prompt, "The text to continue");
-  command.Add("-f,--file", flags->file, "A file with the text to continue").Excludes(prompt);
+  const Flag file =
+      command.Add("-f,--file", flags->file, "A file with the text to continue").Excludes(prompt);
   command.AddSwitch("--chat", flags->chat, "Lay the text out as a user's turn instead of continuing it");
   command.Add("--system", flags->system, "System text of a conversation (implies --chat)");
   command.AddSwitch("--thinking", flags->thinking,
@@ -299,7 +320,11 @@ void AddRunCommand(Command& app, Status* result) {
   command.Add("--logit-bias", flags->logit_bias, "ID:BIAS, added to a token's logit (several times)")
       .OneEachTime();
   command.AddSwitch("--ignore-eos", flags->ignore_eos, "Go on after the end-of-sequence token");
-  command.OnRun([flags, result] { *result = Run(*flags); });
+  command.OnRun([flags, prompt, file, result] {
+    flags->has_prompt = prompt.IsGiven();
+    flags->has_file = file.IsGiven();
+    *result = Run(*flags);
+  });
 }
 
 }  // namespace foresight

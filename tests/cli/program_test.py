@@ -46,6 +46,11 @@ class Run(unittest.TestCase):
         from_file = self.generate("--file", os.devnull, "--greedy", "--max-tokens", "4")
         self.assertEqual(from_file, self.generate("--greedy", "--max-tokens", "4"))
 
+    def test_an_empty_prompt_is_a_prompt(self):
+        empty = self.generate("--greedy", "--max-tokens", "4")
+        self.assertEqual(self.generate("-p", "", "--greedy", "--max-tokens", "4", stdin=b"The file is"), empty)
+        self.assertEqual(foresight("run", "-q", "--file", "", stdin=b"x").returncode, 2)
+
     def test_quiet_prints_the_text_alone(self):
         result = foresight("run", "-q", "-p", "A list", "--greedy", "--max-tokens", "4", "--context", "512")
         self.assertEqual(result.stderr, b"")
@@ -118,6 +123,56 @@ class Run(unittest.TestCase):
         # Ended on its own, by no signal.
         self.assertGreaterEqual(process.wait(TIMEOUT_S), 0)
         process.stderr.close()
+
+
+class Streams(unittest.TestCase):
+    """Standard streams that are closed, full, or read by nobody."""
+    RUN = ("run", "-p", "x", "--greedy", "--max-tokens", "4", "--context", "512")
+
+    def shell(self, redirections, *arguments):
+        command = " ".join([f"'{a}'" for a in (PROGRAM, *arguments)] + [redirections])
+        return subprocess.run(["sh", "-c", command], capture_output=True, timeout=TIMEOUT_S, check=False)
+
+    def test_an_answer_needs_no_error_stream(self):
+        text = foresight(*self.RUN, "-q").stdout
+        self.assertTrue(text)
+        for redirections in ("2>/dev/full", "2>&-"):
+            for extra in (("-q", "--logprobs", "1"), ("--logprobs", "1")):
+                result = self.shell(redirections, *self.RUN, *extra)
+                self.assertEqual((result.returncode, result.stdout.rstrip(b"\n")), (0, text.rstrip(b"\n")))
+            self.assertEqual(self.shell(redirections, "inspect", "no/such/directory").returncode, 2)
+
+    def test_what_is_told_gets_into_no_file(self):
+        # The lowest free descriptor is the error stream's.
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "report.json"
+            result = self.shell("2>&-", "bench", "--synthetic", "tiny-a", "--batches", "1", "--contexts", "256", "--prefill", "8",
+                                "--repeat", "1", "--steps", "1", "--json", str(path))
+            self.assertEqual(result.returncode, 0)
+            json.loads(path.read_text())
+
+    def test_a_full_output_is_an_error(self):
+        for arguments in ((*self.RUN, "-q"), self.RUN, ("inspect",), ("inspect", "--json"), ("--help",), ("tokenize",)):
+            result = self.shell(">/dev/full </dev/null", *arguments)
+            self.assertEqual(result.returncode, 70, arguments)
+            self.assertIn(b"standard output can't be written: No space left", result.stderr)
+
+    def test_an_input_that_can_not_be_read_is_no_empty_one(self):
+        for redirections in ("<&-", "</"):
+            for arguments in (("run", "-q", "--max-tokens", "2", "--context", "512"), ("tokenize",)):
+                result = self.shell(redirections, *arguments)
+                self.assertEqual((result.returncode, result.stdout), (2, b""))
+                self.assertIn(b"can't read standard input", result.stderr)
+
+    def test_results_that_can_not_be_written_are_known_at_once(self):
+        for arguments in (("calibrate", "--costs"), ("calibrate", "--calibration"), ("bench", "--json"),
+                          ("bench", "spec", "--json"), ("bench", "spec", "--html"), ("bench", "spec", "--record")):
+            begin = time.monotonic()
+            result = foresight(*arguments, "no/such/folder/file")
+            self.assertEqual(result.returncode, 2, arguments)
+            self.assertEqual(result.stderr, b"foresight: invalid argument: can't write no/such/folder/file: "
+                                            b"No such file or directory\n")
+            self.assertLess(time.monotonic() - begin, 20)  # of minutes
 
 
 class BenchSpec(unittest.TestCase):
@@ -271,6 +326,15 @@ class BenchSpec(unittest.TestCase):
                 result = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", file.name)
                 self.assertEqual(result.returncode, 2, result.stderr.decode())
 
+    def test_prompts_without_any(self):
+        with tempfile.NamedTemporaryFile("w") as file:
+            file.write('{"domains": {}}')
+            file.flush()
+            for command in (("bench", "spec", "--speeds-only"), ("calibrate",)):
+                result = foresight(*command, "--prompts", file.name)
+                self.assertEqual(result.returncode, 2, result.stderr.decode())
+                self.assertIn(b'"domains" is empty', result.stderr)
+
     def test_an_interrupt_leaves_what_was_measured(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "report.json"
@@ -312,6 +376,11 @@ class BadInput(unittest.TestCase):
         self.refuse(2, "run", "-p", "x", "--table", "abacus")
         self.refuse(2, "run", "-p", "x", "--logit-bias", "1")
         self.refuse(2, "run", "-p", "x", "--logit-bias", "99999999:1")
+        # Numbers that don't fit are not cut to ones that do.
+        for bias in ("4294967297:1", "-1:1", "1:", ":1", "1:1x", "1 :1"):
+            self.refuse(2, "run", "-p", "x", "--logit-bias", bias)
+        for flag in ("--seed", "--top-k", "--max-tokens"):
+            self.assertIn("beyond 64 bits", self.refuse(1, "run", "-p", "x", flag, "99999999999999999999"))
 
     def test_files(self):
         self.refuse(2, "run", "-p", "x", "--model", "no/such/directory")
