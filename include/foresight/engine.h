@@ -59,7 +59,8 @@ class Engine {
   Engine& operator=(const Engine&) = delete;
 
   // Queues a request; the sink gets its answer. Errors, before anything is queued: kInvalidArgument (empty
-  // prompt, ids or parameters out of range, longer than the context), kResourceExhausted (the queue is full).
+  // prompt, ids or parameters out of range, longer than the context, no sink), kResourceExhausted (the queue
+  // is full), kUnavailable (from a sink, while the engine ends).
   Result<RequestNumber> Submit(Request request, std::shared_ptr<EventSink> sink);
   // Ends it between two steps; nothing when it has finished already.
   void Cancel(RequestNumber number);

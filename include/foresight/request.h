@@ -95,7 +95,8 @@ struct RequestResult {
   double decode_tokens_per_second() const;
 };
 
-// Receives one answer. Called on the engine's thread: return soon, and do not wait for another request.
+// Receives one answer. Called on the engine's thread: return soon, do not throw, and neither wait for another
+// request nor end the engine. To submit and to cancel is fine.
 class EventSink {
  public:
   virtual ~EventSink() = default;

@@ -223,6 +223,7 @@ Engine::~Engine() {
 }
 
 Result<RequestNumber> Engine::Submit(Request request, std::shared_ptr<EventSink> sink) {
+  if (sink == nullptr) return InvalidArgument("a request needs a sink for its answer");
   RETURN_IF_ERROR(ValidateRequest(request, {.vocab_size = vocab_size(), .context_tokens = context_tokens()}));
   auto ticket = std::make_shared<Ticket>();
   const int64_t tokens = std::ssize(request.prompt);
@@ -232,6 +233,8 @@ Result<RequestNumber> Engine::Submit(Request request, std::shared_ptr<EventSink>
   const EngineOptions& options = impl_->options;
   {
     const std::lock_guard lock(impl_->mutex);
+    // From the sink of what its end has cancelled: nobody would take it from the inbox.
+    if (impl_->stop) return Error(StatusCode::kUnavailable, "the engine is ending");
     if (impl_->queue.requests.load() >= options.queued_requests_max) {
       return ResourceExhausted("the queue is full: {} requests are waiting", options.queued_requests_max);
     }

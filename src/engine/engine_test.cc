@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
@@ -196,6 +197,45 @@ TEST(Engine, BeginsTogetherWhatCameDuringAPause) {
     EXPECT_EQ(after.steps - before.steps, 3);
     EXPECT_EQ(after.rows - before.rows, 4 * (10 + 2));
   }
+}
+
+TEST(Engine, RefusesARequestWithoutASink) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 1});
+  EXPECT_EQ(engine->Submit(GreedyRequest(TestPrompt(5), 3), nullptr).status().code(),
+            StatusCode::kInvalidArgument);
+}
+
+// A sink may submit. What it submits while the engine ends is refused: each accepted request gets its end.
+TEST(Engine, RefusesWhatSinksSubmitAtItsEnd) {
+  struct Again : EventSink {
+    void OnOutput(const OutputEvent&) override {}
+    void OnFinish(const RequestResult&) override {
+      ++*finished;
+      const Result<RequestNumber> next =
+          engine->Submit(GreedyRequest(TestPrompt(5), 2), std::make_shared<Again>(*this));
+      if (next.ok()) {
+        ++*accepted;
+      } else {
+        EXPECT_EQ(next.status().code(), StatusCode::kUnavailable);
+      }
+    }
+    Engine* engine = nullptr;
+    std::atomic<int>* accepted = nullptr;
+    std::atomic<int>* finished = nullptr;
+  };
+  std::atomic<int> accepted = 2;
+  std::atomic<int> finished = 0;
+  std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 1});
+  for (int i = 0; i < 2; ++i) {
+    const auto sink = std::make_shared<Again>();
+    sink->engine = engine.get();
+    sink->accepted = &accepted;
+    sink->finished = &finished;
+    ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(5), 2), sink).ok());
+  }
+  while (finished < 5) std::this_thread::yield();
+  engine.reset();
+  EXPECT_EQ(accepted, finished);
 }
 
 TEST(Engine, ItsEndCancelsWhatRuns) {
