@@ -1,15 +1,13 @@
 #!/usr/bin/env python3
 """Writes what an engine should compute for a few short prompts with an exported model: recipes/expected/NAME.json.
 
-usage: expected.py MODEL_DIR OUT.json
-
 Clean numerics: dequantised weights, float32, no rounding of activations or caches. For each prompt: its token ids (BOS
 included), the five largest logits after it, the greedy continuation of 32 tokens and the smallest gap between the best
 two logits on the way (a computation whose error passes half of it may part from this text). Runs on a CPU.
 """
+import argparse
 import json
 import os
-import sys
 
 import torch
 from tokenizers import Tokenizer
@@ -23,7 +21,11 @@ PROMPTS = ["def read_lines(path):\n    \"\"\"Return the lines of a file.\"\"\"\n
 
 
 def main():
-    folder, path = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("out")
+    args = parser.parse_args()
+    folder, path = args.model, args.out
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     net = Model(*read_exported(folder))
     net.sparse = True

@@ -1,17 +1,15 @@
 #!/usr/bin/env python3
 """Writes what an engine should compute with an exported draft head: one drafting round after each of a few prompts.
 
-usage: expected_draft.py MODEL_DIR DRAFT_DIR OUT.json
-
 Clean numerics: dequantised weights, float32, no rounding of activations or caches. For each prompt: its token ids, the
 anchor's position and id (the target's greedy token after the prompt, which is not among the ids), and along the greedy
 path of the draft, by slot: the drafted ids, the norm and the first four values of the hidden state before the head's
 norm, the three largest base and corrected logits with their ids, the confidence logit, and the smallest gap between the
 best two corrected logits (a computation whose error passes half of it may part from this path). Runs on a CPU.
 """
+import argparse
 import json
 import os
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +73,12 @@ def draft_round(net, module, ids):
 
 
 def main():
-    folder, draft_folder, path = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model")
+    parser.add_argument("draft")
+    parser.add_argument("out")
+    args = parser.parse_args()
+    folder, draft_folder, path = args.model, args.draft, args.out
     tokenizer = Tokenizer.from_file(os.path.join(folder, "tokenizer.json"))
     net = Model(*read_exported(folder))
     net.sparse = True

@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
-"""Draws recall and held-out loss of an evaluation.json as one SVG. usage: plot.py evaluation.json OUT.svg"""
+"""Draws recall and held-out loss of an evaluation.json as one SVG."""
+import argparse
 import json
-import sys
 
 
 def main():
-    with open(sys.argv[1], encoding="utf-8") as f:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("evaluation")
+    parser.add_argument("out")
+    args = parser.parse_args()
+    with open(args.evaluation, encoding="utf-8") as f:
         result = json.load(f)
     out = ['<svg xmlns="http://www.w3.org/2000/svg" width="760" height="300" font-family="sans-serif" font-size="12">',
            '<rect width="760" height="300" fill="white"/>',
@@ -30,7 +34,7 @@ def main():
                        f'<text x="{x + 16}" y="{244 - height:.1f}" text-anchor="middle">{value:.2f}</text>')
         out.append(f'<text x="{484 + 100 * group}" y="268" text-anchor="middle">{domain}</text>')
     out.append(f'<text x="450" y="290" fill="{colours[0]}">this model</text><text x="550" y="290" fill="#888">5-gram</text></svg>')
-    with open(sys.argv[2], "w", encoding="utf-8") as f:
+    with open(args.out, "w", encoding="utf-8") as f:
         f.write("\n".join(out) + "\n")
 
 
