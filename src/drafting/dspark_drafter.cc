@@ -1,6 +1,7 @@
 #include "drafting/dspark_drafter.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "drawing/device_draws.h"
 #include "kernels/sampling/logit_margins.h"
@@ -10,6 +11,12 @@ namespace {
 
 bool IsGreedy(const DraftRound& round) {
   return round.block->draft_params().greedy();
+}
+
+// Damaged weights give anything; planners take numbers.
+Status CheckConfidence(float logit, int k) {
+  if (std::isfinite(logit)) return Status();
+  return Error(StatusCode::kInternal, "confidence of draft {}: want a finite logit, got {}", k, logit);
 }
 
 }  // namespace
@@ -74,6 +81,7 @@ Status DSparkDrafter::DrawOnHost(std::span<DraftRound* const> rounds, const Draf
                              .sampler = round.sampler,
                              .block = round.block});
       if (head.confidence_logits.empty()) continue;
+      RETURN_IF_ERROR(CheckConfidence(head.confidence_logits[r], k));
       round.evidence[k] = {.logit = head.confidence_logits[r],
                            .margin = IsGreedy(round) ? LogitMargin(host_draws_.back().logits) : 0};
     }
@@ -134,6 +142,7 @@ Status DSparkDrafter::Settle() {
         if (drawn.errors[i] != 0) return UndrawableDraft(k);
         round.block->Settle(k, drawn.tokens[i]);
         if (drawn.confidence_logits.empty()) continue;
+        RETURN_IF_ERROR(CheckConfidence(drawn.confidence_logits[i], k));
         round.evidence[k] = {.logit = drawn.confidence_logits[i],
                              .margin = IsGreedy(round) ? drawn.margins[i] : 0};
       }

@@ -137,6 +137,57 @@ TEST(ShortDrafts, AreThoseOfAShortBlock) {
   }
 }
 
+// Damaged weights of a draft head: whoever draws, whether a planner reads confidences or learns them behind
+// its plan, requests that draft end with an error, and the engine goes on with those that don't.
+TEST(DamagedDraftHead, EndsTheRequestsThatDraft) {
+  const std::vector<bf16> damaged(4096, bf16{0x7fc0});
+  const auto* nan = reinterpret_cast<const std::byte*>(damaged.data());
+  const auto damage = [&](ModelWeights& weights, bool confidences_alone) {
+    const MatrixView& confidence = weights.dspark ? weights.dspark->head.confidence : MatrixView();
+    CHECK(confidence.rows * confidence.cols <= std::ssize(damaged));
+    if (confidences_alone) {
+      weights.dspark->head.confidence.data = nan;
+    } else {
+      (weights.dspark ? weights.dspark->norm : weights.mtp->norm).data = nan;
+    }
+  };
+  struct Case {
+    DraftChoice draft;
+    bool confidences_alone;
+    const char* planner;
+  };
+  for (const Case& c : {Case{DraftChoice::kDSpark, true, "static:3"},
+                        {DraftChoice::kDSpark, true, "threshold:0.5"},
+                        {DraftChoice::kDSpark, true, "sync"},
+                        {DraftChoice::kDSpark, true, "async"},
+                        {DraftChoice::kDSpark, false, "static:3"},
+                        {DraftChoice::kDSpark, false, "sync"},
+                        {DraftChoice::kDSpark, false, "async"},
+                        {DraftChoice::kMtp, false, "static:3"},
+                        {DraftChoice::kMtp, false, "async"}}) {
+    LoadedModel made = MakeSyntheticModel(ConfigOf(c.draft), {.num_threads = 1});
+    damage(made.weights, c.confidences_alone);
+    EngineOptions options{
+        .num_threads = 1, .context_tokens = 512, .max_sequences = 2, .kept_prefixes_max = 0};
+    options.speculation.draft = c.draft;
+    options.speculation.planner = c.planner;
+    for (const Place place : {Place::kHost, Place::kApart}) {
+      SCOPED_TRACE(fmt::format("{}, {}, confidences alone {}, apart {}", static_cast<int>(c.draft), c.planner,
+                               c.confidences_alone, place == Place::kApart));
+      Backend backend{.kernels = *BestCpuKernels(), .device = nullptr};
+      if (place == Place::kApart) backend.device = std::make_unique<DeviceApart>();
+      Result<std::unique_ptr<Runtime>> runtime = Runtime::FromSynthetic(made, options, std::move(backend));
+      ASSERT_TRUE(runtime.ok()) << runtime.status().ToString();
+      LoopDriver driver(std::move(*runtime), options);
+      EXPECT_EQ(driver.Generate(GreedyRequest(TestPrompt(9), 40))->result.status.code(),
+                StatusCode::kInternal);
+      Request plain = GreedyRequest(TestPrompt(9), 20);
+      plain.drafts_max = 0;
+      EXPECT_EQ(driver.Generate(plain)->tokens.size(), 20u);
+    }
+  }
+}
+
 // A step whose planner doesn't ask what the drafts look like waits for the device once; so does one whose
 // drafter couldn't tell.
 TEST_P(DrawnOnDevice, WaitsOnceAStep) {

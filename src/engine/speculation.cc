@@ -267,6 +267,8 @@ bool Speculation::PlansAhead() {
 }
 
 Status Speculation::Settle(std::span<const int32_t> verified) {
+  // What an earlier step left, because it failed, is of sequences that have gone.
+  if (rounds_.empty()) return Status();
   RETURN_IF_ERROR(drafter_->Settle());
   if (!drafter_->has_confidences()) return Status();
   const bool is_planned = plan_.count > 0;

@@ -209,6 +209,12 @@ class Checkpoints(BadInput):
             (folder / "config.json").write_text('{"model_type": "deepseek_v4", "x": ' + "[" * 100_000)
         self.refuse(deep, "nested")
 
+    def test_an_oracle_without_logits(self):
+        def damage(folder):
+            shutil.copyfile(NANO / "golden.safetensors", folder / "golden.safetensors")
+            edit_header(folder / "golden.safetensors", lambda h: h.update({"logitz": h.pop("logits")}))
+        self.refuse(damage, "golden.safetensors has no tensor logits", command=("verify",))
+
     def test_random_damage(self):
         # Whatever it is: the program takes it or says what is wrong, and never dies of it.
         rng = random.Random(1)
