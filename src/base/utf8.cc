@@ -5,6 +5,14 @@
 #include "base/check.h"
 
 namespace foresight {
+namespace {
+
+bool IsControlCharacter(const Utf8Step& step) {
+  return step.kind == Utf8Step::kCharacter &&
+         (step.code_point < 0x20 || (step.code_point >= 0x7f && step.code_point < 0xa0));
+}
+
+}  // namespace
 
 Utf8Step NextUtf8(std::string_view text, size_t pos) {
   auto byte = [&](size_t i) { return static_cast<uint8_t>(text[pos + i]); };
@@ -55,6 +63,29 @@ size_t ValidUtf8Length(std::string_view text, size_t pos) {
     pos += step.length;
   }
   return pos - begin;
+}
+
+bool HasControlCharacters(std::string_view text) {
+  for (size_t pos = 0; pos < text.size();) {
+    const Utf8Step step = NextUtf8(text, pos);
+    if (IsControlCharacter(step)) return true;
+    pos += step.length;
+  }
+  return false;
+}
+
+std::string WithoutControlCharacters(std::string_view text) {
+  std::string shown;
+  for (size_t pos = 0; pos < text.size();) {
+    const Utf8Step step = NextUtf8(text, pos);
+    if (IsControlCharacter(step) && step.code_point != '\n') {
+      shown += '?';
+    } else {
+      shown += text.substr(pos, step.length);
+    }
+    pos += step.length;
+  }
+  return shown;
 }
 
 void AppendUtf8(char32_t code_point, std::string* out) {

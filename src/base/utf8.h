@@ -26,6 +26,12 @@ Utf8Step NextUtf8(std::string_view text, size_t pos);
 // The length of the longest prefix of text[pos..] that is whole UTF-8 characters.
 size_t ValidUtf8Length(std::string_view text, size_t pos);
 
+// Whether there is a character that a terminal obeys instead of showing it (U+0000 to U+001F, U+007F to
+// U+009F). Names that come out of files are shown to people.
+bool HasControlCharacters(std::string_view text);
+// The same text with a question mark for each of them but the line feed.
+std::string WithoutControlCharacters(std::string_view text);
+
 // Appends the UTF-8 form of a code point (at most U+10FFFF, not a surrogate).
 void AppendUtf8(char32_t code_point, std::string* out);
 

@@ -22,6 +22,17 @@ TEST(Utf8, EveryCodePointSurvives) {
   EXPECT_EQ(pos, all.size());
 }
 
+TEST(Utf8, ControlCharactersAreNotForTerminals) {
+  for (const std::string_view text : {"\x1b[2J", "a\nb", "\x7f", "\xc2\x9b[2J", "é\xc2\x80"}) {
+    EXPECT_TRUE(HasControlCharacters(text)) << text;
+  }
+  for (const std::string_view text : {"", "layers.0", "é\xc2\xa0", "你好", "\xff\x9b"}) {
+    EXPECT_FALSE(HasControlCharacters(text)) << text;
+    EXPECT_EQ(WithoutControlCharacters(text), text);
+  }
+  EXPECT_EQ(WithoutControlCharacters("a\x1b[2J\xc2\x9b\n\x7fé\xff"), "a?[2J?\n?é\xff");
+}
+
 TEST(Utf8, InvalidSequencesGiveMaximalSubparts) {
   struct Case {
     std::string_view bytes;

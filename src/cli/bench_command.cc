@@ -350,11 +350,12 @@ void AddBenchCommand(Command& app, Status* result) {
   Command command = app.AddCommand("bench", "Measure prefill and decode against what this machine can do");
   flags->model.AddTo(command);
   command.Remove("--context");
-  command.Add(
+  const Flag synthetic = command.Add(
       "--synthetic", flags->synthetic,
       "Random weights of a released shape, made in memory: flash:LAYERS or pro:LAYERS, with a draft head "
       "+dspark, +dspark:STAGES or +mtp");
-  command.Add("--experts", flags->experts, "Keep only so many routed experts of a synthetic model");
+  command.Add("--experts", flags->experts, "Keep only so many routed experts of a synthetic model")
+      .Needs(synthetic);
   command.Add("--batches", flags->batches, "Sequences decoded at once")
       .SplitAtCommas()
       .Within(1, 256)

@@ -10,18 +10,11 @@
 #include <string>
 
 #include "base/tell.h"
+#include "base/utf8.h"
 #include "cli/command.h"
 
 namespace foresight {
 namespace {
-
-// Names in messages come out of files: a terminal is not to obey what is in them.
-std::string WithoutControlCharacters(std::string text) {
-  for (char& c : text) {
-    if (static_cast<unsigned char>(c) < 0x20 && c != '\n') c = '?';
-  }
-  return text;
-}
 
 // A file that is opened must not take the place of a closed standard stream: what is told would get into it.
 // Reading the input and writing the outputs fail as they would have.
@@ -63,6 +56,7 @@ int main(int argc, char** argv) {
     return ExitCode(StatusCode::kInternal);
   }
   if (const Status flushed = FlushOutput(); result.ok()) result = flushed;
+  // Names in messages come out of files: a terminal is not to obey what is in them.
   if (!result.ok()) Tell("foresight: {}\n", WithoutControlCharacters(result.ToString()));
   return ExitCode(result.code());
 }

@@ -2,6 +2,7 @@
 
 #include "base/json.h"
 #include "base/text_file.h"
+#include "base/utf8.h"
 #include "chat/prompt.h"
 
 namespace foresight {
@@ -15,6 +16,9 @@ Result<std::vector<PromptDomain>> ParsePrompts(std::string_view json) {
   std::vector<PromptDomain> out;
   for (const auto& [name, list] : domains->get_object()) {
     PromptDomain domain{.name = std::string(name), .texts = {}};
+    if (HasControlCharacters(domain.name)) {
+      return InvalidArgument("prompts: control characters in the name of domain \"{}\"", domain.name);
+    }
     if (!list.is_array() || list.get_array().empty()) {
       return InvalidArgument("prompts: domain {} is not a list of prompts", domain.name);
     }

@@ -56,7 +56,7 @@ Result<TracedAnswer> ParseAnswer(const boost::json::value& value, size_t drafts_
 Result<TracedDomain> ParseDomain(const boost::json::value& value, size_t drafts_max) {
   ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(value, "domains"));
   TracedDomain domain;
-  ASSIGN_OR_RETURN(domain.name, JsonText(*object, "name"));
+  ASSIGN_OR_RETURN(domain.name, JsonName(*object, "name"));
   ASSIGN_OR_RETURN(const boost::json::array* answers, JsonArray(*object, "answers", kAnswersMax));
   if (answers->empty()) return InvalidArgument("answers: {} has none", domain.name);
   for (const boost::json::value& entry : *answers) {
@@ -69,7 +69,7 @@ Result<TracedDomain> ParseDomain(const boost::json::value& value, size_t drafts_
 Result<DraftTrace> ParseTrace(const boost::json::value& value) {
   ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(value, "drafters"));
   DraftTrace trace;
-  ASSIGN_OR_RETURN(trace.method, JsonText(*object, "method"));
+  ASSIGN_OR_RETURN(trace.method, JsonName(*object, "method"));
   ASSIGN_OR_RETURN(const boost::json::value* gamma, JsonMember(*object, "gamma"));
   ASSIGN_OR_RETURN(const int64_t drafts_max, JsonCount(*gamma, "gamma", kDraftPositionsMax));
   if (drafts_max == 0) return InvalidArgument("gamma: want 1 or more");
@@ -96,7 +96,7 @@ Result<DraftTraces> Parse(std::string_view json) {
   ASSIGN_OR_RETURN(const boost::json::object* object, JsonObject(document, "the document"));
   RETURN_IF_ERROR(CheckJsonFormat(*object, kFormat, kVersion));
   DraftTraces traces;
-  ASSIGN_OR_RETURN(traces.model, JsonText(*object, "model"));
+  ASSIGN_OR_RETURN(traces.model, JsonName(*object, "model"));
   ASSIGN_OR_RETURN(const boost::json::value* temperature, JsonMember(*object, "temperature"));
   ASSIGN_OR_RETURN(traces.temperature, JsonNumber(*temperature, "temperature"));
   if (!(traces.temperature >= 0 && traces.temperature <= kTemperatureMax)) {

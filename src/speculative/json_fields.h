@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "base/json.h"
+#include "base/utf8.h"
 
 namespace foresight {
 
@@ -48,6 +49,13 @@ inline Result<std::string> JsonText(const boost::json::object& object, std::stri
   ASSIGN_OR_RETURN(const boost::json::value* value, JsonMember(object, key));
   if (!value->is_string()) return InvalidArgument("{}: want a string, got {}", key, JsonKindName(*value));
   return std::string(value->get_string());
+}
+
+// A text that reports show.
+inline Result<std::string> JsonName(const boost::json::object& object, std::string_view key) {
+  ASSIGN_OR_RETURN(std::string name, JsonText(object, key));
+  if (HasControlCharacters(name)) return InvalidArgument("{}: control characters in \"{}\"", key, name);
+  return name;
 }
 
 // "format" and "version" of a file of ours.

@@ -10,6 +10,7 @@
 #include <optional>
 #include <unordered_set>
 
+#include "base/utf8.h"
 #include "weights/problems.h"
 
 namespace foresight {
@@ -66,6 +67,7 @@ class HeaderHandler {
     switch (place_) {
       case Place::kTop:
         if (!names_.insert(key).second) return Fail(error, "tensor {}: the name occurs twice", key);
+        if (HasControlCharacters(key)) return Fail(error, "control characters in the name of tensor {}", key);
         if (key == "__metadata__") return Enter(Place::kMetadataValue);
         entries.emplace_back().name = key;
         return Enter(Place::kEntryValue);

@@ -187,6 +187,11 @@ class Checkpoints(BadInput):
                 header["\x1b[2J\x07evil"] = header.pop(self.some(header))
             edit_header(folder / FIRST, change)
         self.refuse(damage, "evil")
+        def ignored(folder):  # such tensors are taken, and told of
+            def change(header):
+                header["mtp.0.emb\x1b[2J\u009b"] = header.pop(self.some(header))
+            edit_header(folder / FIRST, change)
+        self.refuse(ignored, "control characters in the name of tensor mtp.0.emb?[2J?")
 
     def test_missing_and_leftover_tensors(self):
         def damage(folder):

@@ -334,6 +334,13 @@ class BenchSpec(unittest.TestCase):
                 result = foresight(*command, "--prompts", file.name)
                 self.assertEqual(result.returncode, 2, result.stderr.decode())
                 self.assertIn(b'"domains" is empty', result.stderr)
+            file.truncate(0)
+            file.seek(0)
+            file.write(json.dumps({"domains": {"\x1b[2J": [{"text": "int"}]}}))
+            file.flush()
+            result = foresight("bench", "spec", "--speeds-only", "--prompts", file.name)
+            self.assertEqual(result.returncode, 2, result.stderr.decode())
+            self.assertIn(b'in the name of domain "?[2J"', result.stderr)
 
     def test_an_interrupt_leaves_what_was_measured(self):
         with tempfile.TemporaryDirectory() as directory:
@@ -371,6 +378,7 @@ class BadInput(unittest.TestCase):
         self.refuse(2, "run", "-p", "x", "--draft", "none", "--step-costs", "no/such/file")
         self.assertIn("5 tokens", self.refuse(2, "run", "-p", "x", "--draft", "dspark", "--planner", "static:6"))
         self.refuse(1, "run", "-p", "x", "--max-tokens", "many")
+        self.assertIn("requires --synthetic", self.refuse(1, "bench", "--experts", "4"))
         self.refuse(2, "run", "-p", "x", "--temperature", "-1")
         self.refuse(2, "run", "-p", "x", "--top-p", "0")
         self.refuse(2, "run", "-p", "x", "--table", "abacus")
