@@ -3,6 +3,7 @@
 #include <immintrin.h>
 #include <sched.h>
 
+#include <atomic>
 #include <chrono>
 
 #include "base/check.h"
@@ -25,18 +26,27 @@ bool SpinUntil(Done&& done) {
   }
 }
 
+void EndWorkers(std::atomic<bool>& stop, std::atomic<uint32_t>& job) {
+  stop.store(true);
+  job.fetch_add(1);
+  job.notify_all();
+}
+
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) {
   CHECK(num_threads >= 1, "want at least one thread, got {}", num_threads);
   workers_.reserve(num_threads - 1);
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { Work(i); });
+  try {
+    for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { Work(i); });
+  } catch (...) {  // the system has no more threads; those that there are would be waited for without end
+    EndWorkers(stop_, job_);
+    throw;
+  }
 }
 
 ThreadPool::~ThreadPool() {
-  stop_.store(true);
-  job_.fetch_add(1);
-  job_.notify_all();
+  EndWorkers(stop_, job_);
 }
 
 void ThreadPool::Run(int64_t count, Call call, void* body) {

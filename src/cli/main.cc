@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "base/exceptions.h"
 #include "base/tell.h"
 #include "base/utf8.h"
 #include "cli/command.h"
@@ -52,8 +53,7 @@ int main(int argc, char** argv) {
     if (const std::optional<int> exit_code = line.Run(argc, argv); exit_code.value_or(0) != 0)
       return *exit_code;
   } catch (const std::exception& e) {
-    Tell("foresight: internal: {}\n", e.what());
-    return ExitCode(StatusCode::kInternal);
+    result = StatusOf(e);
   }
   if (const Status flushed = FlushOutput(); result.ok()) result = flushed;
   // Names in messages come out of files: a terminal is not to obey what is in them.

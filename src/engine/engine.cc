@@ -19,6 +19,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kCancelPoll{5};
 constexpr int kSequencesMax = 4096;
+constexpr int kThreadsMax = 1024;
 
 double SecondsNow() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -61,6 +62,9 @@ Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const Eng
 Status CheckEngineOptions(const EngineOptions& o) {
   if (o.max_sequences < 1 || o.max_sequences > kSequencesMax) {
     return InvalidArgument("max_sequences: want 1..{}, got {}", kSequencesMax, o.max_sequences);
+  }
+  if (o.num_threads < 0 || o.num_threads > kThreadsMax) {
+    return InvalidArgument("num_threads: want 0..{}, got {}", kThreadsMax, o.num_threads);
   }
   if (o.step_rows_max != 0 && o.step_rows_max < o.max_sequences) {
     return InvalidArgument("step_rows_max: want 0 or a row for each of {} sequences, got {}", o.max_sequences,

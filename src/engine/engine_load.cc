@@ -1,12 +1,14 @@
 // Where an engine's model comes from. In a file of its own, so that only programs that ask for it carry the
 // embedded model.
+#include "base/exceptions.h"
 #include "engine/engine_access.h"
 #include "weights/embedded/embedded_model.h"
 #include "weights/synthetic.h"
 
 namespace foresight {
+namespace {
 
-Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
+Result<std::unique_ptr<Engine>> LoadEngine(const EngineOptions& options) {
   RETURN_IF_ERROR(CheckEngineOptions(options));
   std::unique_ptr<Runtime> runtime;
   if (!options.synthetic.empty()) {
@@ -19,6 +21,16 @@ Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
     ASSIGN_OR_RETURN(runtime, Runtime::Load(files, options));
   }
   return EngineAccess::Make(std::move(runtime), options);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::Load(const EngineOptions& options) {
+  try {
+    return LoadEngine(options);
+  } catch (const std::exception& e) {  // threads and memory that the system doesn't give
+    return StatusOf(e);
+  }
 }
 
 Result<ModelFiles> OpenModel(const std::string& directory) {

@@ -38,7 +38,8 @@ TEST(Engine, RefusesRequestsItCanNotRun) {
 
 TEST(Engine, RefusesOptionsThatContradictThemselves) {
   for (const EngineOptions& bad :
-       {EngineOptions{.max_sequences = 0}, EngineOptions{.max_sequences = 9, .step_rows_max = 8},
+       {EngineOptions{.num_threads = -1}, EngineOptions{.num_threads = 100'000},
+        EngineOptions{.max_sequences = 0}, EngineOptions{.max_sequences = 9, .step_rows_max = 8},
         EngineOptions{.step_rows_max = -1}, EngineOptions{.mixed_prefill_rows_max = -1},
         EngineOptions{.kept_prefixes_max = -1}, EngineOptions{.queued_requests_max = 0},
         EngineOptions{.context_tokens = -1}, EngineOptions{.cache_bytes_max = -1},

@@ -152,6 +152,7 @@ Result<std::unique_ptr<Runtime>> Runtime::FromSynthetic(const LoadedModel& made,
 
 Status Runtime::Start(LoadedModel loaded, const EngineOptions& options, int64_t weights_to_come,
                       std::shared_ptr<const DeviceWeights> placed) {
+  RETURN_IF_ERROR(CheckAddressSpace());
   loaded_ = std::move(loaded);
   ASSIGN_OR_RETURN(drafts_max_, ChooseDraftLength(draft_.method, options.speculation, config()));
   pool_ = std::make_unique<ThreadPool>(options.num_threads > 0 ? options.num_threads : machine_.processors);

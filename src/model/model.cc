@@ -4,6 +4,7 @@
 #include <bit>
 #include <numeric>
 
+#include "base/units.h"
 #include "model/placement.h"
 #include "model/rope.h"
 #include "model/step_state.h"
@@ -39,6 +40,13 @@ Arena ArenaOf(const Device* device, std::span<std::byte> memory) {
 }
 
 }  // namespace
+
+Status CheckAddressSpace() {
+  constexpr auto kBytes = static_cast<int64_t>(6 * kStepAddressSpace);  // of a model and who draws its tokens
+  if (HostDevice().Allocate(kBytes, "").ok()) return Status();
+  return ResourceExhausted("the system doesn't let this process reserve {} of address space (ulimit -v)",
+                           FormatBytes(kBytes));
+}
 
 Model::Model(const ModelWeights& weights, const KernelTable& table, ThreadPool& pool,
              const ModelOptions& options)

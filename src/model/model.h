@@ -30,6 +30,10 @@ struct ModelOptions {
   std::span<std::byte> draft_memory = {};
 };
 
+// kResourceExhausted where this process may not reserve what a model's steps lie in (`ulimit -v`): address
+// space alone, of which pages are taken as they are used.
+Status CheckAddressSpace();
+
 // Used by one thread at a time. Weights, table and pool are borrowed and outlive the model.
 class Model {
  public:

@@ -161,6 +161,7 @@ Status Verifier::ReadGolden() {
 }
 
 Result<Verifier::ModelRun> Verifier::Prepare(const Place& place, ModelOptions options, int64_t tokens) {
+  RETURN_IF_ERROR(CheckAddressSpace());
   ModelRun run;
   const ModelWeights* weights = &weights_;
   if (place.device != nullptr) {

@@ -404,6 +404,23 @@ class BadInput(unittest.TestCase):
     def test_a_context_longer_than_the_model_allows(self):
         self.refuse(2, "run", "-p", "x", "--context", "10000000")
 
+    def test_what_the_system_does_not_give(self):
+        def limited(limits, *arguments):
+            command = " ".join([limits] + [f"'{a}'" for a in (PROGRAM, *arguments)])
+            return subprocess.run(["sh", "-c", command], capture_output=True, timeout=TIMEOUT_S, check=False)
+        space, stacks = "ulimit -v 4000000;", "ulimit -s 8388608; ulimit -v 629145600;"
+        if limited(space, "--version").returncode != 0:
+            self.skipTest("sanitizers need address space themselves")
+        for arguments in (("run", "-p", "x"), ("verify", "tests/golden/nano-a"), ("bench",)):
+            result = limited(space, *arguments)
+            self.assertEqual(result.returncode, 3, result.stderr.decode())
+            self.assertIn(b"of address space", result.stderr)
+        # Stacks of 8 GiB each, of which so many don't fit.
+        for arguments in (("run", "-p", "x"), ("bench",), ("bench", "--synthetic", "tiny-a")):
+            result = limited(stacks, *arguments, "--threads", "200")
+            self.assertEqual(result.returncode, 3, result.stderr.decode())
+            self.assertIn(b"no thread or memory left", result.stderr)
+
     def test_a_model_that_does_not_fit(self):
         self.assertIn("available", self.refuse(3, "bench", "--synthetic", "pro:61"))
 
