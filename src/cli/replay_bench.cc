@@ -1,12 +1,14 @@
 #include "cli/replay_bench.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <map>
 #include <memory>
 
 #include "base/tell.h"
+#include "cli/draft_heads.h"
 #include "engine/engine_access.h"
 #include "engine/record_drafts.h"
 #include "kernels/backend.h"
@@ -162,8 +164,13 @@ Result<SpecReport> ReplayBench::Run() {
 
 Result<DraftTraces> RecordTraces(const SpecBenchOptions& options) {
   ASSIGN_OR_RETURN(const ModelFiles files, OpenModel(options.engine.model));
+  ASSIGN_OR_RETURN(const DraftHeads heads, FindDraftHeads(files));
+  if (const std::vector<std::string> missing = heads.Missing(); !missing.empty()) {
+    return NotFound("{}: a recording compares DSpark and MTP-1, and there is no head for {}", files.origin(),
+                    fmt::join(missing, " and "));
+  }
   DraftTraces traces{.model = files.origin(), .temperature = options.temperature, .drafters = {}};
-  for (const SpecSetup& setup : {DSparkSetup(0, "dspark"), MtpSetup(kDrafts)}) {
+  for (const SpecSetup& setup : {DSparkSetup(0, *heads.dspark), MtpSetup(kDrafts)}) {
     EngineOptions engine = options.engine;
     engine.speculation = setup.speculation;
     engine.max_sequences = 1;

@@ -308,6 +308,10 @@ class BenchSpec(unittest.TestCase):
                 vocab_size = json.loads((source / "config.json").read_text())["vocab_size"]
                 tokenizer["model"] |= {"vocab": {spelling.get(i, f"no. {i}"): i for i in range(vocab_size)}, "merges": []}
                 (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+                recorded = foresight("bench", "spec", "--model", folder, "--prompts", "models/foresight-mini/prompts.json",
+                                     "--record", str(model / "traces.json"))
+                self.assertEqual(recorded.returncode, 2, recorded.stderr.decode())
+                self.assertIn(f"there is no head for {missing}\n", recorded.stderr.decode())
                 figures, setups = self.compare(model)
                 self.assertEqual(figures["missing"], [missing])
                 self.assertEqual(setups, expected)
