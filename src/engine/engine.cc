@@ -52,8 +52,9 @@ Result<std::unique_ptr<Speculation>> MakeSpeculation(Runtime& runtime, const Eng
       Speculation::Create(options.speculation, runtime,
                           {.max_sequences = options.max_sequences, .step_rows_max = runtime.step_rows_max()},
                           costs, calibration));
-  RETURN_IF_ERROR(CheckStepCosts(costs, runtime.models_name(), runtime.build_name(),
-                                 speculation->drafter().drafts_max()));
+  const Status fits =
+      CheckStepCosts(costs, runtime.models_name(), runtime.build_name(), speculation->drafter().drafts_max());
+  if (!fits.ok()) return fits.WithContext(options.speculation.step_costs_file);
   return speculation;
 }
 
@@ -111,6 +112,10 @@ Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, co
       runtime.drafts_max() != table->drafts_max) {
     return std::optional<CalibrationTable>();
   }
+  // Speculation looks too; here the file has a name, and recordings take confidences from here.
+  const Status fits = CheckCalibration(*table, runtime.draft_hash(), runtime.target_hash(),
+                                       Runtime::version(), runtime.drafts_max());
+  if (!fits.ok()) return fits.WithContext(where);
   return std::optional(std::move(*table));
 }
 

@@ -39,7 +39,7 @@ struct EngineAccess {
 };
 
 // Of the file that the options name, or of the draft head's own; none: it has none for drafts of this length.
-// Errors: kNotFound, kInvalidArgument (a file that is none).
+// Errors: kNotFound, kInvalidArgument (a file that is none, or is for another head, model, build or length).
 Result<std::optional<CalibrationTable>> CalibrationOf(const Runtime& runtime, const EngineOptions& options);
 
 // The directory's files, or the embedded model's when it is empty. Errors: kNotFound when this build carries

@@ -289,6 +289,25 @@ class BenchSpec(unittest.TestCase):
             self.assertEqual(figures["missing"], [])
             self.assertEqual(setups, {"none", "mtp k=1", "dspark k=2", "dspark auto", "none again"})
 
+    def test_a_calibration_of_another_model_is_refused(self):
+        mini = pathlib.Path("models/foresight-mini").resolve()
+        with tempfile.TemporaryDirectory() as folder:
+            model = pathlib.Path(folder)
+            for name in ("config.json", "model.safetensors", "tokenizer.json", "prompts.json"):
+                (model / name).symlink_to(mini / name)
+            head = model / "drafts/dspark"
+            head.mkdir(parents=True)
+            (model / "drafts/mtp").symlink_to(mini / "drafts/mtp")
+            for name in ("config.json", "model.safetensors"):
+                (head / name).symlink_to(mini / "drafts/dspark" / name)
+            calibration = json.loads((mini / "drafts/dspark/calibration.json").read_text())
+            (head / "calibration.json").write_text(json.dumps(calibration | {"target": "another"}))
+            for command in (("run", "-p", "x", "-n", "1"),
+                            ("bench", "spec", "-n", "8", "--per-domain", "1", "--record", str(model / "traces.json"))):
+                result = foresight(*command, "--model", folder)
+                self.assertEqual(result.returncode, 2, result.stderr.decode())
+                self.assertIn("calibration.json: calibration was fitted for another target", result.stderr.decode())
+
     def test_heads_in_the_checkpoint_are_measured(self):
         """A checkpoint as it is released, with one head of its own."""
         characters = [c for c in range(256) if chr(c).isprintable() and c not in (0x20, 0xA0, 0xAD)]
