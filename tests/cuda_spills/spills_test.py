@@ -19,7 +19,6 @@ MAY_SPILL = [
     (r"SkinnyProductKernel<[\w:]+, false, .*ExpertTasks", 392, "experts whose sizes no kernel of their own takes"),
     (r"WideAttention<false>", 140, "once a row"),
     (r"WideAttention<true>", 36, "once a row"),
-    (r"RowScoresKernel", 8, "once for each stretch of keys"),
     (r"PreKernel<true>", 24, "64 registers, so that it starts beside the kernels before; not in a loop"),
 ]
 

@@ -16,10 +16,17 @@ __device__ inline void CopyAsync(void* to, const void* from, bool present) {
                : "memory");
 }
 
+// Where it lies in shared memory, for copies and loads whose addresses are to be computed once.
+__device__ inline uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 // Copies 16 bytes of what is read once, past the first-level cache.
+__device__ inline void StreamAsync(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ inline void StreamAsync(void* to, const void* from) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(to));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
+  StreamAsync(SharedAddress(to), from);
 }
 
 // Brings what lies there to the second-level cache.
@@ -51,6 +58,17 @@ __device__ inline uint4 LoadShared4(uint32_t from) {
 __device__ inline uint2 LoadShared2(uint32_t from) {
   uint2 x;
   asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(from) : "memory");
+  return x;
+}
+
+__device__ inline uint32_t LoadShared1(uint32_t from) {
+  uint32_t x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(from) : "memory");
+  return x;
+}
+__device__ inline uint32_t LoadSharedHalf(uint32_t from) {
+  uint16_t x;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(from) : "memory");
   return x;
 }
 

@@ -47,9 +47,9 @@ __device__ inline float ScaleOfSums(uint32_t top) {
 // A warp's keys of a tile as operand A, by step of 32 dims.
 class ByteKeys {
  public:
-  // Lane (g, t)'s codes of key g are at `codes`, and those of key g + 8 eight keys further. Lanes first_lane
-  // + g and first_lane + g + 8 have these keys' shifts.
-  __device__ ByteKeys(const uint8_t* codes, uint32_t shifts, int first_lane, int lane) {
+  // Lane (g, t)'s codes of key g are at `codes` in shared memory, those of key g + 8 half_bytes further.
+  // Lanes first_lane + g and first_lane + g + 8 have these keys' shifts.
+  __device__ ByteKeys(uint32_t codes, int half_bytes, uint32_t shifts, int first_lane, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const uint32_t of_key = __shfl_sync(0xffffffff, shifts, first_lane + lane / 4 + 8 * half);
@@ -57,11 +57,11 @@ class ByteKeys {
       const uint32_t low = 0x03020100u << shift;
       const uint32_t high = 0x0c080604u << shift;
       // Loads of half a word, for shifts take longer.
-      const auto* quads = reinterpret_cast<const uint16_t*>(codes + 8 * half * kPackedKeyBytes);
+      const uint32_t quads = codes + half * half_bytes;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        a_[i][half] = Numbers(low, high, quads[2 * i]);
-        a_[i][half + 2] = Numbers(low, high, quads[2 * i + 1]);
+        a_[i][half] = Numbers(low, high, LoadSharedHalf(quads + 4 * i));
+        a_[i][half + 2] = Numbers(low, high, LoadSharedHalf(quads + 4 * i + 2));
       }
     }
   }
@@ -122,14 +122,10 @@ __device__ inline void SumOfHeads(const uint32_t (&c)[kCount], const float2 (&we
 
 // Sums of a quad's values, as SumOfQuad adds them; lane t gets that of sums[t / 2][t % 2].
 __device__ inline float SumsOfQuad(const float (&sums)[2][2], int lane) {
-  float part[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const bool odd = lane % 2;
-    part[i] = (odd ? sums[i][1] : sums[i][0]) + __shfl_xor_sync(0xffffffff, odd ? sums[i][0] : sums[i][1], 1);
-  }
-  const bool second = lane % 4 / 2;
-  return (second ? part[1] : part[0]) + __shfl_xor_sync(0xffffffff, second ? part[0] : part[1], 2);
+  const float first = SumOfNeighbors(sums[0][0], sums[0][1], lane);
+  const float second = SumOfNeighbors(sums[1][0], sums[1][1], lane);
+  const bool is_second = lane % 4 / 2;
+  return (is_second ? second : first) + __shfl_xor_sync(0xffffffff, is_second ? first : second, 2);
 }
 
 // LargestOfWarp of the lanes t = 0 and 1 of all quads, and of the others, in these.

@@ -82,25 +82,54 @@ class PackedHeads {
         x_[b][e + 3] = v.w;
       }
       const int64_t first = row * (args_.rope_dim / 2) + TurnedPair(b);
+      cos_[b] = sin_[b] = {};  // else what was there before is kept in registers all the time
       if (TurnedPair(b) >= 0) {
         cos_[b] = *reinterpret_cast<const float4*>(args_.cos + first);
         sin_[b] = *reinterpret_cast<const float4*>(args_.sin + first);
       }
     }
-    weight_ = head_ < args_.heads ? args_.w[row * args_.heads + head_] * args_.factor : 0.0f;
+    w_ = head_ < args_.heads ? args_.w[row * args_.heads + head_] : 0.0f;
   }
 
   __device__ void Pack() {
+    Transform();
+    Round();
+  }
+
+  // The first half of it.
+  __device__ void Transform() {
     Rotate();
     Hadamard();
-    Round();
+  }
+
+  // The second half of it: to E2M1 times a scale for each b, value by value E2M1(ToE2M1(x / scale)) * scale.
+  __device__ void Round() {
+#pragma unroll
+    for (auto& x : x_) {
+      float amax = 0;
+#pragma unroll
+      for (const float v : x) amax = fmaxf(amax, fabsf(v));
+      amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 1));
+      amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 2));
+      // Fp4QuantScale without its division: the least power of two that is a sixth of amax or more, which has
+      // no more than 8 bits.
+      const int scale = ((__float_as_int(fmaxf(amax, 6.0f * 0x1p-126f)) + 0x3fffff) & 0x7f800000) - (2 << 23);
+#pragma unroll
+      for (float& v : x) {
+        // Neighbours are half a power of two apart, of the value's or of the scale if that is larger. 1.5
+        // times 2^22 as much has no more places.
+        const int power = max(__float_as_int(v) & 0x7f800000, scale);
+        const float places = __int_as_float(power + (22 << 23 | 1 << 22));
+        v = (v + places) - places;
+      }
+    }
   }
 
   __device__ void StoreTo(PackedQuery& query) const {
     StoreValues(query.values);
     StoreBytes(query);
     // Half of it, for twice the rectified dots are added up.
-    if (T() + U() == 0) query.weights.of_values[head_] = weight_ * (0.5f * (1ll << kKeyShift));
+    if (T() + U() == 0) query.weights.of_values[head_] = Weight() * (0.5f * (1ll << kKeyShift));
   }
 
   __device__ void StoreValues(uint16_t* query) const {
@@ -116,6 +145,11 @@ class PackedHeads {
   }
 
  private:
+  // Not before it is needed: who multiplies waits for what was loaded.
+  __device__ float Weight() const {
+    return w_ * args_.factor;
+  }
+
   // The lane's place among those of its head.
   __device__ static int T() {
     return threadIdx.x % 4;
@@ -159,7 +193,7 @@ class PackedHeads {
           quads[0], quads[1]};
     }
     const bool all_fit = __all_sync(0xffffffff, fits);
-    if (T() + U() == 0) query.weights.of_bytes[head_] = weight_ * __int_as_float((power - 6) << 23);
+    if (T() + U() == 0) query.weights.of_bytes[head_] = Weight() * __int_as_float((power - 6) << 23);
     if (threadIdx.x % 32 == 0) {
       reinterpret_cast<uint8_t*>(query.weights.wide)[head_ / kHeadsOfWarp] = !all_fit;
     }
@@ -237,32 +271,9 @@ class PackedHeads {
     for (float& v : x) v = fmaf(sign, v, __shfl_xor_sync(0xffffffff, v, distance));
   }
 
-  // To E2M1 times a scale for each b: value by value E2M1(ToE2M1(x / scale)) * scale.
-  __device__ void Round() {
-#pragma unroll
-    for (auto& x : x_) {
-      float amax = 0;
-#pragma unroll
-      for (const float v : x) amax = fmaxf(amax, fabsf(v));
-      amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 1));
-      amax = fmaxf(amax, __shfl_xor_sync(0xffffffff, amax, 2));
-      // Fp4QuantScale without its division: the least power of two that is a sixth of amax or more, which has
-      // no more than 8 bits.
-      const int scale = ((__float_as_int(fmaxf(amax, 6.0f * 0x1p-126f)) + 0x3fffff) & 0x7f800000) - (2 << 23);
-#pragma unroll
-      for (float& v : x) {
-        // Neighbours are half a power of two apart, of the value's or of the scale if that is larger. 1.5
-        // times 2^22 as much has no more places.
-        const int power = max(__float_as_int(v) & 0x7f800000, scale);
-        const float places = __int_as_float(power + (22 << 23 | 1 << 22));
-        v = (v + places) - places;
-      }
-    }
-  }
-
   const Indexing& args_;
   int head_;
-  float weight_;
+  float w_;
   float x_[2][8];
   float4 cos_[2];
   float4 sin_[2];

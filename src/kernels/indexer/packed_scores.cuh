@@ -32,23 +32,26 @@ __device__ inline __nv_bfloat162 DecodeFactor(uint32_t scale_byte) {
   return __bfloat162bfloat162(__ushort_as_bfloat16(static_cast<uint16_t>(exponent << 7)));
 }
 
-// A warp's keys of a tile as operand A, by step of 16 dims.
-__device__ inline void DecodeKeys(const uint8_t* keys, int lane, uint32_t (&a)[8][4]) {
-  const int g = lane / 4;
+// Half of a warp's keys of a tile as operand A, by step of 16 dims: `key` is the lane's, key g of the half.
+__device__ inline void DecodeKey(const uint8_t* key, int half, int lane, uint32_t (&a)[8][4]) {
   const int t = lane % 4;
+  const __nv_bfloat162 factor = DecodeFactor(key[kPackedDim / 2 + t]);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t pairs[4];
+    DecodeE2M1(reinterpret_cast<const uint32_t*>(key)[4 * t + i], factor, pairs);
+    a[2 * i][half] = pairs[0];
+    a[2 * i][half + 2] = pairs[1];
+    a[2 * i + 1][half] = pairs[2];
+    a[2 * i + 1][half + 2] = pairs[3];
+  }
+}
+
+// All of them, which lie one after another.
+__device__ inline void DecodeKeys(const uint8_t* keys, int lane, uint32_t (&a)[8][4]) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const uint8_t* key = keys + (g + 8 * half) * kPackedKeyBytes;
-    const __nv_bfloat162 factor = DecodeFactor(key[kPackedDim / 2 + t]);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t pairs[4];
-      DecodeE2M1(reinterpret_cast<const uint32_t*>(key)[4 * t + i], factor, pairs);
-      a[2 * i][half] = pairs[0];
-      a[2 * i][half + 2] = pairs[1];
-      a[2 * i + 1][half] = pairs[2];
-      a[2 * i + 1][half + 2] = pairs[3];
-    }
+    DecodeKey(keys + (lane / 4 + 8 * half) * kPackedKeyBytes, half, lane, a);
   }
 }
 
@@ -68,10 +71,15 @@ __device__ inline void DotsOfRow(const uint32_t (&a)[8][4], const uint16_t* quer
   }
 }
 
+// Sums of two neighbours' values: the even lane gets that of `a`, the odd one that of `b`.
+__device__ inline float SumOfNeighbors(float a, float b, int lane) {
+  const bool odd = lane % 2;
+  return (odd ? b : a) + __shfl_xor_sync(0xffffffff, odd ? a : b, 1);
+}
+
 // Sums of four neighbours' values: lane 0 and lane 2 of each quad get that of `a`, 1 and 3 that of `b`.
 __device__ inline float SumOfQuad(float a, float b, int lane) {
-  const bool odd = lane % 2;
-  const float sum = (odd ? b : a) + __shfl_xor_sync(0xffffffff, odd ? a : b, 1);
+  const float sum = SumOfNeighbors(a, b, lane);
   return sum + __shfl_xor_sync(0xffffffff, sum, 2);
 }
 

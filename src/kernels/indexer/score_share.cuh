@@ -33,11 +33,29 @@ template <int kRows>
 class ScoreShare {
   static constexpr int kDecoding = kRows > 1 ? 1 : 0;
 
+  // Of one sequence in this turn.
+  struct Work {
+    Work() = default;
+    __device__ Work(const Indexing& args, int s) {
+      const SequenceRows& sequence = args.sequences[s];
+      first_row = max(sequence.first_row, args.first_row);
+      const int end = min(sequence.first_row + sequence.num_rows, args.first_row + args.turn_rows);
+      rows = max(end - first_row, 0);
+      const int visible = rows > 0 ? args.Visible(sequence, end - 1) : 0;
+      tiles = visible > args.topk ? (visible + kTileKeys - 1) / kTileKeys : 0;
+    }
+    __device__ int Units() const { return tiles * (rows + kDecoding * ((rows + kRows - 1) / kRows)); }
+    int first_row = 0;
+    int rows = 0;
+    int tiles = 0;
+  };
+
  public:
   // ends [num_sequences]: shared memory for the sequences' units, added up.
   __device__ ScoreShare(const Indexing& args, int* ends) : args_(args), ends_(ends) {
     if (args.num_sequences == 1) {
-      all_ = Work(args, 0).Units();
+      only_ = Work(args, 0);
+      all_ = only_.Units();
     } else {
       AddUp(ends);
       all_ = ends[args.num_sequences - 1];
@@ -62,9 +80,9 @@ class ScoreShare {
         }
       }
       const int begin = sequence_ == 0 ? 0 : End(sequence_ - 1);
-      const Work work(args_, sequence_);
+      const Work work = args_.num_sequences == 1 ? only_ : Work(args_, sequence_);
       const int full_pass = work.tiles * (kRows + kDecoding);
-      const int index = (at_ - begin) / full_pass;
+      const int index = work.rows <= kRows ? 0 : (at_ - begin) / full_pass;
       const int pass_begin = begin + index * full_pass;
       const int row = index * kRows;
       const int rows = min(work.rows - row, kRows);
@@ -81,23 +99,17 @@ class ScoreShare {
     return false;
   }
 
- private:
-  // Of one sequence in this turn.
-  struct Work {
-    __device__ Work(const Indexing& args, int s) {
-      const SequenceRows& sequence = args.sequences[s];
-      first_row = max(sequence.first_row, args.first_row);
-      const int end = min(sequence.first_row + sequence.num_rows, args.first_row + args.turn_rows);
-      rows = max(end - first_row, 0);
-      const int visible = rows > 0 ? args.Visible(sequence, end - 1) : 0;
-      tiles = visible > args.topk ? (visible + kTileKeys - 1) / kTileKeys : 0;
-    }
-    __device__ int Units() const { return tiles * (rows + kDecoding * ((rows + kRows - 1) / kRows)); }
-    int first_row;
-    int rows;
-    int tiles;
-  };
+  // For kernels that have no registers for it between two stretches: what Resume goes on from.
+  __device__ int4 state() const { return {all_, at_, end_, sequence_}; }
+  __device__ void Resume(const int4& state) {
+    all_ = state.x;
+    at_ = state.y;
+    end_ = state.z;
+    sequence_ = state.w;
+    only_ = at_ < end_ && args_.num_sequences == 1 ? Work(args_, 0) : Work();
+  }
 
+ private:
   __device__ int End(int sequence) const { return args_.num_sequences == 1 ? all_ : ends_[sequence]; }
 
   __device__ void AddUp(int* ends) const {
@@ -126,6 +138,7 @@ class ScoreShare {
   int at_;
   int end_;
   int sequence_ = 0;
+  Work only_;  // if there is one sequence
 };
 
 // Whether some rows of a sequence share key tiles: not on GPUs whose blocks have 99 KB of shared memory.
