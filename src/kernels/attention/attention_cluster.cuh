@@ -541,6 +541,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
 
     if (!adds && !more) ClusterArriveRelaxed();
     if (!more) break;
+    FenceForRefill();
     ClusterArrive();  // the panel is done, in all blocks
     ClusterWait();
     block += blocks;

@@ -676,7 +676,8 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     AwaitProducts<0>(o);
     const bool more = Advance<kCluster>(panel);
     if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
-    GroupBarrier<6>(kAll);              // the panel is done
+    if (more) FenceForRefill();
+    GroupBarrier<6>(kAll);  // the panel is done
     if (!more) break;
   }
 

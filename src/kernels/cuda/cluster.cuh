@@ -54,6 +54,13 @@ __device__ inline void FenceForTransfers() {
 #endif
 }
 
+// What the thread has read of its block's shared memory may be overwritten by fetches and transfers; before
+// the barrier behind which one is begun. A barrier alone doesn't order them behind loads (they are another
+// proxy's), and loads do come late: behind the operands of products that are under way.
+__device__ inline void FenceForRefill() {
+  FenceForTransfers();
+}
+
 // What the thread wrote to global memory may be read by fetches; before the barrier behind which one is
 // begun.
 __device__ inline void FenceForFetches() {

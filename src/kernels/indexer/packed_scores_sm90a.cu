@@ -201,6 +201,7 @@ __global__ void __launch_bounds__(128 * kGroups + 32, 1)
       const float scale = ScaleOfSums(__shfl_sync(0xffffffff, scales.top, lane / 4 + lane % 2 * 8));
       const ByteKeys bytes(SharedAddress(keys + lane / 4 * kPackedKeyBytes + lane % 4 * 16),
                            8 * kPackedKeyBytes, scales.shifts, 0, lane);
+      FenceForRefill();
       __syncwarp();
       if (lane == 0) shared.ring.read[at.slot].Arrive();
 #pragma unroll 1
@@ -243,7 +244,7 @@ __global__ void __launch_bounds__(128 * kGroups + 32, 1)
   }
 }
 
-constexpr int kRowGroups = 5;  // warpgroups that score a single row
+constexpr int kRowGroups = 4;  // warpgroups that score a single row
 constexpr int kRowTiles = 6;   // of a warp on their way: three turns of two
 
 // A warp's keys of a tile, in fours with a gap, so that the lanes that read eight keys read other banks.

@@ -402,6 +402,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
       }
     };
     const auto end_block = [&] {
+      FenceForRefill();
       __syncwarp();
       if (lane == 0) space.empty[stage].Arrive();
       if (++stage == Space::kStages) stage = 0;

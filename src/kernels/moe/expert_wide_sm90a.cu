@@ -533,6 +533,7 @@ class WideMultiplier {
   __device__ void LeaveColumns(int block) {
     constexpr int kBlocks = Shape::ColumnBlocks(kColumns);
     if (block % kBlocks + 1 < kBlocks && block + 1 < blocks_) return;
+    FenceForRefill();
     space_.columns_empty[columns_.stage].Arrive();
     columns_.Advance();
   }
