@@ -181,6 +181,7 @@ def main():
     tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*:ForkTest.*"))
     tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
     tests.append(gtest(args.build, "tests/purity_test", "*Schedule*cuda*", "--schedules=12"))
+    tests.append(gtest(args.build, "tests/purity_test", "*LongSteps*cuda*:*ReleasedShapes*", "--schedules=16"))
     # A repeat is all the device's, which lets processes take turns: 0.9 ms in one process, longer in all with more of them.
     tests.append(gtest(args.build, "tests/purity_test", "*Repeats*cuda*", f"--repeats={args.repeats}", shards=1))
     tests.append(gtest(args.build, "src/engine/engine_test", "*OnAGpu*:*DrawnOnDevice*"))
@@ -188,7 +189,7 @@ def main():
     model = ["-m", args.model] if args.model else []
     report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
     report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
-                                      "--batches", "1,2,4,8,16,32,64,128", "--repeat", "3"))
+                                      "--batches", "1,2,4,8,16,32,64,128", "--prefill", "2048", "--repeat", "3"))
     report["speculation"] = [
         spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains")]
     if args.replay:
