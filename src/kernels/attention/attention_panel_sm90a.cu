@@ -411,6 +411,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
           now_sum = __fmaf_rn(now_sum, space.factors[b][head], own);
         }
         if (!more) space.all_sum[half][head] = now_sum;
+        FenceForRefill();  // of sums
       }
       if (!more) ClusterArriveRelaxed();
       GroupBarrier<6>(kAll);  // the panel is done
@@ -676,8 +677,7 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     AwaitProducts<0>(o);
     const bool more = Advance<kCluster>(panel);
     if (!more) ClusterArriveRelaxed();  // what this block sends has been awaited once all are here
-    if (more) FenceForRefill();
-    GroupBarrier<6>(kAll);  // the panel is done
+    GroupBarrier<6>(kAll);              // the panel is done
     if (!more) break;
   }
 
