@@ -372,7 +372,7 @@ class BenchSpec(unittest.TestCase):
                        "--replay", "bench/traces/foresight-mini.json", "--json", str(path)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
                 for line in process.stderr:
-                    if "none, warm-up" in line:
+                    if "warm-up" in line:
                         break
                 process.send_signal(signal.SIGINT)
                 text, errors = process.communicate(timeout=TIMEOUT_S)
