@@ -63,8 +63,8 @@ std::string DescribeLayers(const ModelConfig& config) {
   return text + ")";
 }
 
-// Longer steps pay on a GPU, whose experts are read once for all of a step's rows: by half as many tokens
-// again with 1,024 rows, and so on. Running requests wait for them, so in their steps there are fewer.
+// Longer steps pay on a GPU, whose experts are read once for all of a step's rows: 2,048 give half as many
+// tokens again as 512. Running requests wait for them, so in their steps there are fewer.
 constexpr int kStepRows = 512;
 constexpr int kMixedPrefillRows = 128;
 constexpr int kDeviceStepRows = 2048;

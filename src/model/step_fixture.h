@@ -17,7 +17,7 @@ namespace foresight {
 template <typename Param>
 class StepTest : public testing::TestWithParam<Param> {
  protected:
-  static constexpr int kRowsMax = 96;  // of a step
+  static constexpr int kRowsMax = 96;  // of a step, unless told otherwise
 
   // `device`: "cuda", or "apart", the machine's memory as a device of its own. Skips what isn't here.
   void Open(const std::string& device, const std::string& table) {
@@ -28,9 +28,9 @@ class StepTest : public testing::TestWithParam<Param> {
     if (apart) backend_.device = std::make_unique<DeviceApart>();
   }
 
-  void MakeModel(const ModelConfig& config, Numerics numerics, int max_sequences) {
+  void MakeModel(const ModelConfig& config, Numerics numerics, int max_sequences, int rows_max = kRowsMax) {
     made_ = std::make_unique<LoadedModel>(MakeSyntheticModel(config));
-    ModelOptions options{.numerics = numerics, .max_step_rows = kRowsMax};
+    ModelOptions options{.numerics = numerics, .max_step_rows = rows_max};
     Result<Placement> placement = PlaceModel(made_->weights, *backend_.device, options);
     ASSERT_TRUE(placement.ok()) << placement.status().ToString();
     placement_ = std::move(*placement);

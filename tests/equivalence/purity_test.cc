@@ -25,6 +25,7 @@
 #include "kernels/backend.h"
 #include "kv_cache/sequence_state.h"
 #include "model/placement.h"
+#include "model/step_fixture.h"
 #include "tests/test_main.h"
 #include "weights/loader.h"
 #include "weights/synthetic.h"
@@ -405,35 +406,23 @@ TEST_P(LongStepsPurityTest, GiveTheBitsOfShortOnes) {
 // Flash's own shapes on a GPU, four layers: sequences in steps of random company, from one row to as many as
 // an engine takes. Most have some rows of each expert, where what a ring of copies is given back too soon
 // showed in one step of three hundred.
-class ReleasedShapesPurityTest : public testing::TestWithParam<const char*> {
+class ReleasedShapesPurityTest : public StepTest<const char*> {
  protected:
   static constexpr int kLong = 4;
   static constexpr int kShort = 24;
   static constexpr int kLongTokens = 3000;
   static constexpr int kShortTokens = 200;
+  static constexpr int64_t kDeviceBytes = int64_t{20} << 30;  // weights, steps and caches
 
   void SetUp() override {
-    Result<Backend> backend = OpenBackend("cuda", GetParam());
-    if (!backend.ok()) GTEST_SKIP() << backend.status().ToString();
-    backend_ = std::move(*backend);
+    Open("cuda", GetParam());
+    if (IsSkipped()) return;
+    if (const int64_t available = backend_.device->AvailableBytes(); available < kDeviceBytes) {
+      GTEST_SKIP() << available << " bytes are free on the device, of " << kDeviceBytes;
+    }
     const Result<ModelConfig> config = ParseSyntheticSpec("flash:4");
     ASSERT_TRUE(config.ok());
-    made_ = MakeSyntheticModel(*config);
-    ModelOptions options{.max_step_rows = kLongRows};
-    Result<Placement> placement = PlaceModel(made_.weights, *backend_.device, options);
-    if (placement.status().code() == StatusCode::kResourceExhausted) {
-      GTEST_SKIP() << placement.status().ToString();
-    }
-    ASSERT_TRUE(placement.ok()) << placement.status().ToString();
-    placement_ = std::move(*placement);
-    model_ = std::make_unique<Model>(placement_.weights->weights, *backend_.kernels, pool_, options);
-    Result<std::unique_ptr<KvCache>> cache =
-        KvCache::Create(model_->cache_layout(), {.device = backend_.device.get(),
-                                                 .budget_bytes = int64_t{2} << 30,
-                                                 .max_sequences = kLong + kShort,
-                                                 .max_sequence_tokens = 4096});
-    ASSERT_TRUE(cache.ok()) << cache.status().ToString();
-    cache_ = std::move(*cache);
+    MakeModel(*config, Numerics::kFaithful, kLong + kShort, kLongRows);
   }
 
   static bool IsCompared(int64_t position) { return position % 8 == 0; }
@@ -466,13 +455,6 @@ class ReleasedShapesPurityTest : public testing::TestWithParam<const char*> {
     CHECK(s.ok(), "{}", s.status().ToString());
     return std::move(*s);
   }
-
-  Backend backend_;
-  LoadedModel made_;
-  Placement placement_;
-  ThreadPool pool_{4};
-  std::unique_ptr<Model> model_;
-  std::unique_ptr<KvCache> cache_;
 };
 
 TEST_P(ReleasedShapesPurityTest, StepsInAnyCompanyGiveTheSameBits) {

@@ -8,10 +8,9 @@
 
 namespace foresight::cuda {
 
-constexpr int kPackedDim = 128;                    // of keys and queries
-constexpr int kPackedHeads = 64;                   // of a query, zeros behind the last
-constexpr int kHeadsOfWarp = 4;                    // that a warp packs
-constexpr int kStepBytes = 16 * kPackedHeads * 2;  // of a query: 16 dims of all heads
+constexpr int kPackedDim = 128;   // of keys and queries
+constexpr int kPackedHeads = 64;  // of a query, zeros behind the last
+constexpr int kHeadsOfWarp = 4;   // that a warp packs
 
 // A dot product doesn't care for the order of its dims. Lane t of a quad takes dims [32t, 32t+32) of a key,
 // which are one block of codes with one scale; of each eight codes the pairs (0, 4), (1, 5), (2, 6), (3, 7)
