@@ -104,7 +104,7 @@ DistributionBuilder::DistributionBuilder(int vocab_size)
 // One pass sorts the candidates' weights into steps of their log-weight; only the candidates of the step in
 // which the target is reached are put in order.
 template <typename Weight, typename Target>
-void DistributionBuilder::KeepLargest(Weight weight, Target target_of) {
+void DistributionBuilder::KeepLargest(std::span<const float> logits, Weight weight, Target target_of) {
   constexpr int kSteps = 512;
   constexpr double kStepsPerUnit = 16;
   const auto step_of = [](double log_weight) {
@@ -121,8 +121,11 @@ void DistributionBuilder::KeepLargest(Weight weight, Target target_of) {
   for (size_t i = 0; i < num_kept_; ++i) {
     if (step_of(log_weights_[i]) == border_step) border_.push_back(static_cast<int32_t>(i));
   }
-  std::sort(border_.begin(), border_.end(), [this](int32_t a, int32_t b) {
-    return log_weights_[a] != log_weights_[b] ? log_weights_[a] > log_weights_[b] : a < b;
+  // Not by log-weight, whose rounding makes some logits equal.
+  std::sort(border_.begin(), border_.end(), [&](int32_t a, int32_t b) {
+    const float of_a = logits[tokens_[a]];
+    const float of_b = logits[tokens_[b]];
+    return of_a != of_b ? of_a > of_b : a < b;
   });
   size_t num_in = 0;
   while (num_in < border_.size() && (sum < target || (border_step == 0 && num_in == 0))) {
@@ -176,10 +179,12 @@ Result<Distribution> DistributionBuilder::Build(std::span<const float> logits, c
       num_kept_ += w >= lowest;
     }
     if (params.top_k > 0 && params.top_k < static_cast<int64_t>(num_kept_)) {
-      KeepLargest([](double) { return 1.0; }, [&](double) { return static_cast<double>(params.top_k); });
+      KeepLargest(
+          logits, [](double) { return 1.0; }, [&](double) { return static_cast<double>(params.top_k); });
     }
     if (params.top_p < 1) {
-      KeepLargest([](double w) { return std::exp(w); }, [&](double sum) { return params.top_p * sum; });
+      KeepLargest(
+          logits, [](double w) { return std::exp(w); }, [&](double sum) { return params.top_p * sum; });
     }
   }
   return Distribution{{tokens_.data(), num_kept_}, {log_weights_.data(), num_kept_}};

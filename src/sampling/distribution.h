@@ -47,9 +47,10 @@ class DistributionBuilder {
                              const TokenCounts* counts);
 
  private:
-  // Keeps the shortest run of candidates, in descending order, whose weights reach target_of(all weights).
+  // Keeps the shortest run of candidates, in descending order of the processed logits, whose weights reach
+  // target_of(all weights).
   template <typename Weight, typename Target>
-  void KeepLargest(Weight weight, Target target_of);
+  void KeepLargest(std::span<const float> logits, Weight weight, Target target_of);
 
   int vocab_size_ = 0;
   std::vector<float> logits_;  // processed, when something changes them

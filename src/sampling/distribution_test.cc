@@ -112,6 +112,17 @@ TEST(Distribution, TiesAtTheCutsGoToLowerIds) {
   EXPECT_EQ(Tokens(builder.Build(logits, params, nullptr)), (std::vector<TokenId>{1}));
 }
 
+// Beside a large logit all small ones have the same log-weight.
+TEST(Distribution, CutsGoByTheLogitsThemselves) {
+  const std::vector<float> logits = {1e-30f, 5, 2e-30f, -0.0f, 0.0f};
+  DistributionBuilder builder(5);
+  SamplingParams params;
+  params.top_k = 2;
+  EXPECT_EQ(Tokens(builder.Build(logits, params, nullptr)), (std::vector<TokenId>{1, 2}));
+  params.top_k = 4;
+  EXPECT_EQ(Tokens(builder.Build(logits, params, nullptr)), (std::vector<TokenId>{0, 1, 2, 3}));
+}
+
 TEST(Distribution, TopPBoundaries) {
   // Four tokens of probability exactly 1/4.
   const std::vector<float> logits = {3, 3, 3, 3};
