@@ -74,7 +74,9 @@ class KernelBench {
   void Small(int rows);
   // Of one row each of `sequences`, which ends a window of `ratio` or begins one.
   void Compressors(int ratio, int sequences, bool ends_window);
-  void Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection);
+  // `like`: temperature and cuts.
+  void Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection,
+              const SampleRow& like = {.inverse_temperature = 1});
   // Half of all drafts; in steps of 43 layers.
   void PlanDrafts(int sequences, int num_drafts);
   // Sequences of `rows_each` rows at a position where they see `entries` compressed entries.
@@ -569,7 +571,8 @@ void KernelBench::Compressors(int ratio, int sequences, bool ends_window) {
   Measure(name, 0, 0, kSets, [&](int i) { backend_.kernels->attention_inputs(context(), calls[i]); });
 }
 
-void KernelBench::Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection) {
+void KernelBench::Sample(const std::string& what, int sequences, int num_drafts, bool by_rejection,
+                         const SampleRow& like) {
   const std::string name = fmt::format("sample {}, {} sequences", what, sequences);
   if (!Wants(name)) return;
   ArenaScope scope(data_.arena());
@@ -578,15 +581,15 @@ void KernelBench::Sample(const std::string& what, int sequences, int num_drafts,
   const int rows_each = num_drafts + 1;
   const int rows = sequences * rows_each;
   const float* logits = data_.Upload(Values(int64_t{kDistinctRows + 1} * kVocabSize));
-  const RowStatistics* statistics = data_.Upload(std::vector<RowStatistics>(1, {12, 5}));
+  const RowStatistics* statistics = data_.Upload(std::vector<RowStatistics>(1, {12, 5, {}}));
   std::vector<SampleRow> draws(rows);
   std::vector<SampleSequence> of(sequences);
   for (int r = 0; r < rows; ++r) {
-    draws[r] = {.logits = logits + int64_t{r % kDistinctRows} * kVocabSize,
-                .inverse_temperature = 1,
-                .noise = static_cast<uint64_t>(r) << 32,
-                .sequence = r / rows_each,
-                .draft = r};
+    draws[r] = like;
+    draws[r].logits = logits + int64_t{r % kDistinctRows} * kVocabSize;
+    draws[r].noise = static_cast<uint64_t>(r) << 32;
+    draws[r].sequence = r / rows_each;
+    draws[r].draft = r;
     if (!by_rejection) continue;
     draws[r].draft_logits = draws[r].logits + kVocabSize;
     draws[r].draft_statistics = statistics;
@@ -600,6 +603,7 @@ void KernelBench::Sample(const std::string& what, int sequences, int num_drafts,
                            .num_sequences = sequences,
                            .vocab_size = kVocabSize,
                            .normalize = by_rejection,
+                           .has_cuts = like.top_k > 0 || like.top_p < 1,
                            .rows = data_.Upload(draws),
                            .sequences = data_.Upload(of),
                            .accepted = data_.Allocate<int32_t>(sequences),
@@ -703,6 +707,16 @@ void KernelBench::RunAll() {
   for (int sequences : {1, 8, 64, 256}) {
     Sample("draws", sequences, 0, false);
     if (sequences <= 64) Sample("5 drafts by rejection", sequences, 5, true);
+  }
+  // At temperature 1 the logits are so flat that top_p keeps most of them.
+  for (int sequences : {1, 8, 64}) {
+    constexpr double kCool = 3;  // inverse
+    Sample("draws of top_p", sequences, 0, false, {.inverse_temperature = kCool, .top_p = 0.95});
+    Sample("draws of top_k and top_p", sequences, 0, false,
+           {.inverse_temperature = kCool, .top_p = 0.95, .top_k = 50});
+    Sample("draws of top_p of flat rows", sequences, 0, false, {.inverse_temperature = 1, .top_p = 0.95});
+    Sample("5 drafts of top_p by rejection", sequences, 5, true,
+           {.inverse_temperature = kCool, .top_p = 0.95});
   }
   for (int sequences : {1, 8, 64, 256}) PlanDrafts(sequences, 5);
 }

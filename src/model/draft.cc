@@ -313,6 +313,7 @@ void Model::StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft) {
   draft.depth = inputs.depth;
   draft.keep_distributions = inputs.keep_distributions;
   draft.has_min_p = HasMinP(inputs.draws);
+  draft.has_cuts = HasCuts(inputs.draws);
   draft.margins = inputs.margins;
   draft.anchors = staging_.Allocate<TokenId>(count);
   draft.sequences = staging_.Allocate<SampleSequence>(count);
@@ -351,9 +352,9 @@ void Model::RunDraft(StagedDraft& draft) {
   const bool is_common = size_of_context == 0 || std::has_single_bit(size_of_context);
   if (IsReplayed(step) && IsBlockReplayed() && same_sequences && is_common &&
       context.rows <= kReplayedRowsMax) {
-    const int flags = draft.keep_distributions + 2 * draft.has_min_p + 4 * draft.margins;
+    const int flags = draft.keep_distributions + 2 * draft.has_min_p + 4 * draft.margins + 8 * draft.has_cuts;
     device().Replay(ReplayKey(kReplayedDraft, step.rows, block_rows_, draft.depth,
-                              std::bit_width(size_of_context) * 8 + flags),
+                              std::bit_width(size_of_context) * 16 + flags),
                     std::ref(launches));
   } else {
     launches();
@@ -496,6 +497,7 @@ void Model::RunDraws(const StagedDraft& draft) {
                          .vocab_size = c.vocab_size,
                          .normalize = draft.keep_distributions,
                          .has_min_p = draft.has_min_p,
+                         .has_cuts = draft.has_cuts,
                          .rows = staging_.OnDevice(draft.draws) + first,
                          .sequences = staging_.OnDevice(draft.sequences),
                          .accepted = draft.errors + first,

@@ -369,6 +369,11 @@ bool Model::HasMinP(std::span<const SampleRow> rows) {
                      [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; });
 }
 
+bool Model::HasCuts(std::span<const SampleRow> rows) {
+  return std::any_of(rows.begin(), rows.end(),
+                     [](const SampleRow& row) { return row.top_k > 0 || row.top_p < 1; });
+}
+
 void Model::Sample(const DrawInputs& inputs, std::span<int32_t> results) {
   if (inputs.sequences.empty()) return;
   CHECK(results.size() == (inputs.planned != nullptr ? 3 : 2) * inputs.sequences.size());
@@ -403,6 +408,7 @@ void Model::RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics*
                      .vocab_size = config().vocab_size,
                      .normalize = inputs.normalize,
                      .has_min_p = HasMinP(inputs.rows),
+                     .has_cuts = HasCuts(inputs.rows),
                      .accepted = results,
                      .tokens = results + count,
                      .statistics = statistics};
@@ -462,7 +468,7 @@ uint64_t Model::ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t out
   add(rows, 8);
   add(sequences, 8);
   add(outputs, 8);
-  add(variant, 6);
+  add(variant, 8);
   return key;
 }
 

@@ -140,6 +140,7 @@ class Model {
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const;
   void RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics* statistics);
   static bool HasMinP(std::span<const SampleRow> rows);
+  static bool HasCuts(std::span<const SampleRow> rows);
   // The step memory behind the last step's streams.
   void RewindForDraft();
   // Whether a block's outputs lie where they lay for every block of its shape.

@@ -88,6 +88,7 @@ struct Model::StagedDraft {
   int depth = 0;
   bool keep_distributions = false;
   bool has_min_p = false;
+  bool has_cuts = false;
   bool margins = false;
   TokenId* anchors = nullptr;           // [R]
   SampleSequence* sequences = nullptr;  // [R]

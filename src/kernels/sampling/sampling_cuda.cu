@@ -1,31 +1,10 @@
-// Passes over the rows with many blocks a row: the largest logit where something is cut, the sums that
-// normalise where drafts are judged by rejection, the draw. The last block of a sequence speaks the verdict.
-// Where every row draws and nothing is cut, the draw alone does.
-#include <climits>
-
-#include "kernels/cuda/cuda_kernels.h"
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/reduce.cuh"
-#include "kernels/sampling/scores.cuh"
+// Passes over the rows with many blocks a row: the largest logit where something is cut, where top_k and
+// top_p cut, the sums that normalise where drafts are judged by rejection, the draw. The last block of a
+// sequence speaks the verdict. Where every row draws and nothing is cut, the draw alone does.
+#include "kernels/sampling/row_cuts.cuh"
 
 namespace foresight::cuda {
 namespace {
-
-constexpr int kThreads = 256;
-// Of a thread: fewer where the vocabulary is small, for as many blocks as there is work for.
-constexpr int kTokens = 8;
-constexpr int kFewTokens = 2;
-constexpr int kSmallVocabulary = 16384;
-
-// The best token of some, by a score that is exact or at most two margins more. INT_MAX: none can be drawn.
-struct Best {
-  float score = -INFINITY;
-  int token = INT_MAX;
-
-  __device__ void Take(const Best& other) {
-    if (other.score > score || (other.score == score && other.token < token)) *this = other;
-  }
-};
 
 // The same, exactly.
 struct ExactBest {
@@ -36,53 +15,6 @@ struct ExactBest {
     if (other.score > score || (other.score == score && other.token < token)) *this = other;
   }
 };
-
-// What blocks tell each other: [R, chunks] each, but for `drawing`.
-struct ChunkResults {
-  float* largest;  // +inf: a logit that is no number
-  double* sums;    // of exp(LogWeight(logit, largest of the chunk))
-  Best* best;      // of the draw, then of the draw from p where nothing is left of p - q: [2, R, chunks]
-  int* drawing;    // [S] by rejection: the row that draws, that of the first draft which is not accepted
-  int* arrivals;   // [2, kZeros / 2] blocks of the sums and of the draw that are done, by sequence
-};
-
-// --- sums and maxima
-
-__device__ double WarpSum(double x) {
-#pragma unroll
-  for (int other = 16; other > 0; other /= 2) x += __shfl_xor_sync(0xffffffff, x, other);
-  return x;
-}
-
-// Thread 0 gets it. `shared` [kThreads / 32].
-__device__ double BlockSum(double x, double* shared) {
-  x = WarpSum(x);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-  __syncthreads();
-  double sum = 0;
-  if (threadIdx.x == 0) {
-    for (int w = 0; w < kThreads / 32; ++w) sum += shared[w];
-  }
-  return sum;
-}
-
-// All threads get it. `shared` [kThreads / 32] is free again after a barrier.
-__device__ float BlockMax(float x, float* shared) {
-  x = WarpMax(x);
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
-  __syncthreads();
-  return WarpMax(shared[threadIdx.x % (kThreads / 32)]);
-}
-
-// Unsigned numbers in the order of the floats.
-__device__ uint32_t Ordered(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  return bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
-}
-
-__device__ float FromOrdered(uint32_t x) {
-  return __uint_as_float(x ^ (x >> 31 != 0 ? 0x80000000u : 0xffffffffu));
-}
 
 // All lanes get it.
 __device__ Best WarpBest(const Best& best) {
@@ -109,29 +41,7 @@ __device__ AnyBest BlockBest(AnyBest best, AnyBest* shared) {
   return WarpBest(shared[threadIdx.x % (kThreads / 32)]);
 }
 
-// Whether this is the last of `blocks` blocks to come here, with what the others have written before. Leaves
-// the counter zero. All threads must have written what they tell before a barrier, or be thread 0.
-__device__ bool IsLastBlock(int* counter, int blocks) {
-  __shared__ bool is_last;
-  if (threadIdx.x == 0) {
-    int before;
-    asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
-    is_last = before == blocks - 1;
-    if (is_last) *counter = 0;
-  }
-  __syncthreads();
-  return is_last;
-}
-
 // --- rows, by a warp, all of whose lanes get the results; from what chunks have told, in this kernel too
-
-__device__ float RowLargest(const ChunkResults& chunks, int row, int num_chunks) {
-  float largest = -INFINITY;
-  for (int c = threadIdx.x % 32; c < num_chunks; c += 32) {
-    largest = fmaxf(largest, __ldcg(chunks.largest + row * num_chunks + c));
-  }
-  return WarpMax(largest);
-}
 
 __device__ double RowLogNormalizer(const ChunkResults& chunks, int row, int num_chunks, float largest,
                                    double inverse_temperature) {
@@ -147,8 +57,10 @@ __device__ double RowLogNormalizer(const ChunkResults& chunks, int row, int num_
 
 // The row's token, or INT_MAX. `lift`: chunks' scores are above those of the row, as their largest logits are
 // below its own.
-__device__ int RowToken(const Scores& scores, const SampleRow& row, float largest, const Best* best_of_chunks,
-                        const float* largest_of_chunks, int num_chunks, bool lift) {
+template <bool kCuts>
+__device__ int RowToken(const Scores<kCuts>& scores, const SampleRow& row, float largest,
+                        const Best* best_of_chunks, const float* largest_of_chunks, int num_chunks,
+                        bool lift) {
   const auto lifted = [&](int c) {
     const Best* const at = best_of_chunks + c;
     Best best = {__ldcg(&at->score), __ldcg(&at->token)};
@@ -178,19 +90,6 @@ __device__ int RowToken(const Scores& scores, const SampleRow& row, float larges
 
 // --- the passes
 
-// Of thread i: tokens i, i + kThreads, ... of a block's chunk; -inf behind the vocabulary.
-template <int kCount>
-__device__ float LoadLogits(const float* row, int chunk, int vocab_size, float (&logits)[kCount]) {
-  float largest = -INFINITY;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const int token = (chunk * kCount + i) * kThreads + threadIdx.x;
-    logits[i] = token < vocab_size ? Checked(row[token]) : -INFINITY;
-    largest = fmaxf(largest, logits[i]);
-  }
-  return largest;
-}
-
 template <int kCount>
 __global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
@@ -198,17 +97,28 @@ __global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResult
   float logits[kCount];
   const float largest = BlockMax(LoadLogits(rows[blockIdx.y].logits, blockIdx.x, vocab_size, logits), shared);
   if (threadIdx.x == 0) chunks.largest[blockIdx.y * gridDim.x + blockIdx.x] = largest;
+  if (chunks.bins == nullptr) return;
+  auto* const bins = reinterpret_cast<uint4*>(chunks.bins + blockIdx.y);
+  for (unsigned i = blockIdx.x * kThreads + threadIdx.x; i < CutBins::kZeroBytes / sizeof(uint4);
+       i += gridDim.x * kThreads) {
+    bins[i] = {};
+  }
+}
+
+__device__ RowCut CutOfRow(const ChunkResults& chunks, int row) {
+  return chunks.cuts == nullptr ? RowCut() : chunks.cuts[row];
 }
 
 // Thread 0 gets the sum of a chunk. `largest`: of the chunk; `row_largest`: what is cut by, where it is.
-template <int kCount>
-__device__ double ChunkSum(const SampleRow& row, const float (&logits)[kCount], float largest,
-                           float row_largest, double* shared) {
+template <bool kCut, int kCount>
+__device__ double ChunkSum(const SampleRow& row, int chunk, const float (&logits)[kCount], float largest,
+                           float row_largest, const RowCut& cut, double* shared) {
   double sum = 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
+    const int token = (chunk * kCount + i) * kThreads + threadIdx.x;
     const double w = LogWeight(logits[i], row_largest, row.inverse_temperature);
-    if (CanDraw(largest) && w >= row.lowest_log_weight) {
+    if (CanDraw(largest) && w >= row.lowest_log_weight && (!kCut || IsKept(logits[i], token, cut))) {
       sum += exp(LogWeight(logits[i], largest, row.inverse_temperature));
     }
   }
@@ -219,16 +129,16 @@ __device__ double ChunkSum(const SampleRow& row, const float (&logits)[kCount], 
 __device__ bool IsAccepted(const SampleRow* rows, int r, const ChunkResults& chunks, int num_chunks) {
   const SampleRow& row = rows[r];
   const float largest = RowLargest(chunks, r, num_chunks);
-  const RowStatistics p = {RowLogNormalizer(chunks, r, num_chunks, largest, row.inverse_temperature),
-                           largest};
+  const RowStatistics p = {RowLogNormalizer(chunks, r, num_chunks, largest, row.inverse_temperature), largest,
+                           CutOfRow(chunks, r)};
   if (threadIdx.x % 32 != 0 || !CanDraw(largest)) return false;
   if (row.acceptance_probability >= 0) return row.acceptance_noise < row.acceptance_probability;
   const double q =
-      row.draft_logits == nullptr ? 1 : Probability(row.draft_logits[row.draft], *row.draft_statistics, row);
-  return __dmul_rn(row.acceptance_noise, q) < Probability(row.logits[row.draft], p, row);
+      row.draft_logits == nullptr ? 1 : Probability(row.draft_logits, row.draft, *row.draft_statistics, row);
+  return __dmul_rn(row.acceptance_noise, q) < Probability(row.logits, row.draft, p, row);
 }
 
-// kCut: the largest logits are there already.
+// kCut: the largest logits are there already, and where rows are cut.
 template <int kCount, bool kCut>
 __global__ void __launch_bounds__(kThreads)
     SumKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks) {
@@ -244,7 +154,8 @@ __global__ void __launch_bounds__(kThreads)
       BlockMax(LoadLogits(row.logits, blockIdx.x, vocab_size, logits), reinterpret_cast<float*>(shared));
   const float row_largest = kCut ? RowLargest(chunks, r, num_chunks) : largest;
   __syncthreads();
-  const double sum = ChunkSum(row, logits, largest, row_largest, shared);
+  const RowCut cut = kCut ? CutOfRow(chunks, r) : RowCut();
+  const double sum = ChunkSum<kCut>(row, blockIdx.x, logits, largest, row_largest, cut, shared);
   if (threadIdx.x == 0) {
     chunks.sums[r * num_chunks + blockIdx.x] = sum;
     if (!kCut) chunks.largest[r * num_chunks + blockIdx.x] = largest;
@@ -263,8 +174,8 @@ __global__ void __launch_bounds__(kThreads)
 
 // All threads get it. Float64 logarithms are dear: bounds in float32 leave few tokens that need them, mostly
 // none.
-template <int kCount>
-__device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kCount], int chunk,
+template <int kCount, bool kCuts>
+__device__ Best BestOfChunk(const Scores<kCuts>& scores, const float (&logits)[kCount], int chunk,
                             ExactBest* shared) {
   const int first = chunk * kCount * kThreads + threadIdx.x;
   float bounds[kCount];
@@ -310,10 +221,10 @@ __device__ Best BestOfChunk(const Scores& scores, const float (&logits)[kCount],
   return {__double2float_ru(exact.score), exact.token};
 }
 
-// kAlone: no pass came before; chunks take their own largest logit for that of the row. `zeros`: a chunk of
-// them, to rehearse with.
-template <int kCount, bool kAlone>
-__global__ void __launch_bounds__(kThreads)
+// kAlone: no pass came before; chunks take their own largest logit for that of the row. kCuts: rows may have
+// top_k or top_p. `zeros`: a chunk of them, to rehearse with.
+template <int kCount, bool kAlone, bool kCuts>
+__global__ void __launch_bounds__(kThreads, 4)
     DrawKernel(const SampleRow* rows, const SampleSequence* sequences, int vocab_size, ChunkResults chunks,
                const int* zeros, int32_t* accepted, int32_t* tokens, RowStatistics* statistics) {
   __shared__ ExactBest shared[kThreads / 32];
@@ -355,23 +266,25 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       if (real && threadIdx.x == 0) chunks.largest[place] = largest;
       if (statistics != nullptr) {
-        const double sum = ChunkSum(row, logits, largest, largest, reinterpret_cast<double*>(shared));
+        const double sum = ChunkSum<false>(row, chunk, logits, largest, largest, RowCut(),
+                                           reinterpret_cast<double*>(shared));
         if (real && threadIdx.x == 0) chunks.sums[place] = sum;
         __syncthreads();
       }
     } else {
       largest = RowLargest(told, r, num_chunks);
     }
+    const RowCut cut = kCuts ? CutOfRow(told, r) : RowCut();
     Best best;
     if (CanDraw(largest)) {
       const double log_normalizer =
           residual ? RowLogNormalizer(told, r, num_chunks, largest, row.inverse_temperature) : 0;
-      best = BestOfChunk(Scores(row, largest, log_normalizer, residual), logits, chunk, shared);
+      best = BestOfChunk(Scores<kCuts>(row, largest, cut, log_normalizer, residual), logits, chunk, shared);
     }
     if (real && threadIdx.x == 0) chunks.best[place] = best;
     if (residual && CanDraw(largest)) {
       __syncthreads();
-      best = BestOfChunk(Scores(row, largest, 0, false), logits, chunk, shared);
+      best = BestOfChunk(Scores<kCuts>(row, largest, cut, 0, false), logits, chunk, shared);
       if (threadIdx.x == 0) chunks.best[fallback + place] = best;
     }
     const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
@@ -385,7 +298,8 @@ __global__ void __launch_bounds__(kThreads)
         const float of_row = RowLargest(told, of, num_chunks);
         const double log_normalizer =
             RowLogNormalizer(told, of, num_chunks, of_row, all_rows[of].inverse_temperature);
-        if (real && lane == 0) statistics[of] = {log_normalizer, of_row};
+        const RowCut of_cut = kCuts ? CutOfRow(told, of) : RowCut();
+        if (real && lane == 0) statistics[of] = {log_normalizer, of_row, of_cut};
       }
     }
     if (warp != 0) return;
@@ -395,16 +309,17 @@ __global__ void __launch_bounds__(kThreads)
       const Best* const of_chunks = told.best + judge * num_chunks;
       const float* const largest_of_chunks = told.largest + judge * num_chunks;
       const float of_row = RowLargest(told, judge, num_chunks);
+      const RowCut of_cut = kCuts ? CutOfRow(told, judge) : RowCut();
       int token = 0;
       if (CanDraw(of_row)) {
         const double log_normalizer =
             residual ? RowLogNormalizer(told, judge, num_chunks, of_row, j.inverse_temperature) : 0;
         const bool lift = kAlone && j.inverse_temperature > 0;
-        token = RowToken(Scores(j, of_row, log_normalizer, residual), j, of_row, of_chunks, largest_of_chunks,
-                         num_chunks, lift);
+        token = RowToken(Scores<kCuts>(j, of_row, of_cut, log_normalizer, residual), j, of_row, of_chunks,
+                         largest_of_chunks, num_chunks, lift);
         if (token == INT_MAX) {  // nothing is left of p - q
-          token = RowToken(Scores(j, of_row, 0, false), j, of_row, of_chunks + fallback, largest_of_chunks,
-                           num_chunks, lift);
+          token = RowToken(Scores<kCuts>(j, of_row, of_cut, 0, false), j, of_row, of_chunks + fallback,
+                           largest_of_chunks, num_chunks, lift);
         }
         if (!by_rejection && k < sequence.num_drafts && token == j.draft) continue;
       }
@@ -424,24 +339,35 @@ void RunSample(const KernelContext& ctx, const SampleArgs& args) {
   const unsigned num_chunks = CeilDiv(args.vocab_size, kCount * kThreads);
   const int64_t places = int64_t{args.num_rows} * num_chunks;
   int* const zeros = DeviceOf(ctx).zeros();
-  const ChunkResults chunks = {.largest = ctx.scratch->Allocate<float>(places),
-                               .sums = ctx.scratch->Allocate<double>(places),
-                               .best = ctx.scratch->Allocate<Best>(2 * places),
-                               .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
-                               .arrivals = zeros};
+  const ChunkResults chunks = {
+      .largest = ctx.scratch->Allocate<float>(places),
+      .sums = ctx.scratch->Allocate<double>(places),
+      .best = ctx.scratch->Allocate<Best>(2 * places),
+      .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
+      .arrivals = zeros,
+      .bins = args.has_cuts ? ctx.scratch->Allocate<CutBins>(args.num_rows) : nullptr,
+      .cuts = args.has_cuts ? ctx.scratch->Allocate<RowCut>(args.num_rows) : nullptr};
   const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
   // Rejection must know all probabilities before it draws, a cut the largest logit.
   const bool judges = args.normalize && args.num_rows > args.num_sequences;
-  if (args.has_min_p) {
+  const bool cuts = args.has_min_p || args.has_cuts;
+  if (cuts) {
     Launch(ctx, LargestKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
   }
-  if (args.normalize && (judges || args.has_min_p)) {
-    Launch(ctx, args.has_min_p ? SumKernel<kCount, true> : SumKernel<kCount, false>, grid, kThreads, 0,
-           args.rows, args.sequences, args.vocab_size, chunks);
+  if (args.has_cuts) {
+    Launch(ctx, CountKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+    Launch(ctx, CutKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
   }
-  Launch(ctx, judges || args.has_min_p ? DrawKernel<kCount, false> : DrawKernel<kCount, true>, grid, kThreads,
-         0, args.rows, args.sequences, args.vocab_size, chunks, zeros, args.accepted, args.tokens,
-         args.statistics);
+  if (args.normalize && (judges || cuts)) {
+    Launch(ctx, cuts ? SumKernel<kCount, true> : SumKernel<kCount, false>, grid, kThreads, 0, args.rows,
+           args.sequences, args.vocab_size, chunks);
+  }
+  Launch(ctx,
+         args.has_cuts    ? DrawKernel<kCount, false, true>
+         : judges || cuts ? DrawKernel<kCount, false, false>
+                          : DrawKernel<kCount, true, false>,
+         grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks, zeros, args.accepted,
+         args.tokens, args.statistics);
 }
 
 }  // namespace

@@ -51,6 +51,8 @@ class BatchMaker {
     const bool greedy = !by_rejection && Below(6) == 0;
     const double inverse = greedy ? 0 : 1 / kTemperatures[Below(5)];
     const double lowest = Below(3) == 0 ? std::log(0.02) : -DBL_MAX;
+    const double top_p = greedy || Below(2) == 0 ? 1 : AnyTopP();
+    const int32_t top_k = greedy || Below(2) == 0 ? 0 : AnyTopK();
     const auto s = static_cast<int32_t>(batch_.sequences.size());
     batch_.sequences.push_back({.first_row = static_cast<int32_t>(batch_.rows.size()),
                                 .num_drafts = num_drafts,
@@ -61,7 +63,9 @@ class BatchMaker {
                        .lowest_log_weight = lowest,
                        .noise = rng_(),
                        .sequence = s,
-                       .acceptance_noise = std::uniform_real_distribution<double>()(rng_)};
+                       .acceptance_noise = std::uniform_real_distribution<double>()(rng_),
+                       .top_p = top_p,
+                       .top_k = top_k};
       int q = -1;
       RowStatistics statistics;
       if (k < num_drafts) {
@@ -78,6 +82,7 @@ class BatchMaker {
                        .vocab_size = batch_.vocab_size,
                        .normalize = true,
                        .has_min_p = true,
+                       .has_cuts = true,
                        .rows = &draw,
                        .sequences = &alone,
                        .accepted = &accepted,
@@ -93,6 +98,15 @@ class BatchMaker {
     }
   }
 
+  double AnyTopP() {
+    constexpr double kTopPs[] = {1e-9, 0.3, 0.9, 0.95, 0.999, 1 - 1e-6};
+    return kTopPs[Below(6)];
+  }
+  // Few, and more than a block puts in order, than what min_p leaves, than there are.
+  int32_t AnyTopK() {
+    const int counts[] = {1, 2, 40, 3000, batch_.vocab_size / 2 + 1, batch_.vocab_size + 5};
+    return counts[Below(6)];
+  }
   int Below(int n) { return static_cast<int>(rng_() % n); }
   Batch& batch() { return batch_; }
 
@@ -118,6 +132,7 @@ Outcome RunRef(Batch batch) {
                  .vocab_size = batch.vocab_size,
                  .normalize = true,
                  .has_min_p = true,
+                 .has_cuts = true,
                  .rows = batch.rows.data(),
                  .sequences = batch.sequences.data(),
                  .accepted = out.accepted.data(),
@@ -149,6 +164,8 @@ class SampleCuda : public OnDevice<> {
         .normalize = normalize,
         .has_min_p = std::any_of(batch.rows.begin(), batch.rows.end(),
                                  [](const SampleRow& row) { return row.lowest_log_weight > -DBL_MAX; }),
+        .has_cuts = std::any_of(batch.rows.begin(), batch.rows.end(),
+                                [](const SampleRow& row) { return row.top_k > 0 || row.top_p < 1; }),
         .rows = device_->Upload(batch.rows),
         .sequences = device_->Upload(batch.sequences),
         .accepted = device_->Allocate<int32_t>(num_sequences),
@@ -169,7 +186,9 @@ void ExpectSame(const Outcome& got, const Outcome& want) {
   for (size_t r = 0; r < got.statistics.size(); ++r) {
     EXPECT_EQ(got.statistics[r].largest, want.statistics[r].largest) << r;
     if (!std::isfinite(want.statistics[r].log_normalizer)) continue;  // everything is masked
-    EXPECT_NEAR(got.statistics[r].log_normalizer, want.statistics[r].log_normalizer, 1e-12) << r;
+    EXPECT_EQ(got.statistics[r].cut.logit, want.statistics[r].cut.logit) << r;
+    EXPECT_EQ(got.statistics[r].cut.token, want.statistics[r].cut.token) << r;
+    EXPECT_NEAR(got.statistics[r].log_normalizer, want.statistics[r].log_normalizer, 1e-11) << r;
   }
 }
 
@@ -192,14 +211,22 @@ TEST_F(SampleCuda, DrawsAndJudgesAsTheDefinition) {
   }
 }
 
-// Without drafts by rejection and without min_p one pass does.
+void RemoveCuts(Batch& batch) {
+  for (SampleRow& row : batch.rows) {
+    row.lowest_log_weight = -DBL_MAX;
+    row.top_p = 1;
+    row.top_k = 0;
+  }
+}
+
+// Without drafts by rejection and without cuts one pass does.
 TEST_F(SampleCuda, RowsThatAllDrawTakeOnePass) {
   for (const int vocab_size : {1, 5, 2049, 8192, 129280}) {
     for (const int num_drafts : {0, 3}) {
       for (const bool normalize : {false, true}) {
         BatchMaker maker(vocab_size, 3);
         for (int s = 0; s < 2000000 / (vocab_size + 20000); ++s) maker.AddSequence(num_drafts, false);
-        for (SampleRow& row : maker.batch().rows) row.lowest_log_weight = -DBL_MAX;
+        RemoveCuts(maker.batch());
         const Outcome want = RunRef(maker.batch());
         ExpectSame(Run(maker.batch(), normalize), want);
         if (HasFailure()) FAIL() << vocab_size << ", " << num_drafts << " drafts";
@@ -214,9 +241,9 @@ TEST_F(SampleCuda, CloseScoresAreToldApart) {
   BatchMaker maker(kVocab, 8);
   for (int s = 0; s < 40; ++s) maker.AddSequence(0, false);
   Batch& batch = maker.batch();
+  RemoveCuts(batch);
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     batch.rows[r].inverse_temperature = r % 2 == 0 ? 0 : 1;
-    batch.rows[r].lowest_log_weight = -DBL_MAX;
     std::vector<float>& logits = batch.logits[batch.row_logits[r]];
     const RandomSequence noise = RandomSequence::FromState(batch.rows[r].noise);
     for (int v = 0; v < kVocab; ++v) {  // cancels the noise but for a little
@@ -227,6 +254,45 @@ TEST_F(SampleCuda, CloseScoresAreToldApart) {
   }
   ExpectSame(Run(batch), RunRef(batch));
   ExpectSame(Run(batch, /*normalize=*/false), RunRef(batch));
+}
+
+// Rows in which a cut falls among many tokens that are equal, or nearly so; and among zeros of either sign.
+TEST_F(SampleCuda, CutsFallAmongEqualLogits) {
+  for (const int vocab_size : {100, 5000, 129280}) {
+    BatchMaker maker(vocab_size, 9);
+    for (int s = 0; s < 48; ++s) maker.AddSequence(0, false);
+    Batch& batch = maker.batch();
+    for (size_t r = 0; r < batch.rows.size(); ++r) {
+      SampleRow& row = batch.rows[r];
+      row.inverse_temperature = 0.5;
+      row.top_p = r % 3 == 0 ? 1 : maker.AnyTopP();
+      row.top_k = r % 3 == 1 ? 0 : maker.AnyTopK();
+      std::vector<float>& logits = batch.logits[batch.row_logits[r]];
+      for (int v = 0; v < vocab_size; ++v) {
+        const auto few = static_cast<float>(maker.Below(3));
+        const float values[] = {3, few, few * 1e-6f, v % 2 == 0 ? 0.0f : -0.0f};
+        logits[v] = values[r % 4];
+      }
+      if (r % 8 > 4) logits[maker.Below(vocab_size)] = 8;
+    }
+    ExpectSame(Run(batch), RunRef(batch));
+    if (HasFailure()) FAIL() << vocab_size;
+  }
+}
+
+// A temperature at which all but the largest logit have no weight left, and one at which all have the same.
+TEST_F(SampleCuda, CutsAtExtremeTemperatures) {
+  BatchMaker maker(20000, 10);
+  for (int s = 0; s < 30; ++s) maker.AddSequence(0, false);
+  Batch& batch = maker.batch();
+  for (size_t r = 0; r < batch.rows.size(); ++r) {
+    constexpr double kInverse[] = {0.01, 1e3, 1e9};
+    batch.rows[r].inverse_temperature = kInverse[r % 3];
+    batch.rows[r].lowest_log_weight = -DBL_MAX;
+    batch.rows[r].top_k = r % 2 == 0 ? 50 : 4000;
+    batch.rows[r].top_p = r % 5 < 3 ? 1 : 0.9;
+  }
+  ExpectSame(Run(batch), RunRef(batch));
 }
 
 TEST_F(SampleCuda, ASequenceIsWhatItIsAlone) {
@@ -252,6 +318,7 @@ TEST_F(SampleCuda, ASequenceIsWhatItIsAlone) {
     EXPECT_EQ(one.tokens[0], all.tokens[s]);
     for (size_t r = 0; r < one.statistics.size(); ++r) {
       EXPECT_EQ(one.statistics[r].log_normalizer, all.statistics[first_row + r].log_normalizer);
+      EXPECT_EQ(one.statistics[r].cut.token, all.statistics[first_row + r].cut.token);
     }
   }
 }
@@ -262,10 +329,8 @@ TEST_F(SampleCuda, RowsThatCannotBeDrawnFromAreErrorsWhereTheyAreLookedAt) {
       BatchMaker maker(3000, 5);
       for (int s = 0; s < 16; ++s) maker.AddSequence(3, !in_one_pass && s % 2 == 0);
       Batch& batch = maker.batch();
-      for (SampleRow& row : batch.rows) {
-        row.acceptance_probability = -1;
-        if (in_one_pass) row.lowest_log_weight = -DBL_MAX;
-      }
+      for (SampleRow& row : batch.rows) row.acceptance_probability = -1;
+      if (in_one_pass) RemoveCuts(batch);
       for (int s = 0; s < 16; s += 3) {
         std::vector<float>& row = batch.logits[batch.row_logits[batch.sequences[s].first_row + s % 4]];
         if (bad == -INFINITY) {
@@ -291,7 +356,6 @@ TEST_F(SampleCuda, WhereNothingIsLeftOfTheDifferenceThePlainDrawIsTaken) {
   Batch& batch = maker.batch();
   for (size_t r = 0; r < batch.rows.size(); ++r) {
     batch.rows[r].acceptance_probability = 0;
-    batch.rows[r].lowest_log_weight = -DBL_MAX;
     // The draft's row is the target's.
     if (batch.draft_logits[r] >= 0) batch.logits[batch.draft_logits[r]] = batch.logits[batch.row_logits[r]];
   }

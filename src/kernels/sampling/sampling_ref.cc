@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "base/rng.h"
 #include "kernels/sampling/sampling.h"
@@ -22,6 +23,31 @@ class Weights {
 
   bool can_draw() const { return can_draw_; }
   RowStatistics statistics() const { return statistics_; }
+  // By top_k and top_p of the row.
+  void Cut() {
+    std::vector<int32_t> order;
+    for (int32_t v = 0; v < vocab_size_; ++v) {
+      if (IsIn(v)) order.push_back(v);
+    }
+    std::sort(order.begin(), order.end(), [this](int32_t a, int32_t b) {
+      return logits_[a] != logits_[b] ? logits_[a] > logits_[b] : a < b;
+    });
+    const bool by_count = row_.top_k > 0 && row_.top_k < std::ssize(order);
+    if (by_count) order.resize(row_.top_k);
+    if (row_.top_p < 1) {
+      double all = 0;
+      for (int32_t v : order) all += std::exp(LogWeight(v));
+      double sum = 0;
+      size_t kept = 0;
+      while (kept < order.size() && (kept == 0 || sum < row_.top_p * all)) {
+        sum += std::exp(LogWeight(order[kept++]));
+      }
+      order.resize(kept);
+    }
+    if (by_count || row_.top_p < 1) {
+      statistics_.cut = {.logit = logits_[order.back()], .token = order.back()};
+    }
+  }
   void Normalize() {
     double sum = 0;
     for (int v = 0; v < vocab_size_; ++v) sum += IsIn(v) ? std::exp(LogWeight(v)) : 0;
@@ -32,7 +58,11 @@ class Weights {
   double LogWeight(int token) const {
     return (double{logits_[token]} - double{statistics_.largest}) * row_.inverse_temperature;
   }
-  bool IsIn(int token) const { return LogWeight(token) >= row_.lowest_log_weight; }
+  bool IsIn(int token) const {
+    const RowCut& cut = statistics_.cut;
+    return LogWeight(token) >= row_.lowest_log_weight &&
+           (logits_[token] > cut.logit || (logits_[token] == cut.logit && token <= cut.token));
+  }
   double Probability(int token) const {
     return IsIn(token) ? std::exp(LogWeight(token) - statistics_.log_normalizer) : 0;
   }
@@ -117,6 +147,7 @@ void SampleRef(const KernelContext&, const SampleArgs& args) {
       const int r = sequence.first_row + k;
       const SampleRow& row = args.rows[r];
       Weights p(row.logits, row, args.vocab_size);
+      if ((row.top_k > 0 || row.top_p < 1) && p.can_draw()) p.Cut();
       if (args.normalize) p.Normalize();
       if (args.statistics != nullptr) args.statistics[r] = p.statistics();
       if (done) continue;

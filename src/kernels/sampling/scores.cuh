@@ -20,9 +20,15 @@ __device__ inline double LogWeight(float logit, float largest, double inverse_te
   return __dmul_rn(__dsub_rn(logit, largest), inverse_temperature);
 }
 
-__device__ inline double Probability(float logit, const RowStatistics& statistics, const SampleRow& row) {
-  const double w = LogWeight(logit, statistics.largest, row.inverse_temperature);
-  return w >= row.lowest_log_weight ? exp(w - statistics.log_normalizer) : 0;
+__device__ inline bool IsKept(float logit, int token, const RowCut& cut) {
+  return logit > cut.logit || (logit == cut.logit && token <= cut.token);
+}
+
+__device__ inline double Probability(const float* logits, int token, const RowStatistics& statistics,
+                                     const SampleRow& row) {
+  const double w = LogWeight(logits[token], statistics.largest, row.inverse_temperature);
+  const bool is_in = w >= row.lowest_log_weight && IsKept(logits[token], token, statistics.cut);
+  return is_in ? exp(w - statistics.log_normalizer) : 0;
 }
 
 // 53 random bits of a token (base/rng.h), and the noise that they make (sampling/distribution.cc).
@@ -54,35 +60,43 @@ __device__ inline float RoughGumbel(uint64_t bits) {
 constexpr float kBoundMargin = 2e-3f;
 constexpr float kProbabilityMargin = 1e-4f;  // relative
 
+// kCuts: the row may be cut, or what its draft was drawn from.
+template <bool kCuts>
 class Scores {
  public:
   // `largest`: of the row, or of a part of it whose scores are then above those of the row by the same
   // amount. `residual`: of p - q, which takes the row's normaliser.
-  __device__ Scores(const SampleRow& row, float largest, double log_normalizer, bool residual)
+  __device__ Scores(const SampleRow& row, float largest, const RowCut& cut, double log_normalizer,
+                    bool residual)
       : row_(row),
         largest_(largest),
+        cut_(cut),
         inverse_(static_cast<float>(row.inverse_temperature)),
         lowest_(static_cast<float>(fmax(row.lowest_log_weight, -3e38)) * 1.0001f - kBoundMargin),
         log_normalizer_(log_normalizer),
         residual_(residual) {
-    if (residual && row.draft_logits != nullptr) draft_ = *row.draft_statistics;
+    if (!residual || row.draft_logits == nullptr) return;
+    draft_largest_ = row.draft_statistics->largest;
+    draft_log_normalizer_ = static_cast<float>(row.draft_statistics->log_normalizer);
   }
 
   // At least as large as Exact, or the token can't win the row.
   __device__ float Bound(int token, float logit) const {
     if (row_.inverse_temperature == 0) return logit;
     float w = (logit - largest_) * inverse_;
-    if (!(w >= lowest_)) return -INFINITY;
+    if (!(w >= lowest_) || (kCuts && !IsKept(logit, token, cut_))) return -INFINITY;
     if (residual_) {
       float left = expf(w - static_cast<float>(log_normalizer_)) * (1 + kProbabilityMargin);
       if (row_.draft_logits == nullptr) {
         left = token == row_.draft ? 0.0f : left;
       } else {
-        const float wq = (row_.draft_logits[token] - draft_.largest) * inverse_;
+        const float draft_logit = row_.draft_logits[token];
+        const float wq = (draft_logit - draft_largest_) * inverse_;
         const bool surely_in =
             wq >= static_cast<float>(fmax(row_.lowest_log_weight, -3e38)) * 0.9999f + kBoundMargin;
-        if (row_.lowest_log_weight < -1e30 || surely_in) {
-          left -= expf(wq - static_cast<float>(draft_.log_normalizer)) * (1 - kProbabilityMargin);
+        if ((row_.lowest_log_weight < -1e30 || surely_in) &&
+            (!kCuts || IsKept(draft_logit, token, row_.draft_statistics->cut))) {
+          left -= expf(wq - draft_log_normalizer_) * (1 - kProbabilityMargin);
         }
       }
       if (!(left > 0)) return -INFINITY;
@@ -100,10 +114,11 @@ class Scores {
   __device__ double Exact(int token, float logit) const {
     if (row_.inverse_temperature == 0) return logit;
     double w = LogWeight(logit, largest_, row_.inverse_temperature);
-    if (!(w >= row_.lowest_log_weight)) return -INFINITY;
+    if (!(w >= row_.lowest_log_weight) || (kCuts && !IsKept(logit, token, cut_))) return -INFINITY;
     if (residual_) {
-      const double q = row_.draft_logits == nullptr ? (token == row_.draft ? 1.0 : 0.0)
-                                                    : Probability(row_.draft_logits[token], draft_, row_);
+      const double q = row_.draft_logits == nullptr
+                           ? (token == row_.draft ? 1.0 : 0.0)
+                           : Probability(row_.draft_logits, token, *row_.draft_statistics, row_);
       const double left = exp(w - log_normalizer_) - q;
       if (!(left > 0)) return -INFINITY;
       w = log(left);
@@ -114,11 +129,13 @@ class Scores {
  private:
   const SampleRow& row_;
   float largest_;
+  RowCut cut_;
   float inverse_;
   float lowest_;
   double log_normalizer_;
   bool residual_;
-  RowStatistics draft_;
+  float draft_largest_;  // where the draft was drawn
+  float draft_log_normalizer_;
 };
 
 }  // namespace foresight::cuda
