@@ -1,12 +1,12 @@
 #include "drawing/device_draws.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace foresight {
 
 bool IsDrawnByDevice(const SamplingParams& params, const Device& device) {
-  return !device.is_host() && params.top_k <= 0 && params.top_p >= 1 && !params.has_penalties() &&
-         params.logit_bias.empty() && !params.logprobs;
+  return !device.is_host() && !params.has_penalties() && params.logit_bias.empty() && !params.logprobs;
 }
 
 SampleRow DeviceDraw(const SamplingParams& params, const RandomKey& key) {
@@ -14,6 +14,8 @@ SampleRow DeviceDraw(const SamplingParams& params, const RandomKey& key) {
   if (params.greedy()) return row;
   row.inverse_temperature = 1 / params.temperature;
   if (params.min_p > 0) row.lowest_log_weight = std::log(params.min_p);
+  row.top_p = params.top_p;
+  row.top_k = static_cast<int32_t>(std::clamp<int64_t>(params.top_k, 0, INT32_MAX));
   return row;
 }
 

@@ -1,10 +1,10 @@
 // Who draws a request's tokens: the host, or the device on which the logits lie; and what the device must
 // know of a draw.
 //
-// The device draws, and judges drafts, where that needs no order of the vocabulary and no counts: temperature
-// and min_p, by either rule. Requests with top_k, top_p, penalties, logit bias or log-probabilities are the
-// host's, to which their rows are brought; so are all requests on a device that is the host. Both use the
-// same random numbers, so that nothing but speed depends on who draws.
+// The device draws, and judges drafts, where that needs no counts: temperature, min_p, top_k and top_p, by
+// either rule. Requests with penalties, logit bias or log-probabilities are the host's, to which their rows
+// are brought; so are all requests on a device that is the host. Both use the same random numbers, so that
+// nothing but speed depends on who draws.
 #pragma once
 
 #include "base/rng.h"

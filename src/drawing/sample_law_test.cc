@@ -32,6 +32,10 @@ SamplingParams RandomParams(std::mt19937_64& rng) {
   SamplingParams params;
   params.temperature = kTemperatures[rng() % 6];
   if (rng() % 3 == 0) params.min_p = 0.01;
+  constexpr double kTopPs[] = {1e-9, 0.5, 0.9, 0.95, 0.999};
+  if (rng() % 2 == 0) params.top_p = kTopPs[rng() % 5];
+  constexpr int64_t kTopKs[] = {-1, 1, 3, 40, int64_t{1} << 40};
+  if (rng() % 2 == 0) params.top_k = kTopKs[rng() % 5];
   params.seed = static_cast<int64_t>(rng() % 100000);
   return params;
 }
@@ -58,7 +62,8 @@ TEST(SampleLaw, DrawsAreTheSamplers) {
                                .accepted = &accepted,
                                .tokens = &token});
       EXPECT_EQ(accepted, 0);
-      ASSERT_EQ(token, want->token) << "temperature " << sampler.params().temperature;
+      ASSERT_EQ(token, want->token) << "temperature " << sampler.params().temperature << ", top_p "
+                                    << sampler.params().top_p << ", top_k " << sampler.params().top_k;
     }
   }
 }
@@ -152,7 +157,7 @@ TEST(SampleLaw, VerdictsAreTheSpeculators) {
   EXPECT_GT(total, 2000);
 }
 
-TEST(SampleLaw, TheDeviceDrawsWhatNeedsNoOrderAndNoCounts) {
+TEST(SampleLaw, TheDeviceDrawsWhatNeedsNoCounts) {
   const DeviceApart device;
   const SamplingParams plain;
   EXPECT_TRUE(IsDrawnByDevice(plain, device));
@@ -165,8 +170,8 @@ TEST(SampleLaw, TheDeviceDrawsWhatNeedsNoOrderAndNoCounts) {
   EXPECT_TRUE(with([](SamplingParams& p) { p.temperature = 0; }));
   EXPECT_TRUE(with([](SamplingParams& p) { p.min_p = 0.1; }));
   EXPECT_TRUE(with([](SamplingParams& p) { p.seed = 3; }));
-  EXPECT_FALSE(with([](SamplingParams& p) { p.top_k = 5; }));
-  EXPECT_FALSE(with([](SamplingParams& p) { p.top_p = 0.9; }));
+  EXPECT_TRUE(with([](SamplingParams& p) { p.top_k = 5; }));
+  EXPECT_TRUE(with([](SamplingParams& p) { p.top_p = 0.9; }));
   EXPECT_FALSE(with([](SamplingParams& p) { p.frequency_penalty = 0.1; }));
   EXPECT_FALSE(with([](SamplingParams& p) { p.logit_bias = {{1, 1}}; }));
   EXPECT_FALSE(with([](SamplingParams& p) { p.logprobs = 0; }));

@@ -4,7 +4,7 @@
 //   draws.DrawOnHost()                    the host's part, spread over its threads
 //   draws.Take(i)                         the tokens of sequence i
 //
-// What is the device's (device_draws.h) takes one to three launches and the download of two numbers a
+// What is the device's (device_draws.h) takes one to five launches and the download of two numbers a
 // sequence.
 #pragma once
 

@@ -12,8 +12,8 @@ namespace {
 
 constexpr int kRequests = 40;
 
-// Temperatures 0, 0.7, 1 and one at which random heads agree with the target more often. A third is the
-// host's, if they are asked for: with penalties, cuts, bias, log-probabilities.
+// Temperatures 0, 0.7, 1 and one at which random heads agree with the target more often, cuts. A third is the
+// host's, if they are asked for: with penalties, bias, log-probabilities.
 std::vector<Request> MixedRequests(bool with_the_hosts = true) {
   std::mt19937_64 rng(1);
   const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
@@ -25,9 +25,9 @@ std::vector<Request> MixedRequests(bool with_the_hosts = true) {
     sampling.temperature = kTemperatures[below(4)];
     sampling.seed = below(1 << 20);
     if (below(4) == 0) sampling.min_p = 0.02;
+    if (below(3) == 0) sampling.top_p = 0.9;
+    if (below(3) == 0) sampling.top_k = 12;
     if (i % 3 == 0 && with_the_hosts) {
-      if (below(2) == 0) sampling.top_p = 0.9;
-      if (below(2) == 0) sampling.top_k = 12;
       if (below(2) == 0) sampling.repetition_penalty = 1.2;
       if (below(2) == 0) sampling.logprobs = 2;
     }
