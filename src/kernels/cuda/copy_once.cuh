@@ -6,7 +6,11 @@
 namespace foresight::cuda {
 
 // As CopyAsync() of 16 bytes, past the first-level cache, and first to leave the second-level one: what else
-// is there stays.
+// is there stays, other kernels' instructions above all.
+//
+// Keep the address in shared memory in a variable of the lane's own that moves along. Beside a uniform slot
+// ptxas 13.0 addresses by a uniform register too, encodes this together with the policy wrongly, and the
+// device faults (illegal instruction; LDGSTS with [R + UR] and a policy).
 class CopyOnce {
  public:
   __device__ CopyOnce() {

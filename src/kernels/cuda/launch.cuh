@@ -10,14 +10,21 @@ inline CudaQueue& DeviceOf(const KernelContext& ctx) {
   return QueueOf(*ctx.device);
 }
 
+// When the next kernel's blocks may come: once all blocks of this one run, or once these have their inputs.
+// The first gives them more time before their own. But while earlier kernels end they find room on some
+// multiprocessors alone and crowd there: small blocks spread only if they come later.
+enum class Successors { kAtOnce, kBehindInputs };
+
 // The first statement of every kernel (or RehearseAndRun below): from here on, everything that earlier
 // kernels wrote is there and nothing that they read may still be needed. What comes before it in a kernel
-// runs while its predecessor ends, and may touch weights alone. Successors may start as soon as all blocks of
-// this kernel run (programmatic dependent launch; before sm_90 kernels follow one another whole).
+// runs while its predecessor ends, and may touch weights alone (programmatic dependent launch; before sm_90
+// kernels follow one another whole).
+template <Successors kSuccessors = Successors::kAtOnce>
 __device__ inline void AwaitInputs() {
 #if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
+  if constexpr (kSuccessors == Successors::kAtOnce) cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
+  if constexpr (kSuccessors == Successors::kBehindInputs) cudaTriggerProgrammaticLaunchCompletion();
 #endif
 }
 
@@ -25,15 +32,15 @@ __device__ inline void AwaitInputs() {
 // to a multiprocessor that has done something else in between: body(false) while the predecessor ends, a
 // rehearsal, then body(true). In the rehearsal the body takes the same path, reads weights instead of inputs,
 // and stores nothing.
-template <typename Body>
+template <Successors kSuccessors = Successors::kAtOnce, typename Body>
 __device__ inline void RehearseAndRun(bool rehearses, const Body& body) {
 #if __CUDA_ARCH__ >= 900
-  cudaTriggerProgrammaticLaunchCompletion();
+  if constexpr (kSuccessors == Successors::kAtOnce) cudaTriggerProgrammaticLaunchCompletion();
 #pragma unroll 1
   for (int pass = rehearses ? 0 : 1; pass < 2; ++pass) {
     if (pass == 1) {
       __syncthreads();
-      AwaitInputs();
+      AwaitInputs<kSuccessors>();
     }
     body(pass == 1);
   }

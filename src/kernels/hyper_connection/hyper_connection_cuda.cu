@@ -412,7 +412,7 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
   const int own = m + warp + lane * kWarps;
   const LogitScale own_scale(args.scale, args.base, own < 2 * m ? 1 : 2, lane < kRounds ? own : outputs,
                              outputs);
-  RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
+  RehearseAndRun<Successors::kBehindInputs>(gridDim.x <= kRehearsedRows, [&](bool real) {
     float sums[kRounds + 1];
     SumSlices<kRounds>(real ? partial : Rehearsed(args), slices, outputs, m + warp, kWarps, sums);
     float own_sum = 0;
@@ -439,7 +439,8 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
 
 // Two thread blocks per row: one mixes; the other finds out how the output is mixed back, which takes as
 // long. A third one taps the streams, if the launch has it. With kFew a block takes half of a
-// multiprocessor's registers, so it is there early, beside one of the kernels before.
+// multiprocessor's registers, so it is there early, beside one of the kernels before. A product comes next,
+// whose blocks are to spread.
 template <bool kFew>
 __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
     PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful,
@@ -448,7 +449,7 @@ __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
   constexpr int kQuads = kFew ? kFewQuads : kMixQuads;
   const int row = static_cast<int>(blockIdx.x);
   if (blockIdx.y == 2) {
-    AwaitInputs();
+    AwaitInputs<Successors::kBehindInputs>();
     const SequenceRows& sequence = SequenceOf(tapped, num_tapped, row);
     StoreTapRow(tap, sequence, row - sequence.first_row);
     return;
@@ -464,7 +465,7 @@ __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
   __shared__ float weights[kMaxStreams];
   const NormWeights<kQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
-  RehearseAndRun(gridDim.x <= kRehearsedRows, [&](bool real) {
+  RehearseAndRun<Successors::kBehindInputs>(gridDim.x <= kRehearsedRows, [&](bool real) {
     const StreamQuads<kFew> streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m, args.dim);
     FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
             weights);

@@ -190,13 +190,13 @@ TEST_P(StreamedProductsCudaTest, EqualTheReferenceAndArePure) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, StreamedProductsCudaTest,
-                         testing::Combine(testing::Values(DType::kBF16, DType::kF8E4M3),
-                                          testing::Values(std::pair{16, 1024}, std::pair{9, 2048},
-                                                          std::pair{264, 4096}, std::pair{72, 8192},
-                                                          std::pair{600, 1536}, std::pair{3000, 256},
-                                                          std::pair{2500, 1024}, std::pair{5000, 512},
-                                                          std::pair{17000, 256}, std::pair{24, 7168})));
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, StreamedProductsCudaTest,
+    testing::Combine(testing::Values(DType::kBF16, DType::kF8E4M3),
+                     testing::Values(std::pair{16, 1024}, std::pair{9, 2048}, std::pair{40, 4096},
+                                     std::pair{256, 4096}, std::pair{264, 4096}, std::pair{72, 8192},
+                                     std::pair{600, 1536}, std::pair{3000, 256}, std::pair{2500, 1024},
+                                     std::pair{5000, 512}, std::pair{17000, 256}, std::pair{24, 7168})));
 
 // Long K and more than one tile for every multiprocessor: warps share tiles and have several.
 TEST_F(LinearCudaTest, LongRowsEqualTheReferenceAndArePure) {
@@ -324,6 +324,7 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(LittleCase{"Stream", Numerics::kFaithful, {DType::kBF16}, 24, 512, 3},
                     LittleCase{"StreamFp8", Numerics::kFaithful, {DType::kF8E4M3}, 24, 1024, 8},
                     LittleCase{"StreamInParts", Numerics::kFaithful, {DType::kF8E4M3}, 24, 4096, 5},
+                    LittleCase{"StreamByOneWarp", Numerics::kFaithful, {DType::kBF16}, 24, 4096, 2},
                     // So many tiles that more than eight rows are streamed.
                     LittleCase{"StreamOfMoreRows", Numerics::kFaithful, {DType::kF8E4M3}, 16904, 256, 9},
                     // So many tiles of long rows that warps share tiles and have several.

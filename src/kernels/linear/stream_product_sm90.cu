@@ -11,8 +11,11 @@ namespace foresight::cuda {
 namespace {
 
 constexpr int kThreads = 32 * kTileWarps;
-constexpr int kMaxSplit = kLinearParts;                  // blocks of a cluster
+constexpr int kMaxSplit = kLinearParts;  // blocks of a cluster
+constexpr int kOneWarpSlots = 4;         // of a block of one warp: all that it reads
+constexpr int kOneWarpRows = 2;
 constexpr size_t kSharedBytesOfTwo = size_t{113} << 10;  // so that two thread blocks share a multiprocessor
+constexpr size_t kSharedBytesOfOne = size_t{116} << 10;  // two of which are too much for one
 constexpr size_t kMostShared = size_t{200} << 10;
 
 // Divides whole numbers below 2^16 / `by` by it, with one product instead of a division.
@@ -46,7 +49,7 @@ struct StreamArgs {
 //
 // kPairs: a warp has two columns to prepare, at most, and does it at once. Where others have that code too,
 // they are up to 3 % slower.
-template <typename Format, typename X, int kTiles, int kSlots, bool kPairs>
+template <typename Format, typename X, int kTiles, int kSlots, bool kPairs, int kWarps = kTileWarps>
 __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_index) {
   constexpr int kRoundBlocks = kRoundBytes / static_cast<int>(Format::Bytes(kBlockK));
   constexpr int kColumns = 8 * kTiles;
@@ -72,23 +75,26 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const int rounds = warp_blocks / kRoundBlocks;
   const int share = warp & (args.warps - 1);
   const int warp_first = first + (warp >> args.warps_shift);
-  const int step = kTileWarps >> args.warps_shift;
-  constexpr int kSlotsBefore = kSlots < 2 ? kSlots : 2;  // with more of them x would arrive late
+  const int step = kWarps >> args.warps_shift;
+  // Before the inputs are there; with more of them, of many warps, x would arrive late.
+  constexpr int kSlotsBefore = kWarps == 1 || kSlots < 2 ? kSlots : 2;
   const bool sends = args.split * args.warps > 1;
   const int parts = args.parts;
   const int columns = of.rows;
 
   // The warps' rings, the columns, their factors, and what the cluster sends, with a barrier that counts it.
   uint8_t* ring = shared + warp * args.ring_bytes;
-  uint8_t* x = shared + kTileWarps * args.ring_bytes;
+  uint8_t* x = shared + kWarps * args.ring_bytes;
   float* factors = reinterpret_cast<float*>(x + blocks * kBlockUnits * columns * 16);
   TransferBarrier& all_received = *reinterpret_cast<TransferBarrier*>(factors + blocks * kColumns);
   float* received = reinterpret_cast<float*>(&all_received + 1);
 
   const int warp_k0 = k0 + share * warp_blocks * kBlockK;
-  TileStream<Format, StridedTiles> stream(of, {of, warp_first, step, end}, warp_k0, rounds);
+  const int lane_read = g * 128 + (t ^ (g % 2 * 4)) * 16;
+  uint32_t lane_weights = SharedAddress(ring) + lane_read;
+  TileStream<Format, StridedTiles> stream(of, {of, warp_first, step, end}, warp_k0, rounds, lane_read);
 #pragma unroll 1
-  for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(ring + slot * kSlotBytes);
+  for (int slot = 0; slot < kSlotsBefore; ++slot) stream.Copy(lane_weights + slot * kSlotBytes);
   // A lane keeps the scales of one round of the tile.
   uint32_t scales = 0;
   const auto load_scales = [&](int tile_index) {
@@ -115,7 +121,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   float* share_factors = factors + share * warp_blocks * kColumns;
   const auto fill = [&] {
 #pragma unroll
-    for (int slot = kSlotsBefore; slot < kSlots; ++slot) stream.Copy(ring + slot * kSlotBytes);
+    for (int slot = kSlotsBefore; slot < kSlots; ++slot) stream.Copy(lane_weights + slot * kSlotBytes);
   };
   // Brings the columns to shared memory. In a rehearsal the values are weights, the first ones for all
   // blocks.
@@ -166,7 +172,6 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     const int unit_bytes = columns * 16;
     const uint8_t* lane_x = share_x + lane / 8 * unit_bytes + min(lane % 8, columns - 1) * 16;
     const float* lane_factors = share_factors + 2 * t;
-    const uint8_t* lane_weights = ring + g * 128 + (t ^ (g % 2 * 4)) * 16;
     const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
     const int tiles_end = real ? end : min(end, warp_first + 1);
     const int tile_rounds = real ? rounds : 1;
@@ -189,13 +194,19 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
         uint4 weights[4][2];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
-          const uint8_t* from = lane_weights + (c % 2 == 0 ? 0 : to_other) + slot + c / 2 * 2048;
-          weights[c][0] = *reinterpret_cast<const uint4*>(from);
-          weights[c][1] = *reinterpret_cast<const uint4*>(from + 1024);
+          const uint32_t from = lane_weights + (c % 2 == 0 ? 0 : to_other) + c / 2 * 2048;
+          weights[c][0] = LoadShared4(from);
+          weights[c][1] = LoadShared4(from + 1024);
         }
         __syncwarp();
-        if (real) stream.Copy(ring + slot);
-        slot = slot + kSlotBytes < kSlots * kSlotBytes ? slot + kSlotBytes : 0;
+        if (real) {
+          stream.Copy(lane_weights);
+          lane_weights += kSlotBytes;
+          if (++slot == kSlots) {
+            slot = 0;
+            lane_weights -= kSlots * kSlotBytes;
+          }
+        }
         const uint32_t round_scales = __shfl_sync(0xffffffff, tile_scales, round);
 
         constexpr int kChunkSteps = Format::kValues / 4;
@@ -300,7 +311,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       all_received.Wait(0);  // nobody writes to a thread block that has ended
     }
     const int part_stride = real ? columns * kTileRows : 0;
-    for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += kThreads) {
+    for (int e = threadIdx.x; e < mine * of.rows * kTileRows; e += 32 * kWarps) {
       const int row = e % kTileRows;
       const int local = args.by_rows.Quotient(e / kTileRows);
       const int column = e / kTileRows - local * columns;
@@ -319,6 +330,12 @@ template <typename Format, typename X, int kTiles, int kSlots, bool kPairs>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1)
     StreamProductKernel(const __grid_constant__ StreamArgs args) {
   StreamBlock<Format, X, kTiles, kSlots, kPairs>(args, static_cast<int>(blockIdx.x));
+}
+
+// A block of one warp, with few registers and little shared memory.
+template <typename Format>
+__global__ void __launch_bounds__(32, 16) OneWarpStreamKernel(const __grid_constant__ StreamArgs args) {
+  StreamBlock<Format, float, 1, kOneWarpSlots, false, 1>(args, static_cast<int>(blockIdx.x));
 }
 
 // Products of both kinds at once: the first thread blocks have FP8 weights, the others BF16.
@@ -376,12 +393,12 @@ int Rounds(const StreamArgs& args) {
 int Slots(const StreamArgs& args) {
   return std::min<int>(3, Rounds(args) * static_cast<int>(CeilDiv(TilesOf(args), kTileWarps / args.warps)));
 }
-size_t SharedBytes(const StreamArgs& args, int slots) {
+size_t SharedBytes(const StreamArgs& args, int slots, int block_warps = kTileWarps) {
   const StreamedProducts& of = args.of;
   const int slice = of.cols / args.split;
   const size_t sums = size_t{CeilDiv(TilesOf(args), args.split)} * kLinearParts * of.rows * kTileRows;
   const size_t received = args.split * args.warps == 1 ? 0 : sizeof(TransferBarrier) + sums * sizeof(float);
-  return size_t{kTileWarps} * kSlotBytes * slots + size_t{2} * slice * of.rows +
+  return size_t{kSlotBytes} * block_warps * slots + size_t{2} * slice * of.rows +
          slice / kBlockK * (of.rows <= 8 ? 8 : 16) * sizeof(float) + received;
 }
 // Once all choices are made.
@@ -411,8 +428,30 @@ int Split(const StreamedProducts& of, int sms) {
   return split;
 }
 
+// A product whose tiles, each cut into all parts of K, are no more than there are multiprocessors (a router's
+// of few rows): a warp for each such piece, on a multiprocessor of its own, that sends for all it needs
+// before the inputs are there.
+template <typename Format>
+bool StreamByOneWarp(const KernelContext& ctx, StreamArgs args) {
+  const StreamedProducts& of = args.of;
+  args.split = kMaxSplit;
+  args.clusters = of.tiles;
+  args.warps = 1;
+  if (of.rows > kOneWarpRows || of.x.dtype != DType::kF32 || !IsCut(of.cols, args.split) ||
+      of.tiles * of.groups * args.split > DeviceOf(ctx).num_sms() || Rounds(args) > kOneWarpSlots) {
+    return false;
+  }
+  args.ring_bytes = kOneWarpSlots * kSlotBytes;
+  Complete(args);
+  LaunchClusters(ctx, OneWarpStreamKernel<Format>, static_cast<unsigned>(args.split),
+                 dim3(static_cast<unsigned>(of.tiles * of.groups * args.split)), 32,
+                 SharedBytes(args, kOneWarpSlots, 1), args);
+  return true;
+}
+
 template <typename Format>
 bool Stream(const KernelContext& ctx, StreamArgs& args) {
+  if (StreamByOneWarp<Format>(ctx, args)) return true;
   StreamedProducts& of = args.of;
   const int sms = DeviceOf(ctx).num_sms();
   args.split = Split(of, sms);
@@ -429,7 +468,10 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   if (slots == 1) launch = of.rows <= 8 ? LaunchStream<Format, 1, 1> : LaunchStream<Format, 2, 1>;
   // One on every multiprocessor, even with nothing to do: else some get two of the next launch, which are
   // late.
-  launch(ctx, args, std::max(of.groups * args.clusters, sms / args.split), SharedBytes(args, slots));
+  size_t shared_bytes = SharedBytes(args, slots);
+  // Groups come behind attention, of which half of the multiprocessors are free before the others.
+  if (of.groups > 1 && of.rows > 1) shared_bytes = std::max(shared_bytes, kSharedBytesOfOne);
+  launch(ctx, args, std::max(of.groups * args.clusters, sms / args.split), shared_bytes);
   return true;
 }
 

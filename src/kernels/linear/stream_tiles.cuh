@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/async_copy.cuh"
+#include "kernels/cuda/copy_once.cuh"
 #include "kernels/cuda/product_tile.cuh"
 #include "kernels/linear/stream_product.h"
 
@@ -127,25 +128,25 @@ struct StridedTiles {
   __device__ void Advance() { index += step; }
 };
 
-// What a warp sends for: of each of `tiles`, `rounds` rounds from column k0 on, into slots of 4 KB. Lane l
-// copies 16 bytes of the rows l / 8, l / 8 + 4, ..., once in each half of a round.
+// What a warp sends for: of each of `tiles`, `rounds` rounds from column k0 on, into the slots of its ring
+// in turn. Lane l copies 16 bytes of the rows l / 8, l / 8 + 4, ..., once in each half of a round.
 template <typename Format, typename Tiles>
 class TileStream {
  public:
-  __device__ TileStream(const StreamedProducts& of, const Tiles& tiles, int k0, int rounds)
+  __device__ TileStream(const StreamedProducts& of, const Tiles& tiles, int k0, int rounds, int read)
       : of_(of), tiles_(tiles), k0_(k0), rounds_(rounds) {
     const int lane = threadIdx.x % 32;
-    to_ = lane / 8 * 128 + (lane % 8 ^ (lane / 8 % 2 * 4)) * 16;
+    to_ = lane / 8 * 128 + (lane % 8 ^ (lane / 8 % 2 * 4)) * 16 - read;
     if (!tiles_.Done()) Open();
   }
-  // Ends a group of copies, of none behind the end.
-  __device__ void Copy(uint8_t* slot) {
+  // Ends a group of copies to the next slot, of none behind the end.
+  __device__ void Copy(uint32_t slot) {
     if (left_ > 0) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          StreamAsync(slot + to_ + half * 2048 + i * 512, round_ + rows_[i] + half * 128);
+          weights_.Copy(slot + to_ + half * 2048 + i * 512, round_ + rows_[i] + half * 128);
         }
       }
       round_ += kRoundBytes;
@@ -178,6 +179,7 @@ class TileStream {
   const int rounds_;
   int left_ = 0;
   int to_;
+  const CopyOnce weights_;
 };
 
 }  // namespace foresight::cuda

@@ -292,10 +292,12 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
   }
 
   TakeRegisters<kSplits ? 232 : 240>();
-  uint8_t* ring = space.rings[warp];
-  TileStream<Format, ItemTiles> stream(of, {args, cluster, clusters, warp}, k0, rounds);
+  const int row = RowOf(g);  // and the second one that the thread has is two further
+  const int lane_read = row * 128 + (t ^ (g % 2 * 4)) * 16;
+  uint32_t lane_weights = SharedAddress(space.rings[warp]) + lane_read;
+  TileStream<Format, ItemTiles> stream(of, {args, cluster, clusters, warp}, k0, rounds, lane_read);
 #pragma unroll 1
-  for (int slot = 0; slot < kSlots; ++slot) stream.Copy(ring + slot * kSlotBytes);
+  for (int slot = 0; slot < kSlots; ++slot) stream.Copy(lane_weights + slot * kSlotBytes);
   // An item's, of which a lane keeps two rounds'.
   const auto load_scales = [&](int index) {
     uint32_t scales = 0;
@@ -314,9 +316,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
   if (split > 1) ClusterArriveRelaxed();
   AwaitInputs();
 
-  const int row = RowOf(g);  // and the second one that the thread has is two further
-  const uint8_t* lane_weights = ring + row * 128 + (t ^ (g % 2 * 4)) * 16;
-  const uint8_t* lane_weights_other = ring + row * 128 + ((4 + t) ^ (g % 2 * 4)) * 16;
+  const int to_other = 64 - g % 2 * 128;  // from an even chunk to the next one
   int slot = 0;
   // The next block's weights, the first or the second one of a pair.
   const auto decode = [&](uint32_t(&a)[kBlockSteps][4], int of_pair) {
@@ -330,10 +330,10 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
 #pragma unroll
     for (int c = 0; c < kBlockChunks; ++c) {
       const int chunk = b * kBlockChunks + c;
-      const uint8_t* from = (chunk % 2 == 0 ? lane_weights : lane_weights_other) + slot + chunk / 2 * 2048;
+      const uint32_t from = lane_weights + (chunk % 2 == 0 ? 0 : to_other) + chunk / 2 * 2048;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint4 w = *reinterpret_cast<const uint4*>(from + half * 256);
+        const uint4 w = LoadShared4(from + half * 256);
         const uint32_t words[4] = {w.x, w.y, w.z, w.w};
 #pragma unroll
         for (int step = 0; step < kChunkSteps; ++step) {
@@ -344,8 +344,12 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
     }
     if (b == kRoundBlocks - 1) {
       __syncwarp();
-      stream.Copy(ring + slot);
-      slot = slot + kSlotBytes < kSlots * kSlotBytes ? slot + kSlotBytes : 0;
+      stream.Copy(lane_weights);
+      lane_weights += kSlotBytes;
+      if (++slot == kSlots) {
+        slot = 0;
+        lane_weights -= kSlots * kSlotBytes;
+      }
     }
   };
 
