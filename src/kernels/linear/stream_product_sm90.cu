@@ -77,7 +77,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   const int warp_first = first + (warp >> args.warps_shift);
   const int step = kWarps >> args.warps_shift;
   // Before the inputs are there; with more of them, of many warps, x would arrive late.
-  constexpr int kSlotsBefore = kWarps == 1 || kSlots < 2 ? kSlots : 2;
+  constexpr int kSlotsBefore = kWarps == 1 ? kSlots : 2;
   const bool sends = args.split * args.warps > 1;
   const int parts = args.parts;
   const int columns = of.rows;
@@ -391,7 +391,7 @@ int Rounds(const StreamArgs& args) {
   return static_cast<int>(RowBytes(args.of) / args.split / args.warps / kRoundBytes);
 }
 int Slots(const StreamArgs& args) {
-  return std::min<int>(3, Rounds(args) * static_cast<int>(CeilDiv(TilesOf(args), kTileWarps / args.warps)));
+  return Rounds(args) * static_cast<int>(CeilDiv(TilesOf(args), kTileWarps / args.warps)) < 3 ? 2 : 3;
 }
 size_t SharedBytes(const StreamArgs& args, int slots, int block_warps = kTileWarps) {
   const StreamedProducts& of = args.of;
@@ -465,7 +465,6 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   if (SharedBytes(args, slots) > kMostShared) return false;
   auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;
   if (slots == 2) launch = of.rows <= 8 ? LaunchStream<Format, 1, 2> : LaunchStream<Format, 2, 2>;
-  if (slots == 1) launch = of.rows <= 8 ? LaunchStream<Format, 1, 1> : LaunchStream<Format, 2, 1>;
   // One on every multiprocessor, even with nothing to do: else some get two of the next launch, which are
   // late.
   size_t shared_bytes = SharedBytes(args, slots);
