@@ -108,14 +108,14 @@ def spec_lines(run):
     if run["replayed"]:
         lines += [f"Replayed: {run['replayed']}; {run['model']}.", ""]
     setups = list(dict.fromkeys(row["setup"] for row in run["load"]))
-    lines += ["tokens/s in all, tokens/s of a user, times none (median of repetitions):", "",
+    lines += ["tokens/s in all, tokens/s of a user, times none:", "",
               "| requests | " + " | ".join(setups) + " |", "|---" * (len(setups) + 1) + "|"]
     for concurrency in dict.fromkeys(row["concurrency"] for row in run["load"]):
         cells = []
         for setup in setups:
             row = next(r for r in run["load"] if r["setup"] == setup and r["concurrency"] == concurrency)
             rate = sorted(row["tokens_per_second"])[len(row["tokens_per_second"]) // 2]
-            cells.append(f"{rate:.0f}, {rate / concurrency:.0f}, {row['median_ratio']:.2f}")
+            cells.append(f"{rate:.0f}, {rate / concurrency:.0f}, {row['ratio']:.2f}")
         lines.append(f"| {concurrency} | " + " | ".join(cells) + " |")
     return lines
 

@@ -149,7 +149,7 @@ void AddBenchSpecCommand(Command& bench, Status* result) {
            "Tokens of an answer; where speed is measured, of the longest")
       .Within(8, 512)
       .ShowDefault();
-  command.Add("--repeat", flags->repeat, "Repetitions of each timing; the median counts")
+  command.Add("--repeat", flags->repeat, "How often the requests of a speed are served")
       .Within(1, 100)
       .ShowDefault();
   command.Add("--concurrency", flags->concurrency, "Requests at a time")

@@ -4,18 +4,22 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
+#include <memory>
 #include <mutex>
-#include <thread>
+#include <numeric>
 
+#include "base/check.h"
 #include "engine/engine_access.h"
 #include "speculative/planner.h"
 
 namespace foresight {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
+// Long beside the caches that a turn finds cold, short beside the drift of a machine.
+constexpr double kTurnSeconds = 0.1;
+constexpr int64_t kAllTokens = EngineAccess::kNever / 2;
 constexpr std::chrono::milliseconds kCancelPoll{20};
 constexpr int kDSparkDrafts = 5;
 
@@ -25,42 +29,45 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// Requests that are submitted together and waited for.
+// Requests that an engine serves together. None begins before the engine is told how far to go.
 class Batch {
  public:
-  Status Submit(Engine& engine, Request request, size_t index) {
-    auto sink = std::make_shared<Sink>(this, index);
-    {
-      std::lock_guard lock(mutex_);
-      ++open_;
-      if (results_.size() <= index) results_.resize(index + 1);
-    }
-    const Result<RequestNumber> number = engine.Submit(std::move(request), std::move(sink));
-    if (number.ok()) {
-      numbers_.push_back(*number);
-      return Status();
-    }
-    std::lock_guard lock(mutex_);
-    --open_;
-    return number.status();
+  explicit Batch(Engine& engine) : engine_(engine) {
+    EngineAccess::StopAt(engine, 0);
+    tokens_before_ = engine.statistics().generated_tokens;
   }
-  // Ends them all, and returns when they have ended. Cancels without the lock, which those that end wait for.
-  void Cancel(Engine& engine) {
-    for (RequestNumber number : numbers_) engine.Cancel(number);
+  // Ends them: their sinks know where this lives.
+  ~Batch() {
+    for (RequestNumber number : numbers_) engine_.Cancel(number);
+    EngineAccess::StopAt(engine_, EngineAccess::kNever);
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return open_ == 0; });
+    end_.wait(lock, [this] { return ended_ == std::ssize(numbers_); });
   }
-  // Errors: the first one that ended a request; kCancelled once `cancel` was set, which ends them all.
-  Result<std::vector<RequestResult>> Wait(Engine& engine, const std::atomic<bool>* cancel) {
-    std::unique_lock lock(mutex_);
-    while (!done_.wait_for(lock, kCancelPoll, [this] { return open_ == 0; })) {
-      if (cancel == nullptr || !cancel->load()) continue;
-      lock.unlock();
-      Cancel(engine);
-      lock.lock();
-      break;
+
+  Status Submit(const std::vector<Request>& requests) {
+    results_.resize(requests.size());
+    for (const Request& request : requests) {
+      auto sink = std::make_shared<Sink>(this, numbers_.size());
+      ASSIGN_OR_RETURN(const RequestNumber number, engine_.Submit(request, std::move(sink)));
+      numbers_.push_back(number);
     }
-    if (cancel != nullptr && cancel->load()) return Error(StatusCode::kCancelled, "interrupted");
+    return Status();
+  }
+  // Lets the engine compute until it has drawn so many of their tokens, or all of them. Returns the seconds
+  // that its steps took. Errors: kCancelled once `cancel` was set.
+  Result<double> DrawTokens(int64_t tokens, const std::atomic<bool>* cancel) {
+    const double before = StepSeconds(engine_.statistics());
+    EngineAccess::StopAt(engine_, tokens_before_ + tokens);
+    for (bool at_rest = false; !at_rest;) {
+      at_rest = EngineAccess::WaitUntilAtRest(engine_, kCancelPoll);
+      if (cancel != nullptr && cancel->load()) return Error(StatusCode::kCancelled, "interrupted");
+    }
+    return StepSeconds(engine_.statistics()) - before;
+  }
+  // Of requests that have all ended. Errors: the first one that ended a request.
+  Result<std::vector<RequestResult>> Results() {
+    const std::lock_guard lock(mutex_);
+    CHECK(ended_ == std::ssize(numbers_));
     for (const RequestResult& r : results_) RETURN_IF_ERROR(r.status);
     return results_;
   }
@@ -70,25 +77,34 @@ class Batch {
     Sink(Batch* batch_in, size_t index_in) : batch(batch_in), index(index_in) {}
     void OnOutput(const OutputEvent&) override {}
     void OnFinish(const RequestResult& result) override {
-      std::lock_guard lock(batch->mutex_);
+      const std::lock_guard lock(batch->mutex_);
       batch->results_[index] = result;
-      if (--batch->open_ == 0) batch->done_.notify_all();
+      ++batch->ended_;
+      batch->end_.notify_all();
     }
     Batch* batch;
     size_t index;
   };
-  std::mutex mutex_;
-  std::condition_variable done_;
-  int open_ = 0;
+  static double StepSeconds(const EngineStatistics& s) {
+    return s.draft_seconds + s.model_seconds + s.draw_seconds + s.host_seconds;
+  }
+
+  Engine& engine_;
+  int64_t tokens_before_ = 0;
   std::vector<RequestNumber> numbers_;
+  std::mutex mutex_;
+  std::condition_variable end_;
+  int64_t ended_ = 0;
   std::vector<RequestResult> results_;
 };
 
-// The engine's totals once they hold so many finished requests: a moment behind the end of the last one.
-EngineStatistics TotalsBehind(const Engine& engine, int64_t finished) {
-  EngineStatistics totals = engine.statistics();
-  for (; totals.finished < finished; totals = engine.statistics()) std::this_thread::yield();
-  return totals;
+WorkDone WorkBetween(const EngineStatistics& before, const EngineStatistics& after) {
+  return {.tokens = after.generated_tokens - before.generated_tokens,
+          .steps = after.steps - before.steps,
+          .rows = after.rows - before.rows,
+          .drafted = after.drafts.drafted - before.drafts.drafted,
+          .verified = after.drafts.total_verified() - before.drafts.total_verified(),
+          .accepted = after.drafts.total_accepted() - before.drafts.total_accepted()};
 }
 
 SpeculationOptions Drafting(DraftChoice draft, std::string head, int drafts_max, std::string planner) {
@@ -160,27 +176,13 @@ double SpeedRow::PerDraw(int64_t WorkDone::*count) const {
 double SpeedRow::median_tokens_per_second() const {
   return Median(tokens_per_second);
 }
-double SpeedRow::median_ratio() const {
-  return Median(ratio_to_none);
-}
 
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
-                                               double* seconds, const std::atomic<bool>* cancel) {
-  Batch batch;
-  Status submitted;
-  EngineAccess::SetPaused(engine, true);
-  for (size_t i = 0; i < requests.size() && submitted.ok(); ++i) {
-    submitted = batch.Submit(engine, requests[i], i);
-  }
-  const Clock::time_point start = Clock::now();
-  EngineAccess::SetPaused(engine, false);
-  if (!submitted.ok()) {
-    batch.Cancel(engine);  // its requests know where it lives
-    return submitted;
-  }
-  ASSIGN_OR_RETURN(std::vector<RequestResult> results, batch.Wait(engine, cancel));
-  if (seconds != nullptr) *seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  return results;
+                                               const std::atomic<bool>* cancel) {
+  Batch batch(engine);
+  RETURN_IF_ERROR(batch.Submit(requests));
+  RETURN_IF_ERROR(batch.DrawTokens(kAllTokens, cancel).status());
+  return batch.Results();
 }
 
 void SpreadLengths(std::span<Request> requests) {
@@ -191,47 +193,70 @@ void SpreadLengths(std::span<Request> requests) {
   }
 }
 
+namespace {
+
+// Serves the requests with all engines; `rows` are theirs. Returns how many turns of kTurnSeconds the first
+// one would need.
+Result<int64_t> ServeInTurns(const SpeedRun& run, std::span<Engine* const> engines, int64_t turns,
+                             TurnTimes& times, std::span<SpeedRow> rows) {
+  std::vector<std::unique_ptr<Batch>> batches;
+  std::vector<Worker> workers;
+  std::vector<EngineStatistics> before;
+  int64_t tokens = 0;
+  for (const Request& request : run.requests) tokens += *request.sampling.max_tokens;
+  for (Engine* engine : engines) {
+    Batch& batch = *batches.emplace_back(std::make_unique<Batch>(*engine));
+    RETURN_IF_ERROR(batch.Submit(run.requests));
+    workers.push_back([&batch, &run](int64_t amount) { return batch.DrawTokens(amount, run.cancel); });
+    before.push_back(engine->statistics());
+  }
+  const size_t first_turn = times.seconds(0).size();
+  RETURN_IF_ERROR(times.Take(workers, tokens, std::min(turns, tokens)));
+  std::vector<double> seconds;
+  for (size_t i = 0; i < engines.size(); ++i) {
+    RETURN_IF_ERROR(batches[i]->Results().status());
+    const std::span<const double> own = times.seconds(static_cast<int>(i)).subspan(first_turn);
+    seconds.push_back(std::accumulate(own.begin(), own.end(), 0.0));
+    rows[i].work.push_back(WorkBetween(before[i], engines[i]->statistics()));
+    rows[i].tokens_per_second.push_back(static_cast<double>(tokens) / seconds[i]);
+    rows[i].ratio_to_none.push_back(seconds[0] / seconds[i]);
+  }
+  return std::max<int64_t>(std::llround(seconds[0] / kTurnSeconds), 1);
+}
+
+}  // namespace
+
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
   std::vector<SpeedRow> rows;
+  std::vector<Engine*> engines;
   for (const SpecSetup& setup : run.setups) {
     rows.push_back({.setup = setup.name,
                     .domain = run.domain,
                     .concurrency = run.concurrency,
                     .tokens_per_second = {},
                     .ratio_to_none = {},
+                    .ratio = {},
                     .work = {}});
+    ASSIGN_OR_RETURN(engines.emplace_back(), run.engine(setup, run.concurrency));
   }
-  for (int repetition = -1; repetition < run.repeat; ++repetition) {
-    for (size_t n = 0; n < rows.size(); ++n) {
-      const size_t i = repetition % 2 == 0 ? n : rows.size() - 1 - n;
-      ASSIGN_OR_RETURN(Engine* const engine, run.engine(run.setups[i], run.concurrency));
-      const EngineStatistics before = engine->statistics();
-      double seconds = 0;
-      ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
-                       RunRequests(*engine, run.requests, &seconds, run.cancel));
-      const EngineStatistics after = TotalsBehind(*engine, before.finished + std::ssize(results));
-      WorkDone work{.steps = after.steps - before.steps, .rows = after.rows - before.rows};
-      DraftCounts drafts;
-      for (const RequestResult& r : results) {
-        work.tokens += r.completion_tokens;
-        drafts.Add(r.drafts);
-      }
-      work.drafted = drafts.drafted;
-      work.verified = drafts.total_verified();
-      work.accepted = drafts.total_accepted();
-      const double rate = static_cast<double>(work.tokens) / seconds;
-      run.progress(fmt::format(
-          "{} at a time, {}: {}, {}: {:.1f} tokens/s", run.concurrency, run.domain, rows[i].setup,
-          repetition < 0 ? "warm-up" : fmt::format("{} of {}", repetition + 1, run.repeat), rate));
-      if (repetition < 0) continue;  // the planners learn, too
-      rows[i].tokens_per_second.push_back(rate);
-      rows[i].work.push_back(work);
+  const int workers = static_cast<int>(engines.size());
+  const std::string where = fmt::format("{} at a time, {}", run.concurrency, run.domain);
+  run.progress(fmt::format("{}: warm-up", where));
+  // The planners learn, too.
+  std::vector<SpeedRow> warm_up = rows;
+  TurnTimes warm_up_times(workers);
+  ASSIGN_OR_RETURN(const int64_t turns, ServeInTurns(run, engines, /*turns=*/1, warm_up_times, warm_up));
+  TurnTimes times(workers);
+  for (int repetition = 1; repetition <= run.repeat; ++repetition) {
+    RETURN_IF_ERROR(ServeInTurns(run, engines, turns, times, rows).status());
+    std::string speeds;
+    for (const SpeedRow& row : rows) {
+      speeds +=
+          fmt::format("{}{} {:.1f}", speeds.empty() ? "" : ", ", row.setup, row.tokens_per_second.back());
     }
-    if (repetition < 0) continue;
-    for (SpeedRow& row : rows) {
-      row.ratio_to_none.push_back(row.tokens_per_second.back() / rows[0].tokens_per_second.back());
-    }
+    run.progress(fmt::format("{}: {} of {}: {} tokens/s", where, repetition, run.repeat, speeds));
   }
+  for (int i = 1; i < workers; ++i) rows[i].ratio = TimesFaster(times.seconds(0), times.seconds(i));
   return rows;
 }
 

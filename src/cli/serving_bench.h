@@ -1,4 +1,5 @@
-// Times requests that an engine serves at once: the same ones by several configurations in turn.
+// Times requests that an engine serves at once: the same ones by several configurations, which take turns of
+// a tenth of a second.
 #pragma once
 
 #include <atomic>
@@ -10,6 +11,7 @@
 
 #include "base/status.h"
 #include "cli/draft_heads.h"
+#include "cli/turns.h"
 #include "foresight/config.h"
 #include "foresight/engine.h"
 #include "foresight/request.h"
@@ -61,7 +63,8 @@ struct SpeedRow {
   int concurrency = 0;
   std::vector<double> tokens_per_second;  // of every repetition, in order
   std::vector<double> ratio_to_none;      // in the same repetition
-  std::vector<WorkDone> work;             // likewise
+  RatioEstimate ratio;                    // to none, of all repetitions' turns
+  std::vector<WorkDone> work;             // of every repetition
 
   // Of all repetitions, by request and step that draws: rows, which are 1 + verified drafts; drafts, verified
   // or not; tokens.
@@ -71,14 +74,13 @@ struct SpeedRow {
   double PerDraw(int64_t WorkDone::*count) const;
   double median_tokens_per_second() const;
   double median_user_speed() const { return median_tokens_per_second() / concurrency; }  // of one request
-  double median_ratio() const;
 };
 
 // Submits them and waits. None begins before all are queued, so that whose prompts share a step doesn't
-// depend on how quickly they come. `seconds`, if there is one, gets the time from then to the last end.
-// Errors: the first one that ended a request; kCancelled once `cancel`, if there is one, was set.
+// depend on how quickly they come. Errors: the first one that ended a request; kCancelled once `cancel`, if
+// there is one, was set.
 Result<std::vector<RequestResult>> RunRequests(Engine& engine, const std::vector<Request>& requests,
-                                               double* seconds, const std::atomic<bool>* cancel);
+                                               const std::atomic<bool>* cancel);
 
 // Makes answers end one by one, as they do in serving, after half to all of their tokens. Answers of one
 // length that begin together end together, their successors' prompts share steps, and whatever takes them out
@@ -91,16 +93,16 @@ struct SpeedRun {
   int concurrency = 1;
   int repeat = 3;
   std::vector<Request> requests;
-  // Borrowed until the next run.
+  // Borrowed until the next run. Those of a run share the machine's memory.
   std::function<Result<Engine*>(const SpecSetup&, int concurrency)> engine;
-  // Gets a line for every timing.
+  // Gets a line for every repetition.
   std::function<void(std::string_view)> progress;
   const std::atomic<bool>* cancel = nullptr;
 };
 
-// All setups in turn, `repeat` times after a warm-up, every second time from the last one to the first, so
-// that a drift of the machine's speed meets all of them alike. Errors: those of engines and requests;
-// kCancelled.
+// All setups serve the requests at the same time, `repeat` times after a warm-up, but only one of them
+// computes: they take turns (TurnTimes), in each of which all of them draw as many tokens. A setup's time is
+// that of its engine's steps. Errors: those of engines and requests; kCancelled.
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run);
 
 }  // namespace foresight

@@ -82,7 +82,7 @@ Status SpecBench::MeasureAcceptance(const SpecSetup& setup, double temperature,
     ASSIGN_OR_RETURN(const std::vector<Request> requests,
                      RequestsOf(*engine->tokenizer(), one, options_.prompts_per_domain, temperature));
     ASSIGN_OR_RETURN(const std::vector<RequestResult> results,
-                     RunRequests(*engine, requests, nullptr, options_.cancel));
+                     RunRequests(*engine, requests, options_.cancel));
     AcceptanceRow row{.setup = setup.name, .temperature = temperature, .domain = domain.name, .drafts = {}};
     for (const RequestResult& r : results) {
       row.completion_tokens += r.completion_tokens - 1;

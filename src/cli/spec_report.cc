@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include "base/json.h"
 #include "cli/spec_bench.h"
@@ -46,12 +47,13 @@ std::string WorkList(const std::vector<WorkDone>& work) {
 std::string ToJson(const SpeedRow& r) {
   return fmt::format(
       "{{\"setup\": {}, \"domain\": {}, \"concurrency\": {}, \"tokens_per_second\": {}, "
-      "\"ratio_to_none\": {}, "
-      "\"median_ratio\": {:.4f}, \"rows_per_request\": {:.3f}, \"drafted_per_request\": {:.3f}, "
+      "\"ratio_to_none\": {}, \"ratio\": {:.4f}, \"ratio_interval\": {}, \"rows_per_request\": {:.3f}, "
+      "\"drafted_per_request\": {:.3f}, "
       "\"accepted_length\": {:.3f}, \"work\": {}}}",
       JsonString(r.setup), JsonString(r.domain), r.concurrency, Numbers(r.tokens_per_second),
-      Numbers(r.ratio_to_none), r.median_ratio(), r.rows_per_request(), r.drafted_per_request(),
-      r.accepted_length(), WorkList(r.work));
+      Numbers(r.ratio_to_none), r.ratio.value,
+      std::isfinite(r.ratio.error) ? Numbers({r.ratio.low(), r.ratio.high()}) : "null", r.rows_per_request(),
+      r.drafted_per_request(), r.accepted_length(), WorkList(r.work));
 }
 
 std::string ToJson(const MatchedSpeed& m) {
@@ -191,7 +193,7 @@ std::string MatchedText(const SpecReport& r) {
 
 std::string SpecReportJson(const SpecReport& r) {
   return fmt::format(
-      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 3, \"foresight\": \"{}\", \"complete\": {}, "
+      "{{\n  \"format\": \"foresight-spec-bench\", \"version\": 4, \"foresight\": \"{}\", \"complete\": {}, "
       "\"missing\": {}, \"replayed\": {},\n  \"model\": {}, \"processor\": {}, \"threads\": {}, "
       "\"max_tokens\": {}, "
       "\"requests_per_domain\": {},\n"
@@ -215,8 +217,8 @@ std::string SpecReportText(const SpecReport& r) {
   }
   if (!r.acceptance.empty()) text += AcceptanceText(r);
   for (const auto* rows : {&r.load, &r.domains}) {
-    text += rows == &r.load ? "speed, times none (least to most), by concurrent requests\n"
-                            : "speed, times none (least to most), by domain and concurrent requests\n";
+    text += rows == &r.load ? "speed, times none, by concurrent requests\n"
+                            : "speed, times none, by domain and concurrent requests\n";
     for (const std::string& setup : Distinct(*rows, &SpeedRow::setup)) {
       text += fmt::format("  {:<14}", setup);
       for (const SpeedRow& row : *rows) {
@@ -226,8 +228,7 @@ std::string SpecReportText(const SpecReport& r) {
         if (setup == "none") {
           text += fmt::format(" {}: {:.0f} tokens/s", at, row.median_tokens_per_second());
         } else {
-          const auto [least, most] = std::minmax_element(row.ratio_to_none.begin(), row.ratio_to_none.end());
-          text += fmt::format(" {}: {:.2f} ({:.2f} to {:.2f})", at, row.median_ratio(), *least, *most);
+          text += fmt::format(" {}: {:.3f} +- {:.3f}", at, row.ratio.value, row.ratio.error);
         }
       }
       text += "\n";

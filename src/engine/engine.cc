@@ -130,6 +130,10 @@ struct Engine::Impl {
     return Status();
   }
   void Run();
+  // With `mutex`.
+  bool HasWork() const {
+    return statistics.generated_tokens < stop_at && (is_busy || clear || !inbox.empty());
+  }
 
   const EngineOptions options;
   const std::unique_ptr<Runtime> runtime;
@@ -140,10 +144,13 @@ struct Engine::Impl {
 
   mutable std::mutex mutex;
   std::condition_variable wake;
+  mutable std::condition_variable rest;
   // Under `mutex`:
   bool stop = false;
   bool clear = false;
-  bool paused = false;
+  bool is_busy = false;     // requests are left behind the last step
+  bool is_waiting = false;  // between two steps
+  int64_t stop_at = EngineAccess::kNever;
   std::vector<std::shared_ptr<Ticket>> inbox;  // at most queued_requests_max
   std::unordered_map<RequestNumber, std::shared_ptr<Ticket>> live;
   RequestNumber last_number = 0;
@@ -155,13 +162,17 @@ struct Engine::Impl {
 void Engine::Impl::Run() {
   std::vector<std::shared_ptr<Ticket>> arrived;
   std::vector<RequestNumber> finished;
-  for (bool busy = true;;) {
+  for (bool busy = false;;) {
     bool clear_now = false;
     {
       std::unique_lock lock(mutex);
       statistics = loop.statistics();
+      is_busy = busy;
       for (RequestNumber number : finished) live.erase(number);
-      wake.wait(lock, [&] { return stop || (!paused && (busy || clear || !inbox.empty())); });
+      is_waiting = true;
+      if (!HasWork()) rest.notify_all();
+      wake.wait(lock, [&] { return stop || HasWork(); });
+      is_waiting = false;
       if (stop) break;
       std::swap(arrived, inbox);
       clear_now = std::exchange(clear, false);
@@ -213,12 +224,18 @@ const Runtime& EngineAccess::runtime(const Engine& engine) {
   return *engine.impl_->runtime;
 }
 
-void EngineAccess::SetPaused(Engine& engine, bool paused) {
+void EngineAccess::StopAt(Engine& engine, int64_t generated_tokens) {
   {
     const std::lock_guard lock(engine.impl_->mutex);
-    engine.impl_->paused = paused;
+    engine.impl_->stop_at = generated_tokens;
   }
   engine.impl_->wake.notify_one();
+}
+
+bool EngineAccess::WaitUntilAtRest(const Engine& engine, std::chrono::milliseconds at_most) {
+  const Engine::Impl& impl = *engine.impl_;
+  std::unique_lock lock(impl.mutex);
+  return impl.rest.wait_for(lock, at_most, [&] { return impl.is_waiting && !impl.HasWork(); });
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -1,6 +1,8 @@
 // How the program's own parts and tests get at an engine's inside.
 #pragma once
 
+#include <chrono>
+#include <limits>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -28,9 +30,12 @@ struct EngineAccess {
                                                     const EngineOptions& options, const DraftTrace* trace);
   // The engine's thread uses it all the time: for what doesn't change only.
   static const Runtime& runtime(const Engine& engine);
-  // Between two steps the engine waits, for as long as it is paused: what is submitted meanwhile begins
-  // together.
-  static void SetPaused(Engine& engine, bool paused);
+  // The engine begins no step once it has drawn so many tokens (EngineStatistics::generated_tokens), until it
+  // is told another number: what is submitted meanwhile begins together. 0: none from now on.
+  static void StopAt(Engine& engine, int64_t generated_tokens);
+  static constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  // Until it waits there or has nothing to do; its statistics hold all it did. False: not within that time.
+  static bool WaitUntilAtRest(const Engine& engine, std::chrono::milliseconds at_most);
 
  private:
   static Result<std::unique_ptr<Engine>> Start(std::unique_ptr<Runtime> runtime,

@@ -266,7 +266,8 @@ bool EngineLoop::Step() {
   }
   const double draft_seconds = model_begin - draft_begin + observe_end - observe_begin;
   const double draw_seconds = observe_begin - now_;
-  const double host_seconds = clock_() - begin - draft_seconds - model_seconds - draw_seconds;
+  const double end = clock_();
+  const double host_seconds = end - begin - draft_seconds - model_seconds - draw_seconds;
   totals_.model_seconds += model_seconds;
   totals_.draft_seconds += draft_seconds;
   totals_.draw_seconds += draw_seconds;
@@ -282,6 +283,7 @@ bool EngineLoop::Step() {
                                   .draft_is_apart = !speculation_->has_late_drafts(),
                                   .has_prompts = !all_decode,
                                   .is_warm_up = runtime_.device().unrecorded_runs() > unrecorded_runs});
+  totals_.host_seconds += clock_() - end;
   return true;
 }
 
