@@ -18,7 +18,7 @@ namespace foresight {
 namespace {
 
 // Long beside the caches that a turn finds cold, short beside the drift of a machine.
-constexpr double kTurnSeconds = 0.1;
+constexpr double kTurnSeconds = 0.05;
 constexpr int64_t kAllTokens = EngineAccess::kNever / 2;
 constexpr std::chrono::milliseconds kCancelPoll{20};
 constexpr int kDSparkDrafts = 5;

@@ -1,5 +1,5 @@
 // Times requests that an engine serves at once: the same ones by several configurations, which take turns of
-// a tenth of a second.
+// a twentieth of a second.
 #pragma once
 
 #include <atomic>

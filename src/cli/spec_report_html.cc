@@ -234,8 +234,8 @@ std::string SpeedSections(const SpecReport& r) {
       "doesn't reach that throughput.",
       kPaperFigure7, MatchedTable(r));
   page += Section("Speed against no speculation, by concurrency",
-                  "Ratios of times that were taken in turns of a tenth of a second; below 1 speculation "
-                  "loses. None again: "
+                  "Ratios of times that were taken in turns of a twentieth of a second; below 1 "
+                  "speculation loses. None again: "
                   "1 but for chance.",
                   kPaperFigure7,
                   Chart("concurrent requests", "times none",

@@ -183,20 +183,72 @@ TEST(Engine, GenerateCanBeCancelledByAFlag) {
 }
 
 // Their prompts share a step, however long it takes to submit them.
-TEST(Engine, BeginsTogetherWhatCameDuringAPause) {
+TEST(Engine, BeginsTogetherWhatCameWhileItWasStopped) {
   const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 4, .kept_prefixes_max = 0});
   for (int round = 1; round <= 3; ++round) {
     const EngineStatistics before = engine->statistics();
-    EngineAccess::SetPaused(*engine, true);
+    EngineAccess::StopAt(*engine, 0);
     for (int i = 0; i < 4; ++i) {
       ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(10), 3), std::make_shared<RecordingSink>()).ok());
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    EngineAccess::SetPaused(*engine, false);
-    EngineStatistics after = before;
-    while (after.finished < 4 * round) after = engine->statistics();
+    EngineAccess::StopAt(*engine, EngineAccess::kNever);
+    while (!EngineAccess::WaitUntilAtRest(*engine, std::chrono::milliseconds(100))) {
+    }
+    const EngineStatistics after = engine->statistics();
+    EXPECT_EQ(after.finished, 4 * round);
     EXPECT_EQ(after.steps - before.steps, 3);
     EXPECT_EQ(after.rows - before.rows, 4 * (10 + 2));
+  }
+}
+
+TEST(Engine, RestsWhereItIsToldTo) {
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 2});
+  const auto go_to = [&](int64_t tokens) {
+    EngineAccess::StopAt(*engine, tokens);
+    while (!EngineAccess::WaitUntilAtRest(*engine, std::chrono::milliseconds(100))) {
+    }
+    return engine->statistics();
+  };
+  go_to(0);
+  const Request requests[] = {GreedyRequest(TestPrompt(10), 6), GreedyRequest(TestPrompt(12), 7)};
+  std::shared_ptr<RecordingSink> sinks[] = {std::make_shared<RecordingSink>(),
+                                            std::make_shared<RecordingSink>()};
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(engine->Submit(requests[i], sinks[i]).ok());
+  EXPECT_EQ(go_to(0).steps, 0);
+  EXPECT_EQ(go_to(1).generated_tokens, 2);  // of one step
+  EXPECT_EQ(go_to(2).steps, 1);
+  EXPECT_EQ(go_to(7).generated_tokens, 8);
+  const EngineStatistics end = go_to(EngineAccess::kNever);
+  EXPECT_EQ(end.generated_tokens, 13);
+  EXPECT_EQ(end.finished, 2);
+  for (int i = 0; i < 2; ++i) {
+    const auto alone = std::make_shared<RecordingSink>();
+    ASSERT_TRUE(engine->Submit(requests[i], alone).ok());
+    go_to(EngineAccess::kNever);
+    EXPECT_EQ(sinks[i]->tokens, alone->tokens);
+  }
+}
+
+TEST(Engine, IsNotAtRestWithinAStep) {
+  struct Held : RecordingSink {
+    void OnFinish(const RequestResult&) override {
+      begun = true;
+      const std::lock_guard lock(held);
+    }
+    std::atomic<bool> begun = false;
+    std::mutex held;
+  };
+  const std::unique_ptr<Engine> engine = MakeEngine({.max_sequences = 1});
+  const auto sink = std::make_shared<Held>();
+  {
+    const std::lock_guard lock(sink->held);
+    ASSERT_TRUE(engine->Submit(GreedyRequest(TestPrompt(5), 1), sink).ok());
+    while (!sink->begun) std::this_thread::yield();
+    EngineAccess::StopAt(*engine, 0);
+    EXPECT_FALSE(EngineAccess::WaitUntilAtRest(*engine, std::chrono::milliseconds(5)));
+  }
+  while (!EngineAccess::WaitUntilAtRest(*engine, std::chrono::milliseconds(100))) {
   }
 }
 

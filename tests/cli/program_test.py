@@ -226,6 +226,11 @@ class BenchSpec(unittest.TestCase):
             self.assertAlmostEqual(rows["dspark k=2"]["accepted_length"], sum(lengths) / steps, places=3)
             self.assertEqual(rows["mtp k=2"]["accepted_length"], 1)
             self.assertGreater(rows["mtp k=2"]["rows_per_request"], 2)
+            for row in figures["load"] + figures["by_domain"]:
+                self.assertEqual(len(row["ratio_to_none"]), 1)
+                self.assertAlmostEqual(row["ratio"], row["ratio_to_none"][0], places=3)  # of one repetition
+                if row["setup"] == "none":
+                    self.assertEqual((row["ratio"], row["ratio_interval"]), (1, [1, 1]))
             # The same requests, in engines of their own: the same work, whether nothing can draft or nothing is to.
             for setup in ("none again", "dspark static:0"):
                 self.assertEqual(rows[setup]["work"], rows["none"]["work"])
