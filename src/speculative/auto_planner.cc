@@ -139,6 +139,10 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
     any |= depths[r] > 0;
   }
   if (!any) return;
+  if (costs->NeedsPlainStep()) {
+    std::fill(depths.begin(), depths.end(), 0);
+    return;
+  }
   const double plain_ms = ValueOf(load, *costs, 0, 0).Ms(0);
   if (!guard_.AllowsGain(plain_ms, depths.size())) {
     std::fill(depths.begin(), depths.end(), 0);

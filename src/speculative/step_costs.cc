@@ -133,8 +133,11 @@ void StepCosts::Observe(const StepTimes& times) {
   };
   const double both = ratio_of(times.draft_ms + times.verify_ms, scale_ * (draft_ms + verify_ms));
   if (times.draft_requests == 0) {
-    scale_ *= 1 + kScaleShare *
-                      (ratio_of(times.verify_ms + times.host_ms, scale_ * (verify_ms + table_.host_ms)) - 1);
+    const double ratio = ratio_of(times.verify_ms + times.host_ms, scale_ * (verify_ms + table_.host_ms));
+    scale_ *= 1 + kScaleShare * (ratio - 1);
+    if (ratio > kFasterPace) drafted_pace_ = 1;
+  } else {
+    drafted_pace_ *= 1 + kPointShare * (both - 1);
   }
   verify.MoveTowards(times.rows, times.draft_is_apart ? ratio_of(times.verify_ms, scale_ * verify_ms) : both);
   if (times.draft_requests > 0) {

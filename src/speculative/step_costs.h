@@ -89,6 +89,10 @@ class StepCosts {
   double WaitMs() const { return table_.wait_ms; }
   // Present time over profiled time, as steps show it.
   double scale() const { return scale_; }
+  // Steps with drafts have become faster by a tenth since there was one without. It may be the machine: where
+  // every step drafts, scale() is as it was, and drafts seem to gain what plain steps would gain as well. A
+  // plain step tells, or several.
+  bool NeedsPlainStep() const { return drafted_pace_ < kFasterPace; }
 
   // Learns from a step. What a plain step shows of the machine goes to scale(), the rest slowly to the points
   // beside it; with drafts all goes to the points, or drafts that cost more than expected would pass for a
@@ -108,6 +112,7 @@ class StepCosts {
     void Interpolate();
     void MoveTowards(int count, double ratio);
   };
+  static constexpr double kFasterPace = 0.9;
   StepCosts() = default;
   size_t BucketOf(int64_t context_tokens) const;
 
@@ -116,6 +121,7 @@ class StepCosts {
   std::vector<Curve> verify_;      // [contexts]
   Curve draft_;
   double scale_ = 1;
+  double drafted_pace_ = 1;  // of steps with drafts, by what they told since the last plain one
 };
 
 }  // namespace foresight

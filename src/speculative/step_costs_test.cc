@@ -119,6 +119,34 @@ TEST(StepCosts, APauseDoesLittleHarm) {
   EXPECT_LE(costs.VerifyMs(512)[1], 9 * 1.06);
 }
 
+TEST(StepCosts, AskForAPlainStepWhereDraftedOnesBecomeFaster) {
+  StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
+  const double drafted_ms = costs.DraftMs(1) + costs.VerifyMs(512)[8];
+  const auto drafted = [&](double times) {
+    costs.Observe({.draft_requests = 1,
+                   .draft_tokens = costs.Refreshed().drafts_max,
+                   .rows = 8,
+                   .context_tokens = 512,
+                   .draft_ms = times * costs.scale() * (drafted_ms - costs.VerifyMs(512)[8]),
+                   .verify_ms = times * costs.scale() * costs.VerifyMs(512)[8],
+                   .host_ms = 0.5});
+  };
+  for (int i = 0; i < 20; ++i) drafted(1.2);
+  EXPECT_FALSE(costs.NeedsPlainStep());
+  costs = StepCosts::Create(Table(), 16, 16).value();
+  int steps = 0;
+  for (; !costs.NeedsPlainStep(); ++steps) drafted(0.5);
+  EXPECT_LE(steps, 6);
+  // Until plain ones are as fast as expected again.
+  const double plain_ms = costs.VerifyMs(512)[1];
+  int plain = 0;
+  for (; costs.NeedsPlainStep(); ++plain) {
+    costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 0.5 * plain_ms, .host_ms = 0.25});
+  }
+  EXPECT_NEAR(costs.scale(), 0.55, 0.05);
+  EXPECT_LE(plain, 10);
+}
+
 TEST(StepCosts, RefusesWhatCantBe) {
   const auto refused = [](auto change) {
     StepCostTable table = Table();
