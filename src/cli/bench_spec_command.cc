@@ -35,6 +35,7 @@ struct Flags {
   std::vector<int> concurrency = {1, 2, 4, 8, 16, 32};
   std::vector<int> domain_concurrency = {1};
   bool no_domains = false;
+  bool domains_only = false;
   std::vector<std::string> fixed = {"mtp:1", "mtp:2", "dspark:1", "dspark:2", "dspark:5"};
 };
 
@@ -106,7 +107,7 @@ Status Run(const Flags& flags) {
       .max_tokens = flags.max_tokens,
       .temperature = flags.temperature,
       .repeat = flags.repeat,
-      .concurrency = flags.concurrency,
+      .concurrency = flags.domains_only ? std::vector<int>() : flags.concurrency,
       .fixed = {},
       .acceptance = !flags.speeds_only,
       .domain_concurrency = flags.no_domains ? std::vector<int>() : flags.domain_concurrency,
@@ -152,18 +153,22 @@ void AddBenchSpecCommand(Command& bench, Status* result) {
   command.Add("--repeat", flags->repeat, "How often the requests of a speed are served")
       .Within(1, 100)
       .ShowDefault();
-  command.Add("--concurrency", flags->concurrency, "Requests at a time")
-      .SplitAtCommas()
-      .Within(1, 256)
-      .ShowDefault();
+  const Flag of_all = command.Add("--concurrency", flags->concurrency, "Requests at a time")
+                          .SplitAtCommas()
+                          .Within(1, 256)
+                          .ShowDefault();
   const Flag by_domain = command
                              .Add("--domain-concurrency", flags->domain_concurrency,
                                   "Requests at a time where each domain's speed is measured by itself")
                              .SplitAtCommas()
                              .Within(1, 256)
                              .ShowDefault();
-  command.AddSwitch("--no-domains", flags->no_domains, "Leave out the speeds of each domain")
-      .Excludes(by_domain);
+  const Flag no_domains =
+      command.AddSwitch("--no-domains", flags->no_domains, "Leave out the speeds of each domain")
+          .Excludes(by_domain);
+  command.AddSwitch("--domains-only", flags->domains_only, "Leave out the speeds of all domains together")
+      .Excludes(of_all)
+      .Excludes(no_domains);
   const Flag record =
       command.Add("--record", flags->record,
                   "Write what drafts of dspark and mtp are like, at every position, to this file; no more");

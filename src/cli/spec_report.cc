@@ -217,6 +217,7 @@ std::string SpecReportText(const SpecReport& r) {
   }
   if (!r.acceptance.empty()) text += AcceptanceText(r);
   for (const auto* rows : {&r.load, &r.domains}) {
+    if (rows->empty()) continue;
     text += rows == &r.load ? "speed, times none, by concurrent requests\n"
                             : "speed, times none, by domain and concurrent requests\n";
     for (const std::string& setup : Distinct(*rows, &SpeedRow::setup)) {

@@ -216,7 +216,8 @@ std::string MatchedTable(const SpecReport& r) {
   return table + "</tr></table>";
 }
 
-std::string SpeedSections(const SpecReport& r) {
+// Of all domains together.
+std::string LoadSections(const SpecReport& r) {
   std::string page;
   const auto throughput = [](const SpeedRow& row) {
     return std::pair(row.median_user_speed(), row.median_tokens_per_second());
@@ -253,6 +254,10 @@ std::string SpeedSections(const SpecReport& r) {
                               return std::pair(static_cast<double>(row.concurrency), row.rows_per_request());
                             }),
                     true));
+  return page;
+}
+
+std::string DomainSection(const SpecReport& r) {
   std::string table = "<table><tr><th>setup</th><th>requests</th>";
   const std::vector<std::string> domains = Distinct(r.domains, &SpeedRow::domain);
   for (const std::string& d : domains) table += fmt::format("<th>{}</th>", HtmlText(d));
@@ -269,12 +274,11 @@ std::string SpeedSections(const SpecReport& r) {
       table += "</tr>";
     }
   }
-  page +=
-      Section("Speed by domain",
-              "Times the speed of none, with intervals of 95 %; cases that lose more than 3 % in red. None "
-              "again is 1 but for chance.",
-              kPaperFigure7, table + "</table>");
-  return page;
+  return Section(
+      "Speed by domain",
+      "Times the speed of none, with intervals of 95 %; cases that lose more than 3 % in red. None "
+      "again is 1 but for chance.",
+      kPaperFigure7, table + "</table>");
 }
 
 }  // namespace
@@ -300,7 +304,9 @@ std::string SpecReportHtml(const SpecReport& r) {
           ? ""
           : fmt::format(" Not compared, for there is no head: {}.", fmt::join(r.missing, ", ")));
   if (!r.acceptance.empty()) page += AcceptanceSections(r);
-  return page + SpeedSections(r) + "</html>\n";
+  if (!r.load.empty()) page += LoadSections(r);
+  if (!r.domains.empty()) page += DomainSection(r);
+  return page + "</html>\n";
 }
 
 }  // namespace foresight
