@@ -18,6 +18,8 @@
 namespace foresight {
 namespace {
 
+constexpr std::string_view kNoFixed = "none";
+
 struct Flags {
   ModelFlags model;
   std::string synthetic, replay, record;
@@ -114,6 +116,7 @@ Status Run(const Flags& flags) {
       .keep = {},
       .progress = {}};
   for (const std::string& text : flags.fixed) {
+    if (text == kNoFixed) continue;
     ASSIGN_OR_RETURN(const FixedDrafts fixed, ParseFixedDrafts(text));
     options.fixed.push_back(fixed);
   }
@@ -195,7 +198,7 @@ void AddBenchSpecCommand(Command& bench, Status* result) {
   command
       .Add("--fixed", flags->fixed,
            "Drafts of a fixed length, DRAFTER:LENGTH, or of another planner, dspark:PLANNER, whose speed "
-           "is compared with none and auto")
+           "is compared with none and auto; none: only these two")
       .SplitAtCommas()
       .ShowDefault();
   command.AddSwitch("--speeds-only", flags->speeds_only,

@@ -29,6 +29,10 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+double StepSeconds(const EngineStatistics& s) {
+  return s.draft_seconds + s.model_seconds + s.draw_seconds + s.host_seconds;
+}
+
 // Requests that an engine serves together. None begins before the engine is told how far to go.
 class Batch {
  public:
@@ -85,9 +89,6 @@ class Batch {
     Batch* batch;
     size_t index;
   };
-  static double StepSeconds(const EngineStatistics& s) {
-    return s.draft_seconds + s.model_seconds + s.draw_seconds + s.host_seconds;
-  }
 
   Engine& engine_;
   int64_t tokens_before_ = 0;
@@ -195,10 +196,18 @@ void SpreadLengths(std::span<Request> requests) {
 
 namespace {
 
-// Serves the requests with all engines; `rows` are theirs. Returns how many turns of kTurnSeconds the first
-// one would need.
-Result<int64_t> ServeInTurns(const SpeedRun& run, std::span<Engine* const> engines, int64_t turns,
-                             TurnTimes& times, std::span<SpeedRow> rows) {
+// In which the engine draws so many tokens if it is as fast as it has been so far; one of a new engine.
+int64_t NumTurns(const Engine& engine, int64_t tokens) {
+  const EngineStatistics s = engine.statistics();
+  if (s.generated_tokens == 0) return 1;
+  const double seconds =
+      StepSeconds(s) * static_cast<double>(tokens) / static_cast<double>(s.generated_tokens);
+  return std::clamp<int64_t>(std::llround(seconds / kTurnSeconds), 1, tokens);
+}
+
+// Serves the requests with all engines; `rows` are theirs.
+Status ServeInTurns(const SpeedRun& run, std::span<Engine* const> engines, TurnTimes& times,
+                    std::span<SpeedRow> rows) {
   std::vector<std::unique_ptr<Batch>> batches;
   std::vector<Worker> workers;
   std::vector<EngineStatistics> before;
@@ -211,7 +220,7 @@ Result<int64_t> ServeInTurns(const SpeedRun& run, std::span<Engine* const> engin
     before.push_back(engine->statistics());
   }
   const size_t first_turn = times.seconds(0).size();
-  RETURN_IF_ERROR(times.Take(workers, tokens, std::min(turns, tokens)));
+  RETURN_IF_ERROR(times.Take(workers, tokens, NumTurns(*engines[0], tokens)));
   std::vector<double> seconds;
   for (size_t i = 0; i < engines.size(); ++i) {
     RETURN_IF_ERROR(batches[i]->Results().status());
@@ -221,7 +230,7 @@ Result<int64_t> ServeInTurns(const SpeedRun& run, std::span<Engine* const> engin
     rows[i].tokens_per_second.push_back(static_cast<double>(tokens) / seconds[i]);
     rows[i].ratio_to_none.push_back(seconds[0] / seconds[i]);
   }
-  return std::max<int64_t>(std::llround(seconds[0] / kTurnSeconds), 1);
+  return Status();
 }
 
 }  // namespace
@@ -241,14 +250,15 @@ Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run) {
   }
   const int workers = static_cast<int>(engines.size());
   const std::string where = fmt::format("{} at a time, {}", run.concurrency, run.domain);
-  run.progress(fmt::format("{}: warm-up", where));
-  // The planners learn, too.
-  std::vector<SpeedRow> warm_up = rows;
-  TurnTimes warm_up_times(workers);
-  ASSIGN_OR_RETURN(const int64_t turns, ServeInTurns(run, engines, /*turns=*/1, warm_up_times, warm_up));
+  if (engines[0]->statistics().finished == 0) {
+    run.progress(fmt::format("{}: warm-up", where));
+    std::vector<SpeedRow> warm_up = rows;
+    TurnTimes warm_up_times(workers);
+    RETURN_IF_ERROR(ServeInTurns(run, engines, warm_up_times, warm_up));
+  }
   TurnTimes times(workers);
   for (int repetition = 1; repetition <= run.repeat; ++repetition) {
-    RETURN_IF_ERROR(ServeInTurns(run, engines, turns, times, rows).status());
+    RETURN_IF_ERROR(ServeInTurns(run, engines, times, rows));
     std::string speeds;
     for (const SpeedRow& row : rows) {
       speeds +=

@@ -100,9 +100,10 @@ struct SpeedRun {
   const std::atomic<bool>* cancel = nullptr;
 };
 
-// All setups serve the requests at the same time, `repeat` times after a warm-up, but only one of them
-// computes: they take turns (TurnTimes), in each of which all of them draw as many tokens. A setup's time is
-// that of its engine's steps. Errors: those of engines and requests; kCancelled.
+// All setups serve the requests at the same time, `repeat` times, but only one of them computes: they
+// take turns (TurnTimes), in each of which all of them draw as many tokens. New engines warm up before: their
+// planners learn, their devices record. A setup's time is that of its engine's steps. Errors: those of
+// engines and requests; kCancelled.
 Result<std::vector<SpeedRow>> MeasureSpeed(const SpeedRun& run);
 
 }  // namespace foresight

@@ -218,11 +218,11 @@ class BenchSpec(unittest.TestCase):
             by_domain = path / "by_domain.json"
             page = path / "by_domain.html"
             replayed = foresight("bench", "spec", "--synthetic", "tiny-a", "--replay", str(traces), "-n", "8", "--repeat", "1",
-                                 "--fixed", "dspark:1", "--domains-only", "--json", str(by_domain), "--html", str(page))
+                                 "--fixed", "none", "--domains-only", "--json", str(by_domain), "--html", str(page))
             self.assertEqual(replayed.returncode, 0, replayed.stderr.decode())
             self.assertEqual(json.loads(by_domain.read_text())["load"], [])
             self.assertEqual([row["setup"] for row in json.loads(by_domain.read_text())["by_domain"]],
-                             ["none", "dspark k=1", "dspark auto", "none again"])
+                             ["none", "dspark auto", "none again"])
             self.assertIn("<td>dspark auto</td><td>1</td>", page.read_text())
             rows = {row["setup"]: row for row in figures["load"] if row["concurrency"] == 2}
             self.assertEqual([(row["setup"], row["domain"], row["concurrency"]) for row in figures["by_domain"]],
