@@ -8,10 +8,11 @@
 namespace foresight {
 namespace {
 
-// Shares of what a step tells that the scale and its points take over: the scale quickly, so that a machine
-// that slows down as a whole changes few ratios.
-constexpr double kScaleShare = 0.25;
-constexpr double kPointShare = 0.05;
+// Shares of what a step tells that the scale and its points take over: the scale more quickly, so that a
+// machine that slows down as a whole changes few ratios. Neither by a single step: where others use the
+// machine a step in ten takes twice as long, and drafts are made when plain steps seem slow.
+constexpr double kScaleShare = 0.0625;
+constexpr double kPointShare = 0.02;
 
 Status CheckPoints(std::span<const CostPoint> points, std::string_view where) {
   if (points.empty()) return InvalidArgument("{}: want at least one point", where);

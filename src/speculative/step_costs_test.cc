@@ -61,7 +61,7 @@ TEST(StepCosts, FollowsAMachineThatSlowsDown) {
   EXPECT_EQ(costs.VerifyMs(512)[1], 9);
   const StepCostTable refreshed = costs.Refreshed();
   EXPECT_NEAR(refreshed.verify_ms.at(512)[1].ms, 24, 0.2);
-  EXPECT_NEAR(refreshed.draft_ms[0].ms, 3, 0.2);
+  EXPECT_NEAR(refreshed.draft_ms[0].ms, 3, 0.3);
   EXPECT_NEAR(refreshed.host_ms, 0.75, 0.01);
 }
 
@@ -98,7 +98,7 @@ TEST(StepCosts, OneTimeForDraftsAndRowsKeepsTheirProportion) {
   StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
   const double draft_ms = costs.DraftMs(1);
   const double verify_ms = costs.VerifyMs(100)[8];
-  for (int i = 0; i < 100; ++i) {
+  for (int i = 0; i < 250; ++i) {
     costs.Observe({.draft_requests = 1,
                    .draft_tokens = costs.Refreshed().drafts_max,
                    .rows = 8,
@@ -115,8 +115,8 @@ TEST(StepCosts, OneTimeForDraftsAndRowsKeepsTheirProportion) {
 TEST(StepCosts, APauseDoesLittleHarm) {
   StepCosts costs = StepCosts::Create(Table(), 16, 16).value();
   costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 1e6, .host_ms = 0.5});
-  EXPECT_LE(costs.scale(), 1.26);
-  EXPECT_LE(costs.VerifyMs(512)[1], 9 * 1.06);
+  EXPECT_LE(costs.scale(), 1.07);
+  EXPECT_LE(costs.VerifyMs(512)[1], 9 * 1.03);
 }
 
 TEST(StepCosts, AskForAPlainStepWhereDraftedOnesBecomeFaster) {
@@ -136,15 +136,15 @@ TEST(StepCosts, AskForAPlainStepWhereDraftedOnesBecomeFaster) {
   costs = StepCosts::Create(Table(), 16, 16).value();
   int steps = 0;
   for (; !costs.NeedsPlainStep(); ++steps) drafted(0.5);
-  EXPECT_LE(steps, 6);
+  EXPECT_LE(steps, 13);
   // Until plain ones are as fast as expected again.
   const double plain_ms = costs.VerifyMs(512)[1];
   int plain = 0;
   for (; costs.NeedsPlainStep(); ++plain) {
     costs.Observe({.rows = 1, .context_tokens = 512, .verify_ms = 0.5 * plain_ms, .host_ms = 0.25});
   }
-  EXPECT_NEAR(costs.scale(), 0.55, 0.05);
-  EXPECT_LE(plain, 10);
+  EXPECT_NEAR(costs.scale(), 0.6, 0.05);
+  EXPECT_LE(plain, 30);
 }
 
 TEST(StepCosts, RefusesWhatCantBe) {
