@@ -118,10 +118,11 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   const bool has_confidences = runtime->draft_method() == DraftMethod::kDSpark;
   if (has_confidences) RETURN_IF_ERROR(ReadPrompts(flags, *runtime, &calibration));
 
-  ASSIGN_OR_RETURN(const StepCostTable costs, ProfileSteps(*runtime, {.max_sequences = options.max_sequences,
-                                                                      .step_rows_max = runtime->step_rows_max(),
-                                                                      .seconds_max = 60,
-                                                                      .is_thorough = true}));
+  ASSIGN_OR_RETURN(const StepCostTable costs,
+                   ProfileSteps(*runtime, {.max_sequences = options.max_sequences,
+                                           .step_rows_max = runtime->step_rows_max(),
+                                           .seconds_max = 60,
+                                           .is_thorough = true}));
   fmt::print("{:>10} {:>6} {:>10}\n", "context up", "rows", "ms a step");
   for (const auto& [context, points] : costs.verify_ms) {
     for (const CostPoint& point : points) {
