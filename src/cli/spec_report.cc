@@ -229,7 +229,7 @@ std::string SpecReportText(const SpecReport& r) {
         if (setup == "none") {
           text += fmt::format(" {}: {:.0f} tokens/s", at, row.median_tokens_per_second());
         } else {
-          text += fmt::format(" {}: {:.3f} +- {:.3f}", at, row.ratio.value, row.ratio.error);
+          text += fmt::format(" {}: {}", at, row.ratio.ToText("+-"));
         }
       }
       text += "\n";

@@ -268,8 +268,8 @@ std::string DomainSection(const SpecReport& r) {
       table += fmt::format("<tr><td>{}</td><td>{}</td>", HtmlText(setup), requests);
       for (const SpeedRow& row : r.domains) {  // of a setup and load in the order of domains
         if (row.setup != setup || row.concurrency != requests) continue;
-        table += fmt::format("<td class='{}'>{:.3f} &plusmn; {:.3f}</td>",
-                             row.ratio.value < 0.97 ? "loss" : "", row.ratio.value, row.ratio.error);
+        table += fmt::format("<td class='{}'>{}</td>", row.ratio.value < 0.97 ? "loss" : "",
+                             row.ratio.ToText("&plusmn;"));
       }
       table += "</tr>";
     }

@@ -1,5 +1,7 @@
 #include "cli/turns.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -49,6 +51,11 @@ Status TurnTimes::Take(std::span<const Worker> workers, int64_t work, int64_t tu
     }
   }
   return Status();
+}
+
+std::string RatioEstimate::ToText(std::string_view plus_minus) const {
+  if (!std::isfinite(error)) return fmt::format("{:.3f}", value);
+  return fmt::format("{:.3f} {} {:.3f}", value, plus_minus, error);
 }
 
 RatioEstimate TimesFaster(std::span<const double> base, std::span<const double> other) {

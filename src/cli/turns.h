@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -43,6 +45,8 @@ struct RatioEstimate {
 
   double low() const { return value - error; }
   double high() const { return value + error; }
+  // "1.012 +- 0.010" with that sign; "1.012" without an interval.
+  std::string ToText(std::string_view plus_minus) const;
 };
 
 // How many times faster than `base` the same work was done: the ratio of the sums of turns. The error is that

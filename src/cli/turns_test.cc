@@ -139,7 +139,10 @@ TEST(TimesFaster, IsTheRatioOfSumsWithStudentsInterval) {
   EXPECT_DOUBLE_EQ(ratio.value, 1);
   EXPECT_NEAR(ratio.error, 4.303 * std::sqrt(2 * 3 / 2.0) / 12, 1e-12);
   // Too few to tell.
-  EXPECT_TRUE(std::isinf(TimesFaster({base.data(), 5}, {other.data(), 5}).error));
+  const RatioEstimate of_few = TimesFaster({base.data(), 5}, {other.data(), 5});
+  EXPECT_TRUE(std::isinf(of_few.error));
+  EXPECT_EQ(ratio.ToText("+-"), "1.000 +- 0.621");
+  EXPECT_EQ(of_few.ToText("+-"), "0.900");
 }
 
 }  // namespace
