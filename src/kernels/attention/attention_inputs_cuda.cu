@@ -40,12 +40,17 @@ void AttentionInputs(const KernelContext& ctx, const AttentionInputsArgs& args) 
   const bool several = args.keys.size() > 1;
   for (size_t i = 0; several && i < args.keys.size(); i += kKeysMax) {
     const size_t count = std::min(args.keys.size() - i, kKeysMax);
-    LaunchSideBySide(ctx, 0, KeysPart(args.keys.subspan(i, count), faithful));
+    LaunchSideBySide<Successors::kBehindInputs>(ctx, 0, KeysPart(args.keys.subspan(i, count), faithful));
   }
   const CompressorPart compressors(args.compressor, args.index_compressor, faithful);
-  LaunchSideBySide(ctx, compressors.shared_bytes(), compressors,
-                   several || args.keys.empty() ? KeyPart() : KeyPart(args.keys[0], faithful),
-                   args.query ? RmsNormPart(*args.query, faithful) : RmsNormPart());
+  // One row's queries are a product whose weights take longer to come than what is computed here.
+  const bool one_row = args.query && args.query->rows == 1;
+  auto* const launch =
+      one_row ? LaunchSideBySide<Successors::kAtOnce, CompressorPart, KeyPart, RmsNormPart>
+              : LaunchSideBySide<Successors::kBehindInputs, CompressorPart, KeyPart, RmsNormPart>;
+  launch(ctx, compressors.shared_bytes(), compressors,
+         several || args.keys.empty() ? KeyPart() : KeyPart(args.keys[0], faithful),
+         args.query ? RmsNormPart(*args.query, faithful) : RmsNormPart());
 }
 
 }  // namespace foresight::cuda

@@ -10,10 +10,18 @@ inline CudaQueue& DeviceOf(const KernelContext& ctx) {
   return QueueOf(*ctx.device);
 }
 
-// When the next kernel's blocks may come: once all blocks of this one run, or once these have their inputs.
-// The first gives them more time before their own. But while earlier kernels end they find room on some
-// multiprocessors alone and crowd there: small blocks spread only if they come later.
-enum class Successors { kAtOnce, kBehindInputs };
+// When the next kernel's blocks may come: once all blocks of this one run; once these have their inputs; or
+// once each of them has called (CallSuccessors). The sooner, the more time they have before their own. But
+// while earlier kernels end they find room on some multiprocessors alone and crowd there, and what they read
+// ahead is read while this kernel's inputs are: which is better is to be measured, in a step.
+enum class Successors { kAtOnce, kBehindInputs, kOnCall };
+
+// By any thread of a block, once or more.
+__device__ inline void CallSuccessors() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
 
 // The first statement of every kernel (or RehearseAndRun below): from here on, everything that earlier
 // kernels wrote is there and nothing that they read may still be needed. What comes before it in a kernel
@@ -22,9 +30,9 @@ enum class Successors { kAtOnce, kBehindInputs };
 template <Successors kSuccessors = Successors::kAtOnce>
 __device__ inline void AwaitInputs() {
 #if __CUDA_ARCH__ >= 900
-  if constexpr (kSuccessors == Successors::kAtOnce) cudaTriggerProgrammaticLaunchCompletion();
+  if constexpr (kSuccessors == Successors::kAtOnce) CallSuccessors();
   cudaGridDependencySynchronize();
-  if constexpr (kSuccessors == Successors::kBehindInputs) cudaTriggerProgrammaticLaunchCompletion();
+  if constexpr (kSuccessors == Successors::kBehindInputs) CallSuccessors();
 #endif
 }
 
@@ -35,7 +43,7 @@ __device__ inline void AwaitInputs() {
 template <Successors kSuccessors = Successors::kAtOnce, typename Body>
 __device__ inline void RehearseAndRun(bool rehearses, const Body& body) {
 #if __CUDA_ARCH__ >= 900
-  if constexpr (kSuccessors == Successors::kAtOnce) cudaTriggerProgrammaticLaunchCompletion();
+  if constexpr (kSuccessors == Successors::kAtOnce) CallSuccessors();
 #pragma unroll 1
   for (int pass = rehearses ? 0 : 1; pass < 2; ++pass) {
     if (pass == 1) {

@@ -28,9 +28,9 @@ struct PartList<First, Rest...> {
   }
 };
 
-template <typename List>
+template <Successors kSuccessors, typename List>
 __global__ void __launch_bounds__(kMaxPartThreads, 2) SideBySideKernel(const __grid_constant__ List parts) {
-  AwaitInputs();
+  AwaitInputs<kSuccessors>();
   parts(blockIdx.x);
 }
 
@@ -43,10 +43,10 @@ PartList<First, Rest...> ListOf(const First& first, const Rest&... rest) {
 }
 
 // `shared_bytes` of dynamic shared memory for a thread block of any part.
-template <typename... Parts>
+template <Successors kSuccessors, typename... Parts>
 void LaunchSideBySide(const KernelContext& ctx, size_t shared_bytes, const Parts&... parts) {
-  Launch(ctx, SideBySideKernel<PartList<Parts...>>, (0 + ... + parts.blocks), std::max({parts.threads...}),
-         shared_bytes, ListOf(parts...));
+  Launch(ctx, SideBySideKernel<kSuccessors, PartList<Parts...>>, (0 + ... + parts.blocks),
+         std::max({parts.threads...}), shared_bytes, ListOf(parts...));
 }
 
 }  // namespace foresight::cuda

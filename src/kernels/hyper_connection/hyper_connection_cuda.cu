@@ -398,9 +398,16 @@ __device__ void FindComb(const HyperConnectionPreArgs& args, int row, const floa
   }
 }
 
+// Few rows' inputs are there before a rehearsal is over.
+template <bool kFew>
+__device__ bool Rehearses() {
+  return !kFew && gridDim.x <= kRehearsedRows;
+}
+
 // How the output is mixed back, of one row: post, and comb by the first warp.
-template <int kM>
+template <bool kFew>
 __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices, int row) {
+  constexpr int kM = kFew ? kFewStreams : kMaxStreams;
   constexpr int kWarps = kRowThreads / 32;
   constexpr int kRounds = (kM * (1 + kM) + kWarps - 1) / kWarps;
   __shared__ float logits[kM * kM];
@@ -412,7 +419,7 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
   const int own = m + warp + lane * kWarps;
   const LogitScale own_scale(args.scale, args.base, own < 2 * m ? 1 : 2, lane < kRounds ? own : outputs,
                              outputs);
-  RehearseAndRun<Successors::kBehindInputs>(gridDim.x <= kRehearsedRows, [&](bool real) {
+  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kFew>(), [&](bool real) {
     float sums[kRounds + 1];
     SumSlices<kRounds>(real ? partial : Rehearsed(args), slices, outputs, m + warp, kWarps, sums);
     float own_sum = 0;
@@ -429,7 +436,7 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
     }
     __syncthreads();
     if (warp > 0) return;
-    if (kM == kFewStreams || m <= kFewStreams) {
+    if (kFew || m <= kFewStreams) {
       FindComb<kFewStreams>(args, row, logits, real);
     } else {
       FindComb<kM>(args, row, logits, real);
@@ -445,7 +452,6 @@ template <bool kFew>
 __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
     PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful,
               const SequenceRows* tapped, int num_tapped, TapSource tap) {
-  constexpr int kM = kFew ? kFewStreams : kMaxStreams;
   constexpr int kQuads = kFew ? kFewQuads : kMixQuads;
   const int row = static_cast<int>(blockIdx.x);
   if (blockIdx.y == 2) {
@@ -459,13 +465,13 @@ __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
   const int cols = m * args.dim;
   partial += row * (outputs + 1) * slices;
   if (blockIdx.y == 1) {
-    FindMixBack<kM>(args, partial, slices, row);
+    FindMixBack<kFew>(args, partial, slices, row);
     return;
   }
   __shared__ float weights[kMaxStreams];
   const NormWeights<kQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
-  RehearseAndRun<Successors::kBehindInputs>(gridDim.x <= kRehearsedRows, [&](bool real) {
+  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kFew>(), [&](bool real) {
     const StreamQuads<kFew> streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m, args.dim);
     FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
             weights);

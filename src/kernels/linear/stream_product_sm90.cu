@@ -31,6 +31,9 @@ struct StreamArgs {
   int clusters = 1;    // of a group
   int warps = 1;       // that share a tile, each with a part of the thread block's K
   int ring_bytes = 0;  // of a warp
+  // Whether the next kernel may come at once, or once the columns are here: what it reads ahead then comes
+  // behind them.
+  bool at_once = false;
   // What follows from these (Complete), so that no thread block divides before it sends for weights. split
   // and warps are powers of two.
   int split_shift = 0;
@@ -150,8 +153,10 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
     }
   };
 
-  // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing.
-  RehearseAndRun(true, [&](bool real) {
+  // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing. More rows take
+  // longer to rehearse than is left.
+  if (args.at_once) CallSuccessors();
+  RehearseAndRun<Successors::kOnCall>(of.rows == 1, [&](bool real) {
     if constexpr (kPairs) {
       prepare.template operator()<2>(real);
     } else if (count <= step) {
@@ -167,6 +172,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       AwaitCopies<0>();
     }
     GroupBarrier(1 + share, 32 * step);
+    if (real && !args.at_once) CallSuccessors();
     if (real && args.split > 1) ClusterWait();
 
     const int unit_bytes = columns * 16;
@@ -442,6 +448,7 @@ bool StreamByOneWarp(const KernelContext& ctx, StreamArgs args) {
     return false;
   }
   args.ring_bytes = kOneWarpSlots * kSlotBytes;
+  args.at_once = of.rows == 1;
   Complete(args);
   LaunchClusters(ctx, OneWarpStreamKernel<Format>, static_cast<unsigned>(args.split),
                  dim3(static_cast<unsigned>(of.tiles * of.groups * args.split)), 32,
@@ -461,6 +468,7 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   int slots = Slots(args);
   if (slots == 3 && SharedBytes(args, 3) > kSharedBytesOfTwo && of.rows <= 8) slots = 2;
   args.ring_bytes = slots * kSlotBytes;
+  args.at_once = of.rows == 1;
   Complete(args);
   if (SharedBytes(args, slots) > kMostShared) return false;
   auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;

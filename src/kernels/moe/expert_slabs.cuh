@@ -721,7 +721,7 @@ __global__ void __launch_bounds__(kSlabThreads, 1) ExpertSlabKernel(const __grid
     for (int i = 0; i < SlabShared::kSlabs && stream.Send(args.shared_tiles, false); ++i) {
     }
   }
-  AwaitInputs();
+  AwaitInputs<Successors::kBehindInputs>();
   if (warp < kSlabWarps) {
     SlabMultiplier<Format, kSplit>(args, shared, tiles).Run();
     return;

@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
     }
   };
   fill(StepUnits::OfShared(args));
-  AwaitInputs();
+  AwaitInputs<Successors::kBehindInputs>();
   FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
   fill(shared.units);
   for (; sent < kRingRounds; ++sent) EndCopies();  // as many groups as slots

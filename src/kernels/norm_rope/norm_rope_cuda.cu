@@ -44,7 +44,7 @@ __global__ void StoreKeysKernel(const SequenceRows* sequences, int per_layer, in
 }  // namespace
 
 void RmsNorm(const KernelContext& ctx, const RmsNormArgs& args) {
-  LaunchSideBySide(ctx, 0, RmsNormPart(args, ctx.faithful()));
+  LaunchSideBySide<Successors::kAtOnce>(ctx, 0, RmsNormPart(args, ctx.faithful()));
 }
 
 void RopeTable(const KernelContext& ctx, const RopeTableArgs& args) {
