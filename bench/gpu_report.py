@@ -4,8 +4,8 @@
 usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthetic flash:4]
 
 Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
-every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model and with layers of released shapes, and `foresight
-bench spec` with the small model and, replayed, with a deep stack of released layers (--replay). Exit status 0 only when every test has
+every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model, with layers of released shapes and a deep stack of
+them (--replay), and `foresight bench spec` with the small model and, replayed, with that stack. Exit status 0 only when every test has
 passed. gpu_sanitize.py runs the tests under compute-sanitizer.
 """
 import argparse
@@ -170,6 +170,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=10000, help="of one step, in each case of the purity test")
     parser.add_argument("--replay", default="flash:43", help="the shape for replayed drafts; empty: none")
     parser.add_argument("--replay-experts", default="24", help="routed experts of its layers, so that they fit")
+    parser.add_argument("--replay-requests", default="1,2,4,8,16,32,64", help="concurrent ones")
     parser.add_argument("--commit", default="", help="of the programs, where there is no repository")
     args = parser.parse_args()
     name, driver = gpu_and_driver()
@@ -193,9 +194,12 @@ def main():
     report["speculation"] = [
         spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains")]
     if args.replay:
+        deep = ["--synthetic", args.replay, "--experts", args.replay_experts]
+        report["benchmarks"].append(bench(args.build, args.out, *deep, "--contexts", "4096", "--batches", "1,2,4,8,16,32,64",
+                                          "--steps", "32", "--prefill", "64"))
         report["speculation"].append(
-            spec(args.build, args.out, "--synthetic", args.replay, "--experts", args.replay_experts, "--replay",
-                 "bench/traces/foresight-mini.json", "-n", "48", "--concurrency", "1,2,4,8,16,32,64", "--no-domains"))
+            spec(args.build, args.out, *deep, "--replay", "bench/traces/foresight-mini.json", "-n", "48", "--concurrency",
+                 args.replay_requests, "--no-domains"))
     stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     stem.with_suffix(".md").write_text(markdown(report))
     print(f"written: {stem}.json, {stem}.md")
