@@ -30,7 +30,7 @@ struct SamplingParams {
   std::vector<std::pair<TokenId, double>> logit_bias;  // [-100, 100] each; an id once
   std::optional<int64_t> seed;                         // none: a random one
   std::optional<int64_t> max_tokens;                   // >= 1; none: the rest of the context
-  std::vector<std::string> stop;                       // UTF-8
+  std::vector<std::string> stop;                       // UTF-8; refused by models without a tokenizer
   bool include_stop = false;                           // the stop string is part of the text
   std::optional<int> logprobs;                         // 0..20 alternatives beside the drawn token; none: off
 

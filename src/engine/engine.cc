@@ -250,7 +250,9 @@ Engine::~Engine() {
 
 Result<RequestNumber> Engine::Submit(Request request, std::shared_ptr<EventSink> sink) {
   if (sink == nullptr) return InvalidArgument("a request needs a sink for its answer");
-  RETURN_IF_ERROR(ValidateRequest(request, {.vocab_size = vocab_size(), .context_tokens = context_tokens()}));
+  RETURN_IF_ERROR(ValidateRequest(request, {.vocab_size = vocab_size(),
+                                            .context_tokens = context_tokens(),
+                                            .has_tokenizer = tokenizer() != nullptr}));
   auto ticket = std::make_shared<Ticket>();
   const int64_t tokens = std::ssize(request.prompt);
   ticket->request = std::move(request);

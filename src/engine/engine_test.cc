@@ -30,6 +30,9 @@ TEST(Engine, RefusesRequestsItCanNotRun) {
     ASSERT_FALSE(result.ok());
     EXPECT_EQ(result.status().code(), StatusCode::kInvalidArgument);
   }
+  Request stopped = GreedyRequest(TestPrompt(10), 3);
+  stopped.sampling.stop = {"end"};  // of which text?
+  EXPECT_EQ(engine->Generate(stopped).status().code(), StatusCode::kInvalidArgument);
   const Result<RequestResult> good = engine->Generate(GreedyRequest(TestPrompt(10), 3));
   ASSERT_TRUE(good.ok()) << good.status().ToString();
   EXPECT_EQ(good->completion_tokens, 3);

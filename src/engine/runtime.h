@@ -42,6 +42,8 @@ class Runtime {
       const LoadedModel& made, const EngineOptions& options, Backend backend,
       std::shared_ptr<const DeviceWeights> placed = nullptr);
 
+  // For random weights, whose tokens are text only then; before requests come.
+  void SetTokenizer(Tokenizer tokenizer) { tokenizer_ = std::move(tokenizer); }
   // Null when the model has none.
   const Tokenizer* tokenizer() const { return tokenizer_ ? &*tokenizer_ : nullptr; }
   const ModelConfig& config() const { return loaded_.weights.config; }

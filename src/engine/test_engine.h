@@ -2,6 +2,7 @@
 // is as small as the formats allow.
 #pragma once
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -9,8 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "base/json.h"
 #include "device/device_apart.h"
 #include "engine/engine_loop.h"
+#include "tokenizer/byte_level.h"
 #include "weights/synthetic.h"
 
 namespace foresight {
@@ -98,6 +101,19 @@ inline std::unique_ptr<Runtime> RuntimeOnDeviceApart(const EngineOptions& option
   Result<std::unique_ptr<Runtime>> runtime = Runtime::FromSynthetic(made, options, std::move(backend));
   EXPECT_TRUE(runtime.ok()) << runtime.status().ToString();
   return std::move(*runtime);
+}
+
+// Token i is byte i.
+inline Tokenizer ByteTokenizer() {
+  std::string vocab;
+  for (int byte = 0; byte < 256; ++byte) {
+    vocab += fmt::format("{}{}: {}", byte > 0 ? ", " : "", JsonString(SpellingOfByte(byte)), byte);
+  }
+  Result<Tokenizer> tokenizer = Tokenizer::Load(
+      R"({"model": {"type": "BPE", "merges": [], "vocab": {)" + vocab +
+      R"(}}, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": false}})");
+  EXPECT_TRUE(tokenizer.ok()) << tokenizer.status().ToString();
+  return std::move(*tokenizer);
 }
 
 // Bytes of caches with `blocks` blocks of 256 tokens for the states of `options`.

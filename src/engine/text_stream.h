@@ -11,7 +11,7 @@
 
 namespace foresight {
 
-// One thread. The tokenizer may be null: then there is no text and no stop string matches.
+// One thread. The tokenizer may be null: then there is no text.
 class TextStream {
  public:
   TextStream(const Tokenizer* tokenizer, const SamplingParams& sampling)

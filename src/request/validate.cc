@@ -24,6 +24,9 @@ Status ValidateRequest(const Request& request, const RequestLimits& limits) {
   if (!std::isfinite(request.timeout_seconds) || request.timeout_seconds < 0) {
     return InvalidArgument("timeout_seconds: want 0 or more, got {}", request.timeout_seconds);
   }
+  if (!request.sampling.stop.empty() && !limits.has_tokenizer) {
+    return InvalidArgument("stop: the model has no tokenizer, so there is no text to look for strings in");
+  }
   return request.sampling.Validate(limits.vocab_size);
 }
 

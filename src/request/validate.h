@@ -11,6 +11,7 @@ namespace foresight {
 struct RequestLimits {
   int vocab_size = 0;
   int64_t context_tokens = 0;  // prompt and answer together
+  bool has_tokenizer = true;   // without one there is no text in which a stop string could be found
 };
 
 // Errors: kInvalidArgument, naming what is out of range.

@@ -51,6 +51,17 @@ TEST(ValidateRequest, NamesWhatIsOutOfRange) {
   refused(request, "top_p");
 }
 
+TEST(ValidateRequest, RefusesStopStringsWithoutText) {
+  Request request = Good();
+  request.sampling.stop = {"end"};
+  EXPECT_TRUE(ValidateRequest(request, kLimits).ok());
+  RequestLimits limits = kLimits;
+  limits.has_tokenizer = false;
+  EXPECT_EQ(ValidateRequest(request, limits).code(), StatusCode::kInvalidArgument);
+  request.sampling.stop.clear();
+  EXPECT_TRUE(ValidateRequest(request, limits).ok());
+}
+
 TEST(RequestResult, SpeedsAreOfWhatWasComputed) {
   RequestResult result;
   result.prompt_tokens = 100;

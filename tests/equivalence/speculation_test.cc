@@ -5,6 +5,7 @@
 //   speculation_test [--requests=N] [--seed=N] [googletest options]
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 
@@ -20,8 +21,8 @@ uint64_t g_seed = 1;
 constexpr int64_t kContextTokens = 768;
 
 // Temperatures 0, 0.7 and 1 (and one at which random heads agree with the target more often), top-p,
-// penalties, ends of sequence in the middle, prompts with beginnings in common, answers past the ends of two
-// blocks, so that those that run together need more memory than they began with.
+// penalties, ends of sequence and stop strings in the middle, prompts with beginnings in common, answers past
+// the ends of two blocks, so that those that run together need more memory than they began with.
 std::vector<Request> RandomRequests(int count) {
   std::mt19937_64 rng(g_seed);
   const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
@@ -44,6 +45,11 @@ std::vector<Request> RandomRequests(int count) {
     if (below(4) == 0) sampling.logprobs = static_cast<int>(below(3));
     request.ignore_eos = below(3) > 0;
     if (!request.ignore_eos) sampling.logit_bias = {{1, 4.0}};  // the end is likely, somewhere
+    if (!is_long && below(2) == 0) {  // tokens are bytes: any of a few, or two in a row
+      for (int k = 0; k < 12; ++k)
+        sampling.stop.emplace_back(k < 8 ? 1 : 2, static_cast<char>(33 + below(90)));
+      sampling.include_stop = below(2) == 0;
+    }
     request.acceptance = Acceptance::kCoupled;
     requests.push_back(std::move(request));
   }
@@ -53,6 +59,7 @@ std::vector<Request> RandomRequests(int count) {
 struct Outcome {
   std::vector<std::vector<TokenId>> tokens;
   std::vector<std::vector<double>> logprobs;
+  std::vector<std::string> texts;
   std::vector<FinishReason> finishes;
   std::vector<RequestResult> results;
   EngineStatistics statistics;
@@ -79,6 +86,7 @@ Outcome RunAll(const std::vector<Request>& requests, const ModelConfig& config, 
   options.speculation.planner = setting.planner;
   if (setting.blocks > 0) options.cache_bytes_max = CacheBytesOf(setting.blocks, options, config);
   LoopDriver driver(options, config);
+  driver.runtime().SetTokenizer(ByteTokenizer());
   std::mt19937_64 rng(g_seed + 7);
   std::vector<std::shared_ptr<RecordingSink>> sinks;
   for (const Request& request : requests) {
@@ -94,6 +102,7 @@ Outcome RunAll(const std::vector<Request>& requests, const ModelConfig& config, 
     EXPECT_EQ(sink->result.completion_tokens, std::ssize(sink->tokens));
     run.tokens.push_back(sink->tokens);
     run.logprobs.push_back(sink->logprobs);
+    run.texts.push_back(sink->text);
     run.finishes.push_back(sink->result.finish);
     run.results.push_back(sink->result);
   }
@@ -108,8 +117,10 @@ void ExpectSameText(const Outcome& run, const Outcome& plain, std::string_view w
   for (size_t i = 0; i < plain.tokens.size(); ++i) {
     ASSERT_EQ(run.tokens[i], plain.tokens[i]) << what << ", request " << i;
     ASSERT_EQ(run.logprobs[i], plain.logprobs[i]) << what << ", request " << i;
+    ASSERT_EQ(run.texts[i], plain.texts[i]) << what << ", request " << i;
     ASSERT_EQ(run.finishes[i], plain.finishes[i]) << what << ", request " << i;
     const RequestResult& r = run.results[i];
+    ASSERT_EQ(r.stop_string, plain.results[i].stop_string) << what << ", request " << i;
     // Of each step its own token, and what it accepted; a stop may have cut the last one.
     ASSERT_LE(r.completion_tokens, r.drafts.steps + r.drafts.total_accepted());
     ASSERT_LE(r.drafted_tokens, r.drafts.total_accepted());
@@ -134,6 +145,7 @@ TEST_P(DraftedText, IsTheTextOfTheSeed) {
   const std::vector<Request> requests = RandomRequests(g_requests);
   const Outcome plain = RunAll(requests, config, {.draft = DraftChoice::kNone});
   EXPECT_EQ(plain.statistics.drafts.drafted, 0);
+  EXPECT_TRUE(std::ranges::any_of(plain.results, [](const auto& r) { return r.stop_string >= 0; }));
   for (const int batch : {1, 32}) {
     for (const char* planner : {"static:3", "sync", "async"}) {
       Setting setting{.draft = GetParam(), .planner = planner, .batch = batch};
