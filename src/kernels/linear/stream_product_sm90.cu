@@ -31,9 +31,6 @@ struct StreamArgs {
   int clusters = 1;    // of a group
   int warps = 1;       // that share a tile, each with a part of the thread block's K
   int ring_bytes = 0;  // of a warp
-  // Whether the next kernel may come at once, or once the columns are here: what it reads ahead then comes
-  // behind them.
-  bool at_once = false;
   // What follows from these (Complete), so that no thread block divides before it sends for weights. split
   // and warps are powers of two.
   int split_shift = 0;
@@ -51,8 +48,10 @@ struct StreamArgs {
 // barrier of the cluster would also empty the first-level cache and wait for all memory.
 //
 // kPairs: a warp has two columns to prepare, at most, and does it at once. Where others have that code too,
-// they are up to 3 % slower.
-template <typename Format, typename X, int kTiles, int kSlots, bool kPairs, int kWarps = kTileWarps>
+// they are up to 3 % slower. kSuccessors: the next kernel comes at once, for one row alone, or once the
+// columns are here, so that what it reads ahead comes behind them.
+template <typename Format, typename X, int kTiles, int kSlots, bool kPairs, Successors kSuccessors,
+          int kWarps = kTileWarps>
 __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_index) {
   constexpr int kRoundBlocks = kRoundBytes / static_cast<int>(Format::Bytes(kBlockK));
   constexpr int kColumns = 8 * kTiles;
@@ -155,8 +154,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
 
   // A rehearsal multiplies what the first slot has, sends for nothing and stores nothing. More rows take
   // longer to rehearse than is left.
-  if (args.at_once) CallSuccessors();
-  RehearseAndRun<Successors::kOnCall>(of.rows == 1, [&](bool real) {
+  RehearseAndRun<kSuccessors>(kSuccessors == Successors::kAtOnce || of.rows == 1, [&](bool real) {
     if constexpr (kPairs) {
       prepare.template operator()<2>(real);
     } else if (count <= step) {
@@ -172,7 +170,7 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
       AwaitCopies<0>();
     }
     GroupBarrier(1 + share, 32 * step);
-    if (real && !args.at_once) CallSuccessors();
+    if (kSuccessors == Successors::kOnCall && real) CallSuccessors();
     if (real && args.split > 1) ClusterWait();
 
     const int unit_bytes = columns * 16;
@@ -332,16 +330,16 @@ __device__ __forceinline__ void StreamBlock(const StreamArgs& args, int block_in
   });
 }
 
-template <typename Format, typename X, int kTiles, int kSlots, bool kPairs>
+template <typename Format, typename X, int kTiles, int kSlots, bool kPairs, Successors kSuccessors>
 __global__ void __launch_bounds__(kThreads, kTiles == 1 ? 2 : 1)
     StreamProductKernel(const __grid_constant__ StreamArgs args) {
-  StreamBlock<Format, X, kTiles, kSlots, kPairs>(args, static_cast<int>(blockIdx.x));
+  StreamBlock<Format, X, kTiles, kSlots, kPairs, kSuccessors>(args, static_cast<int>(blockIdx.x));
 }
 
 // A block of one warp, with few registers and little shared memory.
-template <typename Format>
+template <typename Format, Successors kSuccessors>
 __global__ void __launch_bounds__(32, 16) OneWarpStreamKernel(const __grid_constant__ StreamArgs args) {
-  StreamBlock<Format, float, 1, kOneWarpSlots, false, 1>(args, static_cast<int>(blockIdx.x));
+  StreamBlock<Format, float, 1, kOneWarpSlots, false, kSuccessors, 1>(args, static_cast<int>(blockIdx.x));
 }
 
 // Products of both kinds at once: the first thread blocks have FP8 weights, the others BF16.
@@ -350,22 +348,33 @@ __global__ void __launch_bounds__(kThreads, 2)
     StreamPairKernel(const __grid_constant__ StreamArgs fp8, const __grid_constant__ StreamArgs bf16,
                      int fp8_blocks) {
   if (static_cast<int>(blockIdx.x) < fp8_blocks) {
-    StreamBlock<Fp8Weights, float, 1, kSlots, false>(fp8, static_cast<int>(blockIdx.x));
+    StreamBlock<Fp8Weights, float, 1, kSlots, false, Successors::kOnCall>(fp8, static_cast<int>(blockIdx.x));
   } else {
-    StreamBlock<Bf16Weights, float, 1, kSlots, false>(bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
+    StreamBlock<Bf16Weights, float, 1, kSlots, false, Successors::kOnCall>(
+        bf16, static_cast<int>(blockIdx.x) - fp8_blocks);
   }
+}
+
+template <typename Format, int kTiles, int kSlots, Successors kSuccessors>
+auto* StreamKernel(const StreamArgs& args) {
+  const int columns = args.of.cols / args.split / kBlockK * args.of.rows;  // of a thread block
+  auto* kernel = StreamProductKernel<Format, float, kTiles, kSlots, false, kSuccessors>;
+  if constexpr (kTiles == 1 && kSlots == 2) {  // small products
+    if (columns > kTileWarps && columns <= 2 * kTileWarps)
+      kernel = StreamProductKernel<Format, float, kTiles, kSlots, true, kSuccessors>;
+  }
+  if constexpr (kTiles == 1) {
+    if (args.of.x.dtype == DType::kBF16)
+      kernel = StreamProductKernel<Format, bf16, kTiles, kSlots, false, kSuccessors>;
+  }
+  return kernel;
 }
 
 template <typename Format, int kTiles, int kSlots>
 void LaunchStream(const KernelContext& ctx, const StreamArgs& args, int clusters, size_t shared_bytes) {
-  const int columns = args.of.cols / args.split / kBlockK * args.of.rows;  // of a thread block
-  auto* kernel = StreamProductKernel<Format, float, kTiles, kSlots, false>;
-  if constexpr (kTiles == 1 && kSlots == 2) {  // small products
-    if (columns > kTileWarps && columns <= 2 * kTileWarps)
-      kernel = StreamProductKernel<Format, float, kTiles, kSlots, true>;
-  }
+  auto* kernel = StreamKernel<Format, kTiles, kSlots, Successors::kOnCall>(args);
   if constexpr (kTiles == 1) {
-    if (args.of.x.dtype == DType::kBF16) kernel = StreamProductKernel<Format, bf16, kTiles, kSlots, false>;
+    if (args.of.rows == 1) kernel = StreamKernel<Format, kTiles, kSlots, Successors::kAtOnce>(args);
   }
   LaunchClusters(ctx, kernel, static_cast<unsigned>(args.split),
                  dim3(static_cast<unsigned>(clusters * args.split)), kThreads, shared_bytes, args);
@@ -448,9 +457,10 @@ bool StreamByOneWarp(const KernelContext& ctx, StreamArgs args) {
     return false;
   }
   args.ring_bytes = kOneWarpSlots * kSlotBytes;
-  args.at_once = of.rows == 1;
   Complete(args);
-  LaunchClusters(ctx, OneWarpStreamKernel<Format>, static_cast<unsigned>(args.split),
+  auto* kernel = of.rows == 1 ? OneWarpStreamKernel<Format, Successors::kAtOnce>
+                              : OneWarpStreamKernel<Format, Successors::kOnCall>;
+  LaunchClusters(ctx, kernel, static_cast<unsigned>(args.split),
                  dim3(static_cast<unsigned>(of.tiles * of.groups * args.split)), 32,
                  SharedBytes(args, kOneWarpSlots, 1), args);
   return true;
@@ -468,7 +478,6 @@ bool Stream(const KernelContext& ctx, StreamArgs& args) {
   int slots = Slots(args);
   if (slots == 3 && SharedBytes(args, 3) > kSharedBytesOfTwo && of.rows <= 8) slots = 2;
   args.ring_bytes = slots * kSlotBytes;
-  args.at_once = of.rows == 1;
   Complete(args);
   if (SharedBytes(args, slots) > kMostShared) return false;
   auto* launch = of.rows <= 8 ? LaunchStream<Format, 1, 3> : LaunchStream<Format, 2, 3>;
