@@ -196,6 +196,7 @@ TEST(Acceptance, ByPositionIsTheSameColdAfterAPrefixHitWhenPreemptedAndInABatch)
     requests[i].prompt = TestPrompt(200 + 9 * static_cast<int64_t>(i), static_cast<int>(i) % 2);
     requests[i].sampling.max_tokens = 60 + 40 * static_cast<int64_t>(i % 7);
     requests[i].ignore_eos = true;
+    requests[i].sampling.stop.clear();
     if (requests[i].sampling.temperature > 0) requests[i].sampling.temperature = 2.5;
   }
   const Outcome cold = RunAll(requests, config, {.draft = DraftChoice::kDSpark, .planner = "static:5"});
@@ -233,6 +234,7 @@ TEST(Acceptance, OfMtpIsTheSameAfterAPrefixHitAndInABatch) {
     requests[i].prompt = TestPrompt(280 + 5 * static_cast<int64_t>(i), 0);
     requests[i].sampling.max_tokens = 30;
     requests[i].ignore_eos = true;
+    requests[i].sampling.stop.clear();
     if (requests[i].sampling.temperature > 0) requests[i].sampling.temperature = 2.5;
   }
   const Outcome cold = RunAll(requests, config, {.draft = DraftChoice::kMtp, .planner = "static:3"});
