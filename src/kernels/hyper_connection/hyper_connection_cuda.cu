@@ -17,10 +17,9 @@ constexpr unsigned kRehearsedRows = 32;  // of a step, at most: more take their 
 constexpr int kMixThreads = 256;
 constexpr int kRowThreads = 512;  // of a row's mixing
 constexpr int kMixQuads = 4;      // values of a row that one of them has, by four, at most
-// Few rows, of as few streams and values, have a kernel of their own.
-constexpr int kFewRows = 4;
-constexpr int kFewStreams = 4;
-constexpr int kFewQuads = 2;
+// Narrow rows, of so few streams and values, have a kernel of their own.
+constexpr int kNarrowStreams = 4;
+constexpr int kNarrowQuads = 2;
 
 __global__ void EmbedKernel(const int32_t* tokens, const int32_t* const* placed, int32_t* placed_in,
                             const uint16_t* embed, int m, int64_t dim, float* streams) {
@@ -299,8 +298,8 @@ class StreamQuads {
   }
 
  private:
-  static constexpr int kQuadsAhead = kFewQuads;
-  static constexpr int kStreamsAhead = kFewStreams;
+  static constexpr int kQuadsAhead = kNarrowQuads;
+  static constexpr int kStreamsAhead = kNarrowStreams;
 
   __device__ float4 Load(int q, int j) const {
     return LoadQuad(streams_ + int64_t{j} * dim_ + 4 * QuadOf(q));
@@ -314,7 +313,7 @@ class StreamQuads {
 
 // out = RMSNorm(sum_j weight_j streams_j); `hidden`, unless null, receives the value before the norm.
 template <int kQuads>
-__device__ void MixAndNorm(bool faithful, int dim, const StreamQuads<kQuads == kFewQuads>& streams,
+__device__ void MixAndNorm(bool faithful, int dim, const StreamQuads<kQuads == kNarrowQuads>& streams,
                            const float* weight, const NormWeights<kQuads>& norm, float norm_eps, bool stores,
                            float* hidden, float* out) {
   __shared__ float shared[32];
@@ -398,16 +397,16 @@ __device__ void FindComb(const HyperConnectionPreArgs& args, int row, const floa
   }
 }
 
-// Few rows' inputs are there before a rehearsal is over.
-template <bool kFew>
+// Narrow rows' inputs are there before a rehearsal is over.
+template <bool kNarrow>
 __device__ bool Rehearses() {
-  return !kFew && gridDim.x <= kRehearsedRows;
+  return !kNarrow && gridDim.x <= kRehearsedRows;
 }
 
 // How the output is mixed back, of one row: post, and comb by the first warp.
-template <bool kFew>
+template <bool kNarrow>
 __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* partial, int slices, int row) {
-  constexpr int kM = kFew ? kFewStreams : kMaxStreams;
+  constexpr int kM = kNarrow ? kNarrowStreams : kMaxStreams;
   constexpr int kWarps = kRowThreads / 32;
   constexpr int kRounds = (kM * (1 + kM) + kWarps - 1) / kWarps;
   __shared__ float logits[kM * kM];
@@ -419,7 +418,7 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
   const int own = m + warp + lane * kWarps;
   const LogitScale own_scale(args.scale, args.base, own < 2 * m ? 1 : 2, lane < kRounds ? own : outputs,
                              outputs);
-  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kFew>(), [&](bool real) {
+  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kNarrow>(), [&](bool real) {
     float sums[kRounds + 1];
     SumSlices<kRounds>(real ? partial : Rehearsed(args), slices, outputs, m + warp, kWarps, sums);
     float own_sum = 0;
@@ -436,8 +435,8 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
     }
     __syncthreads();
     if (warp > 0) return;
-    if (kFew || m <= kFewStreams) {
-      FindComb<kFewStreams>(args, row, logits, real);
+    if (kNarrow || m <= kNarrowStreams) {
+      FindComb<kNarrowStreams>(args, row, logits, real);
     } else {
       FindComb<kM>(args, row, logits, real);
     }
@@ -445,14 +444,14 @@ __device__ void FindMixBack(const HyperConnectionPreArgs& args, const float* par
 }
 
 // Two thread blocks per row: one mixes; the other finds out how the output is mixed back, which takes as
-// long. A third one taps the streams, if the launch has it. With kFew a block takes half of a
+// long. A third one taps the streams, if the launch has it. With kNarrow a block takes half of a
 // multiprocessor's registers, so it is there early, beside one of the kernels before. A product comes next,
 // whose blocks are to spread.
-template <bool kFew>
-__global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
+template <bool kNarrow>
+__global__ void __launch_bounds__(kRowThreads, kNarrow ? 2 : 1)
     PreKernel(HyperConnectionPreArgs args, const float* partial, int slices, bool faithful,
               const SequenceRows* tapped, int num_tapped, TapSource tap) {
-  constexpr int kQuads = kFew ? kFewQuads : kMixQuads;
+  constexpr int kQuads = kNarrow ? kNarrowQuads : kMixQuads;
   const int row = static_cast<int>(blockIdx.x);
   if (blockIdx.y == 2) {
     AwaitInputs<Successors::kBehindInputs>();
@@ -465,14 +464,15 @@ __global__ void __launch_bounds__(kRowThreads, kFew ? 2 : 1)
   const int cols = m * args.dim;
   partial += row * (outputs + 1) * slices;
   if (blockIdx.y == 1) {
-    FindMixBack<kFew>(args, partial, slices, row);
+    FindMixBack<kNarrow>(args, partial, slices, row);
     return;
   }
   __shared__ float weights[kMaxStreams];
   const NormWeights<kQuads> norm(args.norm, args.dim);
   const LogitScale scale(args.scale, args.base, 0, static_cast<int>(threadIdx.x) / 32, m);
-  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kFew>(), [&](bool real) {
-    const StreamQuads<kFew> streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m, args.dim);
+  RehearseAndRun<Successors::kBehindInputs>(Rehearses<kNarrow>(), [&](bool real) {
+    const StreamQuads<kNarrow> streams(real ? args.streams + int64_t{row} * cols : Rehearsed(args), m,
+                                       args.dim);
     FindMix(real ? partial : Rehearsed(args), slices, m, outputs, cols, args.norm_eps, scale, args.hc_eps,
             weights);
     MixAndNorm(faithful, args.dim, streams, weights, norm, args.norm_eps, real, nullptr,
@@ -555,8 +555,8 @@ void HyperConnectionPre(const KernelContext& ctx, const HyperConnectionPreArgs& 
   const Slice slice = Slice::Of(args.m, args.dim);
   const float* partial = MixLogits(ctx, slice, args.fn, args.streams, args.back, nullptr, args.rows);
   const unsigned blocks = args.tap.sequences.empty() ? 2 : 3;  // of a row
-  const bool few = args.rows <= kFewRows && args.m <= kFewStreams && args.dim <= 4 * kFewQuads * kRowThreads;
-  Launch(ctx, few ? PreKernel<true> : PreKernel<false>, dim3(static_cast<unsigned>(args.rows), blocks),
+  const bool narrow = args.m <= kNarrowStreams && args.dim <= 4 * kNarrowQuads * kRowThreads;
+  Launch(ctx, narrow ? PreKernel<true> : PreKernel<false>, dim3(static_cast<unsigned>(args.rows), blocks),
          kRowThreads, 0, args, partial, slice.count(), ctx.faithful(), args.tap.sequences.data(),
          static_cast<int>(args.tap.sequences.size()),
          TapSource{args.m, args.dim, args.tap.offset, args.streams, ctx.faithful()});
