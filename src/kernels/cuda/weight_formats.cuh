@@ -162,11 +162,15 @@ struct Mxfp4Weights {
     int largest = scale;
     largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 1));
     largest = max(largest, __shfl_xor_sync(0xffffffff, largest, 2));
-    return {Factor(static_cast<uint32_t>(largest - scale)), BlockFactor(static_cast<uint8_t>(largest))};
+    return {Factor(static_cast<uint32_t>(largest - scale)), BlockFactor(static_cast<uint32_t>(largest))};
   }
   // What decoding multiplies by, for a scale of 2^-below of the largest: 2^(14 - below), twice.
   __device__ static uint32_t Factor(uint32_t below) { return 0x74007400u - min(below, 29u) * 0x04000400u; }
-  __device__ static float BlockFactor(uint8_t largest) { return E8M0(largest) * 0x1p-8f; }
+  // Of the lower half of LargestScale(): E8M0 times 2^-8.
+  __device__ static float BlockFactor(uint32_t largest) {
+    const float scale = __uint_as_float(max(largest << 23, 0x00400000u));  // 2^-127 is no normal number
+    return __fmaf_rn(scale, 0x1p-8f, __fsub_rn(scale, scale));             // 255 is not a number
+  }
   // The largest of four scales, in both halves of the result.
   __device__ static uint32_t LargestScale(uint32_t word) {
     const uint32_t of_two = __vmaxu2(word & 0x00ff00ff, word >> 8 & 0x00ff00ff);

@@ -33,7 +33,6 @@ constexpr int kGroupRows = kUnitRows;
 // Of some warps of the block: those that multiply, and the others.
 constexpr int kRowsBarrier = 1;
 constexpr int kPlanBarrier = 2;
-constexpr int kSumStride = 36;  // of a column's sums; four lanes' columns in other banks
 
 // The weights of sixteen blocks: all rows of the group in FP4, half of them (one operand A) in FP8. Rows lie
 // so that eight lanes that read 16 bytes each, four of a row, never meet in a bank.
@@ -45,6 +44,11 @@ struct SlabShape {
   static constexpr int kRows = kBlockBytes == 64 ? kGroupRows : kGroupRows / 2;
 };
 constexpr int kScalePitch = kSlabWarps + 4;
+
+// Of FP8 weights, whose scales are of 128 rows, the row of scales that a group has.
+__device__ inline int ScaleRow(int group, bool is_down) {
+  return is_down ? group / (128 / kGroupRows) : group / (256 / kGroupRows);
+}
 
 struct WeightSlab {
   alignas(16) uint8_t weights[SlabShape<Mxfp4Weights>::kRows * SlabShape<Mxfp4Weights>::kPitch];
@@ -80,7 +84,7 @@ struct GroupCursor {
   __device__ static GroupCursor First(const StreamArgs& args) {
     return {static_cast<int>(blockIdx.x) * args.span};
   }
-  __device__ void Advance(const StreamArgs& args) { group += static_cast<int>(gridDim.x) * args.span; }
+  __device__ void Advance(const StreamArgs& args) { group += args.turn_units; }
   // Goes on to the tile that has the item. False: there is none among the first `tiles`.
   __device__ bool Settle(const StreamArgs& args, int tiles, bool with_down) {
     for (;;) {
@@ -198,7 +202,7 @@ class SlabStream {
       const int block = lane % kSlabWarps;
       const int half = lane / kSlabWarps;
       if (warp_ != 0 || block_ + block >= blocks_) return;
-      const int first = group_ * (is_down_ ? kGroupRows : kGroupRows / 2) / 128 * blocks_;
+      const int first = ScaleRow(group_, is_down_) * blocks_;
       const auto from =
           reinterpret_cast<uintptr_t>(tile.scales[is_down_ ? 2 : half] + first + block_ + block) &
           ~uintptr_t{3};
@@ -257,16 +261,28 @@ class SlabStream {
   bool is_fp8_ = false;
 };
 
+// A block's products: lane 4 g + t stores all that it has from Place(t, g) on, in other banks than the
+// others.
+struct BlockSums {
+  static constexpr int kPair = 2 * kGroupRows + 8;  // two columns', and factors of eight rows
+  static constexpr int kColumnFactors = kStreamColumns / 2 * kPair;
+  static constexpr int kSize = kColumnFactors + kStreamColumns;
+
+  __device__ static constexpr int Place(int t, int g) { return t * kPair + g; }
+  __device__ static constexpr int OfColumn(int column) {
+    return column / 2 * kPair + column % 2 * kGroupRows;
+  }
+  __device__ static constexpr int FactorOfRow(int row) { return row / 8 * kPair + 2 * kGroupRows + row % 8; }
+
+  float values[kSize];
+};
+
 struct SlabShared : StreamStep {
   static constexpr int kSlabs = 4;
   static constexpr int kBuffers = 2;
-  static constexpr int kRowFactors = kStreamColumns * kSumStride;
-  static constexpr int kBlockSums = kRowFactors + kGroupRows;
 
-  alignas(128) SlabRing<kSlabs> ring;  // a copy of 512 bytes is four lines
-  // A round's blocks: of each column, the products with 32 rows and the column's factor; then the rows'
-  // factors.
-  float sums[kBuffers][kSlabWarps][kBlockSums];
+  alignas(128) SlabRing<kSlabs> ring;    // a copy of 512 bytes is four lines
+  BlockSums sums[kBuffers][kSlabWarps];  // of a round
   // A round of the warp's groups; nobody is more rounds ahead of another than there are buffers.
   SharedBarrier full[kSumWarps][kBuffers];
   SharedBarrier empty[kBuffers];
@@ -274,6 +290,13 @@ struct SlabShared : StreamStep {
   SharedBarrier planned;
   int num_tiles;
   int ready_tiles;  // so many first tiles' activations are there
+  // Prepared rows for the routed experts and for the shared one, and activations.
+  struct alignas(16) Source {
+    const uint16_t* data;
+    int stride;
+    int factors;  // in a row
+  };
+  Source sources[3];
 };
 
 // What a multiplying warp does.
@@ -296,7 +319,7 @@ class SlabMultiplier {
         planned = true;
         continue;
       }
-      const int x = FindColumn(at);
+      const SourceColumn x = FindColumn(at);
       if (at.is_down) AwaitActivation(at.tile);
       if (Format::kDType == DType::kF8E4M3 || at.tile < args_.shared_tiles) {
         Item<Fp8Weights>(at, x);
@@ -310,41 +333,40 @@ class SlabMultiplier {
  private:
   static constexpr int kSlabs = SlabShared::kSlabs;
 
-  __device__ PreparedRows Source(const GroupCursor& at) const {
-    if (at.is_down) return args_.activation;
-    return Rows(at.tile < args_.shared_tiles);
-  }
-  __device__ PreparedRows Rows(bool of_shared) const {
-    return {shared_.x[of_shared], args_.dim, kSplit, true};
-  }
-
-  // Where the lane's column begins in the item's source. Behind the last one it is another, whose products
-  // nobody asks for.
-  __device__ int FindColumn(const GroupCursor& at) const {
+  // The lane's column of an item's source: where its values of block 0 lie, and its factors.
+  struct SourceColumn {
+    const uint16_t* data;
+    int values;
+    int factors;
+  };
+  // Behind the last one it is another, whose products nobody asks for.
+  __device__ SourceColumn FindColumn(const GroupCursor& at) const {
     const SlabTile& tile = tiles_[at.tile];
+    const int lane = static_cast<int>(threadIdx.x % 32);
     const int32_t* rows = (at.is_down ? shared_.plan.list : shared_.plan.rows) + tile.begin;
-    const int column = min(static_cast<int>(threadIdx.x) % 32 / 4, tile.count - 1);
-    return rows[column] * static_cast<int>(Source(at).stride());
+    const SlabShared::Source source = shared_.sources[at.is_down ? 2 : at.tile < args_.shared_tiles];
+    const int begin = rows[min(lane / 4, tile.count - 1)] * source.stride;
+    return {source.data, begin + lane % 4 * 8, begin + source.factors};
   }
 
   template <typename F>
-  __device__ void Item(const GroupCursor& at, int x) {
+  __device__ void Item(const GroupCursor& at, const SourceColumn& x) {
     const int end = at.End(args_);
     for (int group = at.group; group < end; ++group) Multiply<F>(at, group, x);
   }
 
   template <typename F>
-  __device__ void Multiply(const GroupCursor& at, int group, int x) {
+  __device__ void Multiply(const GroupCursor& at, int group, const SourceColumn& x) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
     // A block's column is sent for before its weights are in, where registers allow.
     constexpr bool kAhead = !kSplit;
     const int warp = threadIdx.x / 32;
-    const PreparedRows source = Source(at);
-    const int blocks = args_.Cols(at.is_down) / kBlockK;
-    const int half = static_cast<int>(threadIdx.x) % 2;  // of row lane % 4 * 8 + lane / 4
+    const int cols = args_.Cols(at.is_down);
+    const int blocks = cols / kBlockK;
+    const int half = static_cast<int>(threadIdx.x % 2);  // of row lane % 4 * 8 + lane / 4
     uint32_t scale_offset = 0;                           // of block 0's, in FP8
     if constexpr (kFp8) {
-      const int first = group * (at.is_down ? kGroupRows : kGroupRows / 2) / 128 * blocks;
+      const int first = ScaleRow(group, at.is_down) * blocks;
       scale_offset = static_cast<uint32_t>(
           reinterpret_cast<uintptr_t>(tiles_[at.tile].scales[at.is_down ? 2 : half]) + first);
     }
@@ -353,18 +375,17 @@ class SlabMultiplier {
     for (int block = warp; block - warp < blocks; block += kSlabWarps) {
       float acc[2][4] = {};
       const int there = min(block, blocks - 1);
-      const uint16_t* from = source.data + (x + there * kBlockK + static_cast<int>(threadIdx.x) % 4 * 8);
+      const uint16_t* from = x.data + (x.values + there * kBlockK);
       LaneColumn<kSplit> column;
       if constexpr (kAhead) {
 #pragma unroll
-        for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(source, from, pair);
+        for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(from, cols, pair);
       }
       const auto load = [&](int step) {
-        if (!kAhead && step % 2 == 0) column.Load(source, from, step / 2);
+        if (!kAhead && step % 2 == 0) column.Load(from, cols, step / 2);
       };
       const auto column_factor = [&] {
-        const int terms = static_cast<int>(kSplit ? 2 * source.padded : source.padded);
-        return *reinterpret_cast<const float*>(source.data + (x + terms + 2 * there));
+        return *reinterpret_cast<const float*>(x.data + (x.factors + 2 * there));
       };
       float of_column;
       if constexpr (kAhead) of_column = column_factor();
@@ -451,29 +472,18 @@ class SlabMultiplier {
   }
 
   // What the lane's four rows are decoded with. Returns the factor of the sums of row lane % 4 * 8 + lane
-  // / 4.
+  // / 4, which is the one that the lane reads the scales of.
   template <typename F>
   __device__ static float FindScales(const WeightSlab& slab, RowScale (&scales)[2][2]) {
     const int lane = threadIdx.x % 32;
-    uint32_t words[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) words[i] = slab.scales[i * 8 + lane / 4][threadIdx.x / 32];
-    const uint32_t of_own = F::LargestScale(OfOwnRow(words));
+    const uint32_t word = slab.scales[lane % 4 * 8 + lane / 4][threadIdx.x / 32];
+    const uint32_t largest = F::LargestScale(word);
+    const uint32_t factors = F::Factors(word, largest);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const uint32_t largest = __shfl_sync(0xffffffff, of_own, lane / 4 * 4 + i);
-      const uint32_t below = largest * 0x0101u - words[i];  // no byte borrows from another
-      scales[i / 2][i % 2].decode = F::Factor(__byte_perm(below, 0, 0x4440 | lane % 4));
+      scales[i / 2][i % 2].decode = F::FactorOf(__shfl_sync(0xffffffff, factors, i, 4), lane % 4);
     }
-    return F::BlockFactor(static_cast<uint8_t>(of_own));
-  }
-
-  // Of four rows' values, that of row lane % 4.
-  template <typename T>
-  __device__ static T OfOwnRow(const T (&values)[4]) {
-    const T low = threadIdx.x % 2 == 0 ? values[0] : values[1];
-    const T high = threadIdx.x % 2 == 0 ? values[2] : values[3];
-    return threadIdx.x % 4 < 2 ? low : high;
+    return F::BlockFactor(largest);
   }
 
   // Hands the block's products to the warp that adds them up; without a block it only takes part.
@@ -481,16 +491,16 @@ class SlabMultiplier {
     const int lane = threadIdx.x % 32;
     shared_.empty[buffer_.slot()].Wait(buffer_.phase() ^ 1);
     if (has_block) {
-      float* to = shared_.sums[buffer_.slot()][threadIdx.x / 32];
-      to[SlabShared::kRowFactors + lane] = of_row;
-      if (lane % 4 == 0) to[lane / 4 * kSumStride + kGroupRows] = of_column;
-      to += lane % 4 * 2 * kSumStride + lane / 4;
+      float* to =
+          shared_.sums[buffer_.slot()][threadIdx.x / 32].values + BlockSums::Place(lane % 4, lane / 4);
+      to[2 * kGroupRows] = of_row;
+      if (lane % 4 == 0) to[BlockSums::kColumnFactors] = of_column;
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         to[m * 16] = acc[m][0];
-        to[m * 16 + kSumStride] = acc[m][1];
+        to[m * 16 + kGroupRows] = acc[m][1];
         to[m * 16 + 8] = acc[m][2];
-        to[m * 16 + kSumStride + 8] = acc[m][3];
+        to[m * 16 + kGroupRows + 8] = acc[m][3];
       }
     }
     shared_.full[finisher_][buffer_.slot()].Arrive();
@@ -569,15 +579,16 @@ class SlabFinisher {
       shared_.full[warp_][buffer_].Wait(phases_ >> buffer_ & 1);
       phases_ ^= 1u << buffer_;
       const int n = min(kSlabWarps, blocks - round);
-      const float* row_factors = shared_.sums[buffer_][0] + SlabShared::kRowFactors + lane % 8 * 4 + lane / 8;
+      const float* row_factors = shared_.sums[buffer_][0].values + BlockSums::FactorOfRow(lane);
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
         if (column >= count) break;
-        const float* from = shared_.sums[buffer_][0] + column * kSumStride;
+        const float* products = shared_.sums[buffer_][0].values + BlockSums::OfColumn(column) + lane;
+        const float* factors = shared_.sums[buffer_][0].values + BlockSums::kColumnFactors + column;
 #pragma unroll 8
         for (int b = 0; b < n; ++b) {
-          const int at = b * SlabShared::kBlockSums;
-          sums[column] = AddScaled(sums[column], from[at + lane], from[at + kGroupRows], row_factors[at]);
+          const int at = b * BlockSums::kSize;
+          sums[column] = AddScaled(sums[column], products[at], factors[at], row_factors[at]);
         }
       }
       shared_.empty[buffer_].Arrive();
@@ -677,6 +688,13 @@ __device__ inline void SetUpSlabs(const StreamArgs& args, SlabShared& shared, ui
     shared.ready_tiles = 0;
   }
   shared.SetUp(args, memory);
+  if (thread == 0) {
+    for (int i = 0; i < 3; ++i) {
+      const PreparedRows& rows = i == 2 ? args.activation : args.x_routed;
+      const int factors = static_cast<int>((rows.split ? 2 : 1) * rows.padded);
+      shared.sources[i] = {i == 2 ? rows.data : shared.x[i], static_cast<int>(rows.stride()), factors};
+    }
+  }
   if (args.plans && thread < args.rows) {
     shared.few.list[pairs + thread] = pairs + thread;
     shared.few.rows[pairs + thread] = thread;

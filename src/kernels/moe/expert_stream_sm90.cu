@@ -80,6 +80,7 @@ ExpertOutputs Stream(const KernelContext& ctx, const MoeArgs& args) {
   stream.max_tiles = max_tiles;
   // Neighbours share columns, but may leave thread blocks without work at the end.
   stream.span = args.rows == 1 ? 1 : args.rows == 2 ? 2 : args.rows <= 8 ? 4 : kStreamWarps;
+  stream.turn_units = DeviceOf(ctx).num_sms() * stream.span;
   stream.units[0] = 2 * args.intermediate / kUnitRows;
   stream.units[1] = args.dim / kUnitRows;
   for (int i = 0; i < 2; ++i) {

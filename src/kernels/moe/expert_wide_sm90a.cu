@@ -273,7 +273,7 @@ class ScaleSender {
           } else {
             const uint32_t largest = Format::LargestScale(scales[i][b]);
             entry = {largest * 0x0101u - scales[i][b],  // no byte borrows from another
-                     __float_as_uint(Format::BlockFactor(static_cast<uint8_t>(largest)))};
+                     __float_as_uint(Format::BlockFactor(largest))};
           }
           space_.weights[turn.stage].scales[b][first_place_ + lane() + 32 * i] = entry;
         }

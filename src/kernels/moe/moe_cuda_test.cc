@@ -68,7 +68,8 @@ class RouterCudaTest : public OnDevice<> {
 
 TEST_F(RouterCudaTest, SelectsTheDefinitionsExperts) {
   std::mt19937 rng(1);
-  for (const auto& [e, k] : {std::pair{8, 4}, {256, 6}, {384, 6}, {40, 40}}) {
+  // The last two have more experts, or select more, than are found by keys.
+  for (const auto& [e, k] : {std::pair{8, 4}, {256, 6}, {384, 8}, {1000, 6}, {1100, 6}, {40, 40}}) {
     const int rows = 33;
     std::vector<float> logits = RandomRows(rows, e, true, rng);  // bf16: many ties
     for (float& x : logits) x *= 8;                              // both branches of softplus
@@ -85,6 +86,14 @@ TEST_F(RouterCudaTest, SelectsTheDefinitionsExperts) {
     std::vector<float> equal(logits.size(), 0.5f);
     args.logits = equal.data();
     args.bias = {};
+    ExpectEqual(args);
+    std::vector<float> close(logits.size());  // alike but for the last bits, which keys don't have
+    for (float& x : close) x = 0.5f + 1e-6f * std::uniform_real_distribution<float>(-1, 1)(rng);
+    args.logits = close.data();
+    ExpectEqual(args);
+    std::vector<float> wide = logits;  // where e^z is nothing, and where it is all
+    for (float& x : wide) x *= 30;
+    args.logits = wide.data();
     ExpectEqual(args);
   }
 }

@@ -131,7 +131,7 @@ class UnitMultiplier {
 
     LaneColumn<kSplit> column;
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) column.Load(source, x, pair);
+    for (int pair = 0; pair < kPairs; ++pair) column.Load(x, args_.Cols(at.is_down), pair);
     float of_column[2];
     const auto load_factors = [&](int block) {
 #pragma unroll
@@ -188,7 +188,7 @@ class UnitMultiplier {
 #pragma unroll
             for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          column.Load(source, next, pair);  // the next block's, while this one is multiplied
+          column.Load(next, args_.Cols(at.is_down), pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {

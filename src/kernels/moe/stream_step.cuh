@@ -26,6 +26,7 @@ struct StreamArgs {
   int shared_tiles;
   int max_tiles;      // of the routed experts
   int span;           // units in a row that are one thread block's: an item
+  int turn_units;     // of an item of each
   int units[2];       // of a tile: of w1 and w3, and of w2
   int item_units[2];  // as many as its items could have
   Swiglu swiglu;
@@ -158,9 +159,10 @@ struct LaneColumn {
   uint4 high[kBlockSteps / 2];
   uint4 low[kBlockSteps / 2];
 
-  __device__ void Load(const PreparedRows& source, const uint16_t* from, int pair) {
+  // `padded` values behind the first term lies the second one.
+  __device__ void Load(const uint16_t* from, int padded, int pair) {
     high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-    if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + source.padded);
+    if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + padded);
   }
 };
 

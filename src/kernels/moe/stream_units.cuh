@@ -205,8 +205,7 @@ class UnitScales {
           of_row = {0, __float_as_uint(F::Scale(static_cast<uint8_t>(word)).block)};
         } else {
           const uint32_t largest = F::LargestScale(word);
-          of_row = {F::Factors(word, largest),
-                    __float_as_uint(F::BlockFactor(static_cast<uint8_t>(largest)))};
+          of_row = {F::Factors(word, largest), __float_as_uint(F::BlockFactor(largest))};
         }
         factors.of_rows[2 * t + i][g + row * 8] = of_row;
       }
