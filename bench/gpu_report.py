@@ -6,7 +6,8 @@ usage: gpu_report.py [--build DIR] [--model DIR] [--out bench/results] [--synthe
 Tests: every CUDA kernel against its definition, the goldens that are here, purity over random schedules. Benchmarks:
 every kernel at released shapes (bench/kernel_bench), `foresight bench` with the small model, with layers of released shapes and a deep stack of
 them (--replay), and `foresight bench spec` with the small model and, replayed, with that stack. Exit status 0 only when every test has
-passed. gpu_sanitize.py runs the tests under compute-sanitizer.
+passed. What there is so far lies in gpu-NAME.partial.json and .md, from the first test on until the report is whole. gpu_sanitize.py runs the
+tests under compute-sanitizer.
 """
 import argparse
 import concurrent.futures
@@ -141,7 +142,8 @@ def markdown(report):
              "| tests | passed | skipped | failed |", "|---|---|---|---|"]
     for t in report["tests"]:
         lines.append(f"| {t['program']} `{t['filter']}` | {t['passed']} | {t['skipped']} | {len(t['failed'])} |")
-    lines += kernel_lines(report)
+    if report["kernels"]:
+        lines += kernel_lines(report)
     for b in report["benchmarks"]:
         lines += ["", f"`foresight bench --device cuda {' '.join(b['flags'])}`", ""]
         if b["status"] != 0:
@@ -176,34 +178,46 @@ def main():
     name, driver = gpu_and_driver()
     stem = report_stem(args.out, name)
     commit = args.commit or commit_of_checkout()
-    report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "benchmarks": [], "speculation": []}
-    tests = report["tests"]
-    tests.append(gtest(args.build, "src/device/device_test", "Cuda*"))
-    tests.append(gtest(args.build, "src/kernels/kernels_test", "*Cuda*:ForkTest.*"))
-    tests.append(gtest(args.build, "tests/golden_test", "*cuda*"))
-    tests.append(gtest(args.build, "tests/purity_test", "*Schedule*cuda*", "--schedules=12"))
-    tests.append(gtest(args.build, "tests/purity_test", "*LongSteps*cuda*:*ReleasedShapes*", "--schedules=16"))
+    report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "kernels": {}, "benchmarks": [],
+              "speculation": []}
+    partial = [stem.with_name(f"{stem.name}.partial.{suffix}") for suffix in ("json", "md")]
+
+    def save():
+        partial[0].write_text(json.dumps(report, indent=1) + "\n")
+        partial[1].write_text(markdown(report))
+
+    def add(part, result):
+        report[part].append(result)
+        save()
+
+    for program, pattern, *extra in (
+            ("src/device/device_test", "Cuda*"),
+            ("src/kernels/kernels_test", "*Cuda*:ForkTest.*"),
+            ("tests/golden_test", "*cuda*"),
+            ("tests/purity_test", "*Schedule*cuda*", "--schedules=12"),
+            ("tests/purity_test", "*LongSteps*cuda*:*ReleasedShapes*", "--schedules=16")):
+        add("tests", gtest(args.build, program, pattern, *extra))
     # A repeat is all the device's, which lets processes take turns: 0.9 ms in one process, longer in all with more of them.
-    tests.append(gtest(args.build, "tests/purity_test", "*Repeats*cuda*", f"--repeats={args.repeats}", shards=1))
-    tests.append(gtest(args.build, "src/engine/engine_test", "*OnAGpu*:*DrawnOnDevice*"))
+    add("tests", gtest(args.build, "tests/purity_test", "*Repeats*cuda*", f"--repeats={args.repeats}", shards=1))
+    add("tests", gtest(args.build, "src/engine/engine_test", "*OnAGpu*:*DrawnOnDevice*"))
     report["kernels"] = figures_of(args.out, 20000, str(args.build / "bench/kernel_bench"), "--commit", commit)
+    save()
     model = ["-m", args.model] if args.model else []
-    report["benchmarks"].append(bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
-    report["benchmarks"].append(bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
-                                      "--batches", "1,2,4,8,16,32,64,128", "--prefill", "2048", "--repeat", "3"))
-    report["speculation"] = [
-        spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains")]
+    deep = ["--synthetic", args.replay, "--experts", args.replay_experts]
+    add("benchmarks", bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
+    add("benchmarks", bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
+                            "--batches", "1,2,4,8,16,32,64,128", "--prefill", "2048", "--repeat", "3"))
     if args.replay:
-        deep = ["--synthetic", args.replay, "--experts", args.replay_experts]
-        report["benchmarks"].append(bench(args.build, args.out, *deep, "--contexts", "4096", "--batches", "1,2,4,8,16,32,64",
-                                          "--steps", "32", "--prefill", "64"))
-        report["speculation"].append(
-            spec(args.build, args.out, *deep, "--replay", "bench/traces/foresight-mini.json", "-n", "48", "--concurrency",
-                 args.replay_requests, "--no-domains"))
-    stem.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(markdown(report))
+        add("benchmarks", bench(args.build, args.out, *deep, "--contexts", "4096", "--batches", "1,2,4,8,16,32,64",
+                                "--steps", "32", "--prefill", "64"))
+    add("speculation", spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains"))
+    if args.replay:
+        add("speculation", spec(args.build, args.out, *deep, "--replay", "bench/traces/foresight-mini.json", "-n", "48", "--concurrency",
+                                args.replay_requests, "--no-domains"))
+    for path in partial:
+        path.replace(path.with_name(path.name.replace(".partial", "")))
     print(f"written: {stem}.json, {stem}.md")
-    return 0 if all(t["status"] == 0 for t in tests) and "error" not in report["kernels"] else 1
+    return 0 if all(t["status"] == 0 for t in report["tests"]) and "error" not in report["kernels"] else 1
 
 
 if __name__ == "__main__":
