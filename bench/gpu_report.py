@@ -180,11 +180,11 @@ def main():
     commit = args.commit or commit_of_checkout()
     report = {"gpu": name, "driver": driver, "commit": commit, "date": time.strftime("%Y-%m-%d"), "tests": [], "kernels": {}, "benchmarks": [],
               "speculation": []}
-    partial = [stem.with_name(f"{stem.name}.partial.{suffix}") for suffix in ("json", "md")]
+    partial = {suffix: stem.with_suffix(f".partial{suffix}") for suffix in (".json", ".md")}
 
     def save():
-        partial[0].write_text(json.dumps(report, indent=1) + "\n")
-        partial[1].write_text(markdown(report))
+        partial[".json"].write_text(json.dumps(report, indent=1) + "\n")
+        partial[".md"].write_text(markdown(report))
 
     def add(part, result):
         report[part].append(result)
@@ -203,19 +203,18 @@ def main():
     report["kernels"] = figures_of(args.out, 20000, str(args.build / "bench/kernel_bench"), "--commit", commit)
     save()
     model = ["-m", args.model] if args.model else []
-    deep = ["--synthetic", args.replay, "--experts", args.replay_experts]
     add("benchmarks", bench(args.build, args.out, *model, "--batches", "1,2,4,8,16,32", "--contexts", "1024,4096", "--steps", "32"))
     add("benchmarks", bench(args.build, args.out, "--synthetic", args.synthetic, "--contexts", "4096",
                             "--batches", "1,2,4,8,16,32,64,128", "--prefill", "2048", "--repeat", "3"))
-    if args.replay:
-        add("benchmarks", bench(args.build, args.out, *deep, "--contexts", "4096", "--batches", "1,2,4,8,16,32,64",
-                                "--steps", "32", "--prefill", "64"))
     add("speculation", spec(args.build, args.out, *model, "--per-domain", "4", "-n", "96", "--concurrency", "1,4,16,64", "--no-domains"))
     if args.replay:
+        deep = ["--synthetic", args.replay, "--experts", args.replay_experts]
+        add("benchmarks", bench(args.build, args.out, *deep, "--contexts", "4096", "--batches", "1,2,4,8,16,32,64",
+                                "--steps", "32", "--prefill", "64"))
         add("speculation", spec(args.build, args.out, *deep, "--replay", "bench/traces/foresight-mini.json", "-n", "48", "--concurrency",
                                 args.replay_requests, "--no-domains"))
-    for path in partial:
-        path.replace(path.with_name(path.name.replace(".partial", "")))
+    for suffix, path in partial.items():
+        path.replace(stem.with_suffix(suffix))
     print(f"written: {stem}.json, {stem}.md")
     return 0 if all(t["status"] == 0 for t in report["tests"]) and "error" not in report["kernels"] else 1
 

@@ -68,7 +68,6 @@ class RouterCudaTest : public OnDevice<> {
 
 TEST_F(RouterCudaTest, SelectsTheDefinitionsExperts) {
   std::mt19937 rng(1);
-  // The last two have more experts, or select more, than are found by keys.
   for (const auto& [e, k] : {std::pair{8, 4}, {256, 6}, {384, 8}, {1000, 6}, {1100, 6}, {40, 40}}) {
     const int rows = 33;
     std::vector<float> logits = RandomRows(rows, e, true, rng);  // bf16: many ties
@@ -87,7 +86,7 @@ TEST_F(RouterCudaTest, SelectsTheDefinitionsExperts) {
     args.logits = equal.data();
     args.bias = {};
     ExpectEqual(args);
-    std::vector<float> close(logits.size());  // alike but for the last bits, which keys don't have
+    std::vector<float> close(logits.size());  // alike but for their last bits
     for (float& x : close) x = 0.5f + 1e-6f * std::uniform_real_distribution<float>(-1, 1)(rng);
     args.logits = close.data();
     ExpectEqual(args);

@@ -124,14 +124,15 @@ class UnitMultiplier {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
     const StreamTile& tile = tiles_[at.tile];
     const PreparedRows source = Source(at);
-    const int blocks = args_.Cols(at.is_down) / kBlockK;
+    const int cols = args_.Cols(at.is_down);
+    const int blocks = cols / kBlockK;
     const int64_t row = (at.is_down ? tile.pairs : tile.rows)[g()];
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
     LaneColumn<kSplit> column;
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) column.Load(x, args_.Cols(at.is_down), pair);
+    for (int pair = 0; pair < kPairs; ++pair) column.Load(x, cols, pair);
     float of_column[2];
     const auto load_factors = [&](int block) {
 #pragma unroll
@@ -188,7 +189,7 @@ class UnitMultiplier {
 #pragma unroll
             for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          column.Load(next, args_.Cols(at.is_down), pair);  // the next block's, while this one is multiplied
+          column.Load(next, cols, pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {

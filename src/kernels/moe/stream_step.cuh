@@ -26,7 +26,7 @@ struct StreamArgs {
   int shared_tiles;
   int max_tiles;      // of the routed experts
   int span;           // units in a row that are one thread block's: an item
-  int turn_units;     // of an item of each
+  int turn_units;     // of an item of each thread block: from the host, since gridDim would keep a register
   int units[2];       // of a tile: of w1 and w3, and of w2
   int item_units[2];  // as many as its items could have
   Swiglu swiglu;
