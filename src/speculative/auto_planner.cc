@@ -100,9 +100,10 @@ AutoPlanner::Lengths AutoPlanner::BestLengths(const StepLoad& load, const StepCo
   int next = 1;
   for (int tokens = 1; tokens <= longest; ++tokens) {
     for (size_t r = 0; r < depths.size(); ++r) {
-      if (depths[r] < tokens) continue;
-      plan_.Add(survivals_[r] *= planner_.expected(static_cast<int>(r), tokens - 1));
+      survivals_[r] =
+          depths[r] < tokens ? 0 : survivals_[r] * planner_.expected(static_cast<int>(r), tokens - 1);
     }
+    for (const double survival : survivals_) plan_.Add(survival);
     if (tokens < next && tokens < longest) continue;
     next = tokens + std::max(1, tokens / 2);
     const StepValue step = ValueOf(load, costs, shape.drafting, tokens);

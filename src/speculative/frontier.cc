@@ -54,18 +54,6 @@ void RoundConfidences::Store(int r, std::span<const float> confidences) {
             confidences_.begin() + static_cast<size_t>(r) * drafts_max_);
 }
 
-double Frontier::confidence(int r) const {
-  CHECK(!exhausted(r));
-  return round_.confidences_[static_cast<size_t>(r) * round_.drafts_max_ + admitted(r)];
-}
-
-void Frontier::Admit(int r) {
-  CHECK(!exhausted(r));
-  round_.expected_[r] += round_.survivals_[r];
-  ++round_.admitted_[r];
-  round_.survivals_[r] = exhausted(r) ? 0 : round_.survivals_[r] * confidence(r);
-}
-
 const RoundConfidences& Frontier::Unrestricted() const {
   CHECK(round_.all_coupled_, "a plan from all confidences is exact with the coupled rule only");
   return round_;

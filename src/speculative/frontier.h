@@ -9,6 +9,8 @@
 #include <span>
 #include <vector>
 
+#include "base/check.h"
+
 namespace foresight {
 
 // The confidences of one round: c[r, j] is the probability that draft j (0-based) of request r is accepted,
@@ -59,11 +61,19 @@ class Frontier {
   int admitted(int r) const { return round_.admitted_[r]; }
   bool exhausted(int r) const { return admitted(r) == depth(r); }
   // Of the next draft, j = admitted(r): c[r, j]. Not for an exhausted request.
-  double confidence(int r) const;
+  double confidence(int r) const {
+    CHECK(!exhausted(r));
+    return round_.confidences_[static_cast<size_t>(r) * round_.drafts_max_ + admitted(r)];
+  }
   // c[r, 0] * .. * c[r, j]: the probability that it is reached and accepted. 0 for an exhausted request.
   double survival(int r) const { return round_.survivals_[r]; }
   // Has the next draft of r verified and shows the one behind it.
-  void Admit(int r);
+  void Admit(int r) {
+    CHECK(!exhausted(r));
+    round_.expected_[r] += round_.survivals_[r];
+    ++round_.admitted_[r];
+    round_.survivals_[r] = exhausted(r) ? 0 : round_.survivals_[r] * confidence(r);
+  }
 
   // Everything, for the planner that tests hold the others against. Exact with the coupled rule alone, where
   // the emitted token is the target's own draw whatever is verified; with any other this is a CHECK.

@@ -16,12 +16,11 @@ constexpr int kGuessRounds = 8;
 constexpr int kMeasuredRounds = 256;
 // Before anything is known: hopeful, so that drafting gets its first try.
 constexpr float kPriorConfidence = 0.8f;
-constexpr float kUnknown = -1;
 
 // own starts at what holds for all.
 void AverageOfOwn(float value, float all, float& own) {
-  if (own < 0) own = all;
-  own += kOwnShare * (value - own);
+  const float before = own < 0 ? all : own;
+  own = before + kOwnShare * (value - before);
 }
 
 void AverageOfAll(float value, int& rounds, float& all) {
@@ -65,12 +64,6 @@ SpeculationHistory::Tenant& SpeculationHistory::TenantOf(RequestId id) {
   return tenant;
 }
 
-const SpeculationHistory::Tenant* SpeculationHistory::Find(RequestId id) const {
-  CHECK(id.slot >= 0 && id.slot < std::ssize(tenants_), "slot {}", id.slot);
-  const Tenant& tenant = tenants_[id.slot];
-  return tenant.known && tenant.generation == id.generation ? &tenant : nullptr;
-}
-
 void SpeculationHistory::RecordConfidences(RequestId id, std::span<const float> confidences) {
   CHECK(std::ssize(confidences) <= drafts_max_);
   Tenant& tenant = TenantOf(id);
@@ -79,10 +72,12 @@ void SpeculationHistory::RecordConfidences(RequestId id, std::span<const float> 
   float* recent = &recent_[Place(2 * id.slot + tenant.newer, 0)];
   std::fill_n(recent, drafts_max_, kUnknown);
   std::copy(confidences.begin(), confidences.end(), recent);
-  for (int j = 0; j < std::ssize(confidences); ++j) {
-    AverageOfOwn(confidences[j], all_mean_[j], mean_[Place(id.slot, j)]);
-    AverageOfAll(confidences[j], all_means_[j], all_mean_[j]);
-  }
+  const int count = static_cast<int>(confidences.size());
+  float* const own = &mean_[Place(id.slot, 0)];
+  float* const all = all_mean_.data();
+  int* const rounds = all_means_.data();
+  for (int j = 0; j < count; ++j) AverageOfOwn(recent[j], all[j], own[j]);
+  for (int j = 0; j < count; ++j) AverageOfAll(recent[j], rounds[j], all[j]);
 }
 
 void SpeculationHistory::RecordOutcome(RequestId id, int verified, int accepted) {
@@ -95,22 +90,6 @@ void SpeculationHistory::RecordOutcome(RequestId id, int verified, int accepted)
     AverageOfOwn(value, all_acceptance_[j], acceptance_[Place(id.slot, j)]);
     AverageOfAll(value, all_acceptances_[j], all_acceptance_[j]);
   }
-}
-
-double SpeculationHistory::MeanConfidence(RequestId id, int j) const {
-  const float own = Find(id) != nullptr ? mean_[Place(id.slot, j)] : kUnknown;
-  return own >= 0 ? own : all_mean_[j];
-}
-
-double SpeculationHistory::StaleConfidence(RequestId id, int j) const {
-  const Tenant* tenant = Find(id);
-  if (tenant != nullptr) {
-    for (int half : {tenant->newer, 1 - tenant->newer}) {
-      const float value = recent_[Place(2 * id.slot + half, j)];
-      if (tenant->steps[half] >= 0 && tenant->steps[half] <= step_ - 2 && value >= 0) return value;
-    }
-  }
-  return MeanConfidence(id, j);
 }
 
 double SpeculationHistory::AcceptanceRate(RequestId id, int j) const {

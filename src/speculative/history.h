@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "base/check.h"
+
 namespace foresight {
 
 // A place in the engine's table of sequences, and which of its tenants.
@@ -30,10 +32,22 @@ class SpeculationHistory {
   void RecordOutcome(RequestId id, int verified, int accepted);
 
   // Moving average of c[., j] of the request; of all requests, while it has none of its own.
-  double MeanConfidence(RequestId id, int j) const;
+  double MeanConfidence(RequestId id, int j) const {
+    const float own = Find(id) != nullptr ? mean_[Place(id.slot, j)] : kUnknown;
+    return own >= 0 ? own : all_mean_[j];
+  }
   // c[., j] of the request two steps ago or earlier, the newest: what has reached a host that works a step
   // ahead of the device. MeanConfidence when there is none.
-  double StaleConfidence(RequestId id, int j) const;
+  double StaleConfidence(RequestId id, int j) const {
+    const Tenant* tenant = Find(id);
+    if (tenant != nullptr) {
+      for (int half : {tenant->newer, 1 - tenant->newer}) {
+        const float value = recent_[Place(2 * id.slot + half, j)];
+        if (tenant->steps[half] >= 0 && tenant->steps[half] <= step_ - 2 && value >= 0) return value;
+      }
+    }
+    return MeanConfidence(id, j);
+  }
   // How often draft j was accepted when it was reached and verified: the confidence of drafters that give
   // none. A moving average as above.
   double AcceptanceRate(RequestId id, int j) const;
@@ -43,6 +57,7 @@ class SpeculationHistory {
   int drafts_max() const { return drafts_max_; }
 
  private:
+  static constexpr float kUnknown = -1;
   struct Tenant {
     uint32_t generation = 0;
     bool known = false;
@@ -50,7 +65,11 @@ class SpeculationHistory {
     int newer = 0;                // which half of recent_ it is
   };
   Tenant& TenantOf(RequestId id);
-  const Tenant* Find(RequestId id) const;
+  const Tenant* Find(RequestId id) const {
+    CHECK(id.slot >= 0 && id.slot < std::ssize(tenants_), "slot {}", id.slot);
+    const Tenant& tenant = tenants_[id.slot];
+    return tenant.known && tenant.generation == id.generation ? &tenant : nullptr;
+  }
   size_t Place(int slot, int j) const { return size_t(slot) * drafts_max_ + j; }
 
   int drafts_max_;

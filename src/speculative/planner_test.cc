@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <random>
 
@@ -168,6 +169,39 @@ TEST(Planners, AgreeWithTheirDefinitions) {  // T16
     admitted += sync;
   }
   EXPECT_GT(admitted, 1000u);
+}
+
+// Bends of the costs inside of a bin's equal survivals, at their ends and beyond them all.
+TEST(CapacityPlan, IsTheBestOfAllNumbersOfDrafts) {
+  std::mt19937 random(6);
+  CapacityPlan plan;
+  int inside = 0;
+  for (int i = 0; i < 2000; ++i) {
+    SCOPED_TRACE(i);
+    const StepCosts costs = RandomCosts(random);
+    const std::vector<RequestLoad> requests(1 + random() % 64);
+    const StepValue value({.requests = requests, .other_rows = static_cast<int>(random() % 100)}, costs,
+                          static_cast<int>(requests.size()), /*draft_tokens=*/1);
+    std::vector<double> survivals(random() % 400);
+    const unsigned values = i % 2 == 0 ? 4 : 512;  // some hundred to a bin, or one
+    for (double& survival : survivals) survival = (random() % values * (512 / values) + .5) / 512;
+    std::sort(survivals.begin(), survivals.end(), std::greater<>());
+    plan.Clear();
+    for (double survival : survivals) plan.Add(survival);
+
+    const auto theta = [&](int drafts) {
+      return std::accumulate(survivals.begin(), survivals.begin() + drafts, value.requests()) /
+             value.Ms(drafts);
+    };
+    double best = theta(0);
+    for (int drafts = 1; drafts <= std::ssize(survivals); ++drafts) best = std::max(best, theta(drafts));
+    const CapacityPlan::Best found = plan.Maximize(value);
+    ASSERT_NEAR(found.tokens_per_ms, best, 1e-12 * best);
+    ASSERT_NEAR(theta(found.drafts), best, 1e-12 * best);
+    inside += found.drafts > 0 && found.drafts < std::ssize(survivals) &&
+              survivals[found.drafts - 1] == survivals[found.drafts];
+  }
+  EXPECT_GT(inside, 20);
 }
 
 TEST(AsyncPlanner, VerifiesExactlyItsCapacityWithTies) {  // T17

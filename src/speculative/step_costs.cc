@@ -124,6 +124,10 @@ std::span<const double> StepCosts::VerifyMs(int64_t context_tokens) const {
   return verify_[BucketOf(context_tokens)].ms;
 }
 
+std::span<const CostPoint> StepCosts::VerifyPoints(int64_t context_tokens) const {
+  return verify_[BucketOf(context_tokens)].points;
+}
+
 void StepCosts::Observe(const StepTimes& times) {
   Curve& verify = verify_[BucketOf(times.context_tokens)];
   CHECK(times.rows > 0 && times.rows < std::ssize(verify.ms), "a step of {} rows", times.rows);

@@ -85,6 +85,8 @@ class StepCosts {
   int requests_max() const { return static_cast<int>(draft_.ms.size()) - 1; }
   // [rows_max + 1]: by rows, at the smallest bucket that holds `context_tokens` (the largest, if none does).
   std::span<const double> VerifyMs(int64_t context_tokens) const;
+  // The points that it lies between, by rows: from one's count to the next one's it is a straight line.
+  std::span<const CostPoint> VerifyPoints(int64_t context_tokens) const;
   double HostMs() const { return table_.host_ms; }
   double WaitMs() const { return table_.wait_ms; }
   // Present time over profiled time, as steps show it.

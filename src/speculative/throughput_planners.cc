@@ -9,7 +9,6 @@
 namespace foresight {
 namespace {
 
-constexpr int kBins = 512;
 // How many drafts ahead a dip may be crossed.
 constexpr int kLookaheadMax = 32;
 
@@ -26,7 +25,7 @@ void DraftAll(const StepLoad& load, std::span<int> depths) {
 }
 
 void Fill(const Frontier& frontier, FrontierQueue& queue) {
-  queue.Clear();
+  queue.Clear(frontier.num_requests());
   for (int r = 0; r < frontier.num_requests(); ++r) {
     queue.Add({.r = r, .j = frontier.admitted(r), .survival = frontier.survival(r)});
   }
@@ -45,51 +44,46 @@ int Longest(std::span<const int> depths) {
   return depths.empty() ? 0 : *std::max_element(depths.begin(), depths.end());
 }
 
-CapacityPlan::CapacityPlan() : used_(kBins / 64), counts_(kBins), sums_(kBins) {}
+CapacityPlan::CapacityPlan() : used_(kBins / 64), bins_(kBins) {}
 
 void CapacityPlan::Clear() {
-  ForEachBin([this](int bin) {
-    counts_[bin] = 0;
-    sums_[bin] = 0;
-  });
+  ForEachBin([](Bin& bin) { bin = {}; });
   std::fill(used_.begin(), used_.end(), 0);
 }
 
 template <typename Visit>
-void CapacityPlan::ForEachBin(Visit visit) const {
+void CapacityPlan::ForEachBin(Visit visit) {
   for (int word = static_cast<int>(used_.size()) - 1; word >= 0; --word) {
     for (uint64_t bits = used_[word]; bits != 0;) {
       const int bit = std::bit_width(bits) - 1;
       bits ^= uint64_t{1} << bit;
-      visit(64 * word + bit);
+      visit(bins_[64 * word + bit]);
     }
   }
 }
 
-void CapacityPlan::Add(double survival) {
-  if (!(survival > 0)) return;
-  const int bin = std::min(static_cast<int>(survival * kBins), kBins - 1);
-  used_[bin / 64] |= uint64_t{1} << bin % 64;
-  ++counts_[bin];
-  sums_[bin] += survival;
-}
-
-CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
+CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) {
   double tokens = value.requests();
   int drafts = 0;
   int best_drafts = 0;
   double best_tokens = tokens;
   double best_ms = value.Ms(0);
-  ForEachBin([&](int bin) {
-    const double mean = sums_[bin] / counts_[bin];
-    for (int i = 0; i < counts_[bin]; ++i) {
-      tokens += mean;
-      const double ms = value.Ms(++drafts);
-      if (tokens * best_ms <= best_tokens * ms) continue;
-      best_drafts = drafts;
-      best_tokens = tokens;
-      best_ms = ms;
+  const auto consider = [&](int more_drafts, double more_tokens) {
+    const double ms = value.Ms(drafts + more_drafts);
+    if ((tokens + more_tokens) * best_ms <= best_tokens * ms) return;
+    best_drafts = drafts + more_drafts;
+    best_tokens = tokens + more_tokens;
+    best_ms = ms;
+  };
+  int bend = value.NextBend(0);
+  // Where both tokens and costs are straight lines, Theta is highest at an end.
+  ForEachBin([&](const Bin& bin) {
+    for (; bend < drafts + bin.count; bend = value.NextBend(bend)) {
+      consider(bend - drafts, bin.sum / bin.count * (bend - drafts));
     }
+    consider(bin.count, bin.sum);
+    drafts += bin.count;
+    tokens += bin.sum;
   });
   return {.drafts = best_drafts, .tokens_per_ms = best_tokens / best_ms};
 }

@@ -1,6 +1,8 @@
 // Planners that maximise tokens per second, Theta = expected tokens / time of the step (dspark.md 5.1).
 #pragma once
 
+#include <algorithm>
+#include <climits>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -26,7 +28,8 @@ class StepValue {
       : requests_(static_cast<double>(load.requests.size())),
         rows_(load.other_rows + static_cast<int>(load.requests.size())),
         fixed_ms_(costs.HostMs() + costs.DraftMs(draft_requests, draft_tokens)),
-        verify_ms_(costs.VerifyMs(load.context_tokens)) {
+        verify_ms_(costs.VerifyMs(load.context_tokens)),
+        verify_points_(costs.VerifyPoints(load.context_tokens)) {
     if (other_rows == OtherRows::kSunk) fixed_ms_ -= verify_ms_[rows_] - verify_ms_[load.requests.size()];
   }
 
@@ -34,40 +37,57 @@ class StepValue {
   double requests() const { return requests_; }
   // Of the step with `drafts` drafts verified.
   double Ms(int drafts) const { return fixed_ms_ + verify_ms_[rows_ + drafts]; }
+  // The first number of drafts above `drafts` at which Ms bends, if it does; INT_MAX: there is none.
+  int NextBend(int drafts) const {
+    const auto point = std::upper_bound(verify_points_.begin(), verify_points_.end(), rows_ + drafts,
+                                        [](int rows, const CostPoint& p) { return rows < p.count; });
+    return point == verify_points_.end() ? INT_MAX : point->count - rows_;
+  }
 
  private:
   double requests_ = 0;
   int rows_ = 0;  // without drafts
   double fixed_ms_ = 0;
   std::span<const double> verify_ms_;
+  std::span<const CostPoint> verify_points_;
 };
 
 // The most tokens that one of the requests drafts.
 int Longest(std::span<const int> depths);
 
-// The best number of drafts for survivals known beforehand, and what it would give. In O(drafts): survivals
-// are sorted into 512 equal bins and taken for the mean of their bin, which is close enough for a guess about
-// the future.
+// The best number of drafts for survivals known beforehand, and what it would give. In O(bins): survivals are
+// sorted into 512 equal bins and taken for the mean of their bin, which is close enough for a guess about the
+// future.
 class CapacityPlan {
  public:
   CapacityPlan();
   void Clear();
-  void Add(double survival);
+  void Add(double survival) {
+    if (!(survival > 0)) return;
+    const unsigned i = std::min(static_cast<unsigned>(survival * kBins), kBins - 1);
+    Bin& bin = bins_[i];
+    if (bin.count++ == 0) used_[i / 64] |= uint64_t{1} << i % 64;
+    bin.sum += survival;
+  }
 
   struct Best {
     int drafts = 0;
     double tokens_per_ms = 0;
   };
-  Best Maximize(const StepValue& value) const;
+  Best Maximize(const StepValue& value);
 
  private:
+  static constexpr unsigned kBins = 512;
+  struct Bin {
+    double sum = 0;
+    int count = 0;
+  };
   // From the highest to the lowest that has any.
   template <typename Visit>
-  void ForEachBin(Visit visit) const;
+  void ForEachBin(Visit visit);
 
   std::vector<uint64_t> used_;  // a bit for each bin: of few requests most are empty
-  std::vector<int> counts_;
-  std::vector<double> sums_;
+  std::vector<Bin> bins_;
 };
 
 // Algorithm 1 (dspark.md 5.2): drafts in the order of their survivals, as long as each one raises Theta.
