@@ -37,19 +37,27 @@ double MedianMs(std::span<double> ms) {
   return (ms[(ms.size() - 1) / 2] + ms[ms.size() / 2]) / 2;
 }
 
-void StepCosts::Curve::Interpolate() {
+void StepCosts::Curve::Interpolate(size_t first, size_t last) {
   const int counts_max = static_cast<int>(ms.size()) - 1;
-  // A measured time below that of fewer rows is noise.
-  CostPoint left = points[0];
   int count = 0;
-  for (; count <= std::min(left.count, counts_max); ++count) ms[count] = left.ms;
+  CostPoint left = points[0];
+  if (first == 0) {
+    for (; count <= std::min(left.count, counts_max); ++count) ms[count] = left.ms;
+  } else {
+    left.count = std::min(points[first - 1].count, counts_max);
+    left.ms = ms[left.count];
+    count = left.count + 1;
+  }
   double slope = 0;
-  for (size_t i = 1; i < points.size(); ++i) {
+  for (size_t i = std::max(first, size_t{1}); i < points.size() && count <= counts_max; ++i) {
+    // A measured time below that of fewer rows is noise.
     const CostPoint right{points[i].count, std::max(points[i].ms, left.ms)};
     slope = (right.ms - left.ms) / (right.count - left.count);
-    for (; count <= std::min(right.count, counts_max); ++count) {
-      ms[count] = left.ms + slope * (count - left.count);
-    }
+    const int end = std::min(right.count, counts_max);
+    const double before = ms[end];
+    for (; count <= end; ++count) ms[count] = left.ms + slope * (count - left.count);
+    if (end == right.count) ms[end] = right.ms;
+    if (i > last && i + 1 < points.size() && ms[end] == before) return;  // the last slope goes on
     left = right;
   }
   for (; count <= counts_max; ++count) ms[count] = left.ms + slope * (count - left.count);
@@ -59,17 +67,20 @@ void StepCosts::Curve::MoveTowards(int count, double ratio) {
   const auto right = std::find_if(points.begin(), points.end(),
                                   [&](const CostPoint& point) { return point.count >= count; });
   const double step = kPointShare * (ratio - 1);
-  if (right == points.begin()) {
+  const size_t i = right - points.begin();
+  if (i == 0) {
     right->ms *= 1 + step;
+    Interpolate(0, 0);
   } else if (right == points.end()) {
     points.back().ms *= 1 + step;
+    Interpolate(i - 1, i - 1);
   } else {
     const auto left = right - 1;
     const double weight = static_cast<double>(count - left->count) / (right->count - left->count);
     left->ms *= 1 + step * (1 - weight);
     right->ms *= 1 + step * weight;
+    Interpolate(i - 1, i);
   }
-  Interpolate();
 }
 
 Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int requests_max) {

@@ -111,7 +111,10 @@ class StepCosts {
   struct Curve {
     std::vector<CostPoint> points;
     std::vector<double> ms;  // [counts_max + 1]
-    void Interpolate();
+    void Interpolate() { Interpolate(0, points.size() - 1); }
+    // After changes of the points first to last alone: a step has few counts beside them, and all of them
+    // would push what the host needs next out of its nearest cache.
+    void Interpolate(size_t first, size_t last);
     void MoveTowards(int count, double ratio);
   };
   static constexpr double kFasterPace = 0.9;

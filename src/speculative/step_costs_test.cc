@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+
 #include "speculative/file_damage.h"
 
 namespace foresight {
@@ -91,6 +93,42 @@ TEST(StepCosts, LearnsWhichStepsCostMore) {
   const StepCostTable refreshed = costs.Refreshed();
   EXPECT_NEAR(refreshed.verify_ms.at(512)[0].ms, 9, 0.5);
   EXPECT_NEAR(refreshed.verify_ms.at(512)[1].ms, 32, 1.5);
+}
+
+// Whatever steps teach of some counts, all are as if they had been made anew from the points.
+TEST(StepCosts, StaysBetweenItsPoints) {
+  std::mt19937 random(2);
+  const auto number = [&](double from, double to) {
+    return std::uniform_real_distribution(from, to)(random);
+  };
+  for (int i = 0; i < 20; ++i) {
+    StepCostTable table = Table();
+    for (auto* points : {&table.draft_ms, &table.verify_ms[512]}) {
+      *points = {{1 + static_cast<int>(random() % 3), 9}};
+      while (random() % 8 != 0) {
+        points->push_back({points->back().count + 1 + static_cast<int>(random() % 8), number(8, 12)});
+      }
+    }
+    table.verify_ms[512].back().ms = 13;
+    if (table.verify_ms[512].size() == 1) table.verify_ms[512].push_back({70, 14});
+    StepCosts costs = StepCosts::Create(table, 32, 16).value();
+    for (int step = 0; step < 300; ++step) {
+      costs.Observe({.draft_requests = static_cast<int>(random() % 17),
+                     .draft_tokens = 5,
+                     .rows = 1 + static_cast<int>(random() % 32),
+                     .context_tokens = 100,
+                     .draft_ms = number(4, 20),
+                     .verify_ms = number(4, 20),
+                     .host_ms = number(.3, .7)});
+      const StepCosts anew = StepCosts::Create(costs.Refreshed(), 32, 16).value();
+      for (int count = 0; count <= 32; ++count) {
+        const double ms = costs.scale() * costs.VerifyMs(100)[count];
+        ASSERT_NEAR(ms, anew.VerifyMs(100)[count], 1e-12 * ms) << count;
+        if (count > 16) continue;
+        ASSERT_NEAR(costs.scale() * costs.DraftMs(count), anew.DraftMs(count), 1e-12 * ms) << count;
+      }
+    }
+  }
 }
 
 // What drafts and rows took together says nothing of either alone, whichever of the two times it lies in.
