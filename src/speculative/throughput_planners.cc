@@ -75,11 +75,13 @@ CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) {
     best_tokens = tokens + more_tokens;
     best_ms = ms;
   };
-  int bend = value.NextBend(0);
+  const std::span<const CostPoint> bends = value.Bends();
+  size_t bend = 0;
   // Where both tokens and costs are straight lines, Theta is highest at an end.
   ForEachBin([&](const Bin& bin) {
-    for (; bend < drafts + bin.count; bend = value.NextBend(bend)) {
-      consider(bend - drafts, bin.sum / bin.count * (bend - drafts));
+    for (; bend < bends.size() && bends[bend].count < value.rows() + drafts + bin.count; ++bend) {
+      const int more_drafts = bends[bend].count - value.rows() - drafts;
+      consider(more_drafts, bin.sum / bin.count * more_drafts);
     }
     consider(bin.count, bin.sum);
     drafts += bin.count;

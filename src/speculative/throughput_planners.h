@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <climits>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -37,16 +36,17 @@ class StepValue {
   double requests() const { return requests_; }
   // Of the step with `drafts` drafts verified.
   double Ms(int drafts) const { return fixed_ms_ + verify_ms_[rows_ + drafts]; }
-  // The first number of drafts above `drafts` at which Ms bends, if it does; INT_MAX: there is none.
-  int NextBend(int drafts) const {
-    const auto point = std::upper_bound(verify_points_.begin(), verify_points_.end(), rows_ + drafts,
+  // Where Ms bends: points of more rows than rows().
+  std::span<const CostPoint> Bends() const {
+    const auto first = std::upper_bound(verify_points_.begin(), verify_points_.end(), rows_,
                                         [](int rows, const CostPoint& p) { return rows < p.count; });
-    return point == verify_points_.end() ? INT_MAX : point->count - rows_;
+    return {first, verify_points_.end()};
   }
+  int rows() const { return rows_; }  // without drafts
 
  private:
   double requests_ = 0;
-  int rows_ = 0;  // without drafts
+  int rows_ = 0;
   double fixed_ms_ = 0;
   std::span<const double> verify_ms_;
   std::span<const CostPoint> verify_points_;
