@@ -52,6 +52,36 @@ TEST(CudaCopies, BringAnyNumberOfBytesThereAndBack) {
   }
 }
 
+// More kinds of steps than a device keeps recordings of: those that go are the ones nobody asks for.
+TEST(CudaRecordings, KeepWhatIsReplayed) {
+  Result<std::unique_ptr<Device>> opened = OpenCudaDevice(0);
+  if (!opened.ok()) GTEST_SKIP() << opened.error().message();
+  Device& device = **opened;
+  constexpr int kKinds = 400;
+  const Result<DeviceMemory> memory = device.Allocate(kKinds, "a test");
+  ASSERT_TRUE(memory.ok());
+  // What it wrote, and whether it was a replay.
+  const auto replays = [&](int kind) {
+    const std::vector<std::byte> ones(kKinds, std::byte{1});
+    device.Upload(memory->data(), ones.data(), kKinds);
+    const int64_t unrecorded = device.unrecorded_runs();
+    device.Replay(kind, [&] { device.Zero(memory->data() + kind, 1); });
+    std::vector<std::byte> got(kKinds), want = ones;
+    EXPECT_TRUE(device.Download(got.data(), memory->data(), kKinds).ok());
+    want[kind] = std::byte{0};
+    EXPECT_EQ(got, want) << kind;
+    return device.unrecorded_runs() == unrecorded;
+  };
+  for (int kind = 0; kind < kKinds; ++kind) {
+    int runs = 0;
+    while (runs < 100 && !replays(kind)) ++runs;
+    ASSERT_LT(runs, 100) << kind;
+    EXPECT_TRUE(replays(0)) << kind;  // asked for all the time
+  }
+  EXPECT_TRUE(replays(kKinds - 1));
+  EXPECT_FALSE(replays(1));
+}
+
 // Kernels' tests hold the order of bits to what kernels make of it.
 TEST(CudaWeights, AreKeptAsStoredButForTheBitsOfFp4Codes) {
   Result<std::unique_ptr<Device>> opened = OpenCudaDevice(0);

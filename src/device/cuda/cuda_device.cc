@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kHalfBytes = int64_t{8} << 20;
 constexpr int64_t kFetchBytes = int64_t{4} << 20;
 // A graph of a step takes some hundred kilobytes.
-constexpr size_t kGraphsMax = 256;
+constexpr size_t kRecordingsMax = 256;
 constexpr size_t kSeenMax = size_t{1} << 16;
 // A recording takes longer than a run by about as much as so many runs take longer than replays: however
 // often a key will come, what is lost is at most twice the least.
@@ -65,7 +65,7 @@ Result<std::unique_ptr<CudaDevice>> CudaDevice::Open(int ordinal) {
 }
 
 CudaDevice::~CudaDevice() {
-  ForgetGraphs();
+  for (const auto& [key, recording] : recordings_) cudaGraphExecDestroy(recording.graph);
   for (cudaEvent_t event : {half_done_[0], half_done_[1], forked_, joined_}) {
     if (event != nullptr) cudaEventDestroy(event);
   }
@@ -193,18 +193,19 @@ cudaGraphExec_t CudaDevice::Record(const std::function<void()>& launches) {
 
 // Recorded behind a run, which the device is busy with meanwhile: a long step hides what that takes.
 void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
-  const auto found = graphs_.find(key);
-  if (found != graphs_.end()) {
-    Note(cudaGraphLaunch(found->second, stream_), "replay of a step");
+  const auto found = recordings_.find(key);
+  if (found != recordings_.end()) {
+    found->second.replayed = ++replays_;
+    Note(cudaGraphLaunch(found->second.graph, stream_), "replay of a step");
     return;
   }
   launches();
   ++unrecorded_runs_;
   if (seen_.size() == kSeenMax) seen_.clear();
   if (++seen_[key] <= kRunsBeforeRecording) return;
-  if (graphs_.size() == kGraphsMax) ForgetGraphs();
-  const cudaGraphExec_t recorded = Record(launches);
-  if (recorded != nullptr) graphs_.emplace(key, recorded);
+  if (recordings_.size() == kRecordingsMax) ForgetOldest();
+  const cudaGraphExec_t graph = Record(launches);
+  if (graph != nullptr) recordings_.emplace(key, Recording{.graph = graph, .replayed = replays_});
 }
 
 // In a recording the branch becomes one of the graph.
@@ -221,11 +222,13 @@ void CudaDevice::Join() {
   Note(cudaStreamWaitEvent(stream_, joined_), "join of a step");
 }
 
-void CudaDevice::ForgetGraphs() {
-  for (const auto& [key, graph] : graphs_) {
-    cudaGraphExecDestroy(graph);
-  }
-  graphs_.clear();
+void CudaDevice::ForgetOldest() {
+  const auto oldest =
+      std::min_element(recordings_.begin(), recordings_.end(),
+                       [](const auto& a, const auto& b) { return a.second.replayed < b.second.replayed; });
+  cudaGraphExecDestroy(oldest->second.graph);
+  seen_.erase(oldest->first);
+  recordings_.erase(oldest);
 }
 
 Result<std::unique_ptr<Device>> OpenCudaDevice(int ordinal) {

@@ -40,7 +40,8 @@ class CudaDevice final : public Device, public CudaQueue {
   CudaDevice() = default;
   void Free(std::byte* data, int64_t bytes) override;
   cudaGraphExec_t Record(const std::function<void()>& launches);
-  void ForgetGraphs();
+  // The one that has not been replayed for longest: it is recorded anew once it has come often enough again.
+  void ForgetOldest();
 
   std::string name_;
   cudaStream_t branch_stream_ = nullptr;
@@ -61,7 +62,12 @@ class CudaDevice final : public Device, public CudaQueue {
   std::byte* fetching_ = nullptr;
   int64_t fetched_bytes_ = 0;
   std::vector<Fetched> fetched_;
-  std::unordered_map<uint64_t, cudaGraphExec_t> graphs_;
+  struct Recording {
+    cudaGraphExec_t graph;
+    int64_t replayed;  // the last time, in replays
+  };
+  std::unordered_map<uint64_t, Recording> recordings_;
+  int64_t replays_ = 0;
   std::unordered_map<uint64_t, int> seen_;  // keys: how often they came
   int64_t unrecorded_runs_ = 0;
   Status fault_;
