@@ -237,6 +237,8 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
       space.full[i].Init();
     }
   }
+  // By all warps, at the one place or the other, which __syncthreads doesn't allow.
+  const auto await_barriers = [&] { GroupBarrier<1>(kThreads); };
   const auto finish = [&](const WideItem& item) {  // with K split: everybody has sent its parts
     const int columns = min(of.rows - item.column_tile * kColumns, kColumns);
     ClusterArrive();
@@ -257,7 +259,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
 
   if (warp >= kTileWarps) {
     GiveUpRegisters<kSplits ? 40 : 24>();
-    __syncthreads();
+    await_barriers();
     if (split > 1) ClusterArriveRelaxed();
     AwaitInputs();
     int stage = 0;
@@ -312,7 +314,7 @@ __global__ void __launch_bounds__(kThreads, 1) WideProductKernel(const __grid_co
     return scales;
   };
   uint32_t scales = load_scales(cluster);
-  __syncthreads();
+  await_barriers();
   if (split > 1) ClusterArriveRelaxed();
   AwaitInputs();
 
