@@ -51,16 +51,12 @@ void ConfidenceCorrection::Learn(RequestId id, std::span<const float> confidence
     request.ratio.Add(0, 0, kRequestFade);
     positions_[0].Add(0, 0, kPositionFade);
   }
-  Ratio* const positions = positions_.data();
-  const float* const factors = factors_.data();
-  Ratio ratio = request.ratio;
   for (int j = 0; j < std::min(accepted + 1, verified); ++j) {
     const double was_accepted = j < accepted ? 1 : 0;
-    const float of_all = std::min(1.0f, confidences[j] * factors[j]);
-    positions[j].Add(was_accepted, confidences[j], kPositionFade);
-    ratio.Add(was_accepted, of_all, kRequestFade);
+    const double of_all = std::min(1.0f, confidences[j] * factors_[j]);
+    positions_[j].Add(was_accepted, confidences[j], kPositionFade);
+    request.ratio.Add(was_accepted, of_all, kRequestFade);
   }
-  request.ratio = ratio;
 }
 
 }  // namespace foresight

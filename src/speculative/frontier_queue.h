@@ -24,18 +24,11 @@ class FrontierQueue {
   explicit FrontierQueue(int requests_max) { best_.reserve(2 * std::bit_ceil(size_t(requests_max))); }
 
   // No candidates of so many requests.
-  void Clear(int num_requests) {
-    leaves_ = std::bit_ceil(static_cast<size_t>(num_requests));
-    best_.assign(2 * leaves_, 0);
-  }
+  void Clear(int num_requests) { best_.assign(2 * std::bit_ceil(static_cast<size_t>(num_requests)), 0); }
   // Before the first look at the top, Order() must be called.
-  void Add(const Candidate& candidate) { best_[leaves_ + candidate.r] = KeyOf(candidate); }
+  void Add(const Candidate& candidate) { best_[leaves() + candidate.r] = KeyOf(candidate); }
   void Order() {
-    for (size_t i = leaves_; i-- > 1;) best_[i] = std::max(best_[2 * i], best_[2 * i + 1]);
-  }
-  void Copy(const FrontierQueue& other) {
-    leaves_ = other.leaves_;
-    best_.assign(other.best_.begin(), other.best_.end());
+    for (size_t i = leaves(); i-- > 1;) best_[i] = std::max(best_[2 * i], best_[2 * i + 1]);
   }
 
   bool empty() const { return best_[1] == 0; }
@@ -47,7 +40,7 @@ class FrontierQueue {
   }
   // The top's request has another candidate now; survival 0: none.
   void ReplaceTop(const Candidate& candidate) {
-    size_t i = leaves_ + candidate.r;
+    size_t i = leaves() + candidate.r;
     uint64_t key = KeyOf(candidate);
     best_[i] = key;
     for (; i > 1; i /= 2) best_[i / 2] = key = std::max(key, best_[i ^ 1]);
@@ -67,8 +60,9 @@ class FrontierQueue {
            (kRequestMask - static_cast<uint64_t>(candidate.r));
   }
 
-  size_t leaves_ = 1;
-  std::vector<uint64_t> best_ = {0, 0};  // [2 * leaves_]: of 2 i and 2 i + 1 the better one is at i
+  size_t leaves() const { return best_.size() / 2; }
+
+  std::vector<uint64_t> best_ = {0, 0};  // [2 * leaves]: of 2 i and 2 i + 1 the better one is at i
 };
 
 }  // namespace foresight

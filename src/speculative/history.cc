@@ -76,6 +76,7 @@ void SpeculationHistory::RecordConfidences(RequestId id, std::span<const float> 
   float* const own = &mean_[Place(id.slot, 0)];
   float* const all = all_mean_.data();
   int* const rounds = all_means_.data();
+  // One after the other, and without a store that depends, they are done four at a time.
   for (int j = 0; j < count; ++j) AverageOfOwn(recent[j], all[j], own[j]);
   for (int j = 0; j < count; ++j) AverageOfAll(recent[j], rounds[j], all[j]);
 }

@@ -67,20 +67,18 @@ void StepCosts::Curve::MoveTowards(int count, double ratio) {
   const auto right = std::find_if(points.begin(), points.end(),
                                   [&](const CostPoint& point) { return point.count >= count; });
   const double step = kPointShare * (ratio - 1);
-  const size_t i = right - points.begin();
-  if (i == 0) {
+  if (right == points.begin()) {
     right->ms *= 1 + step;
-    Interpolate(0, 0);
   } else if (right == points.end()) {
     points.back().ms *= 1 + step;
-    Interpolate(i - 1, i - 1);
   } else {
     const auto left = right - 1;
     const double weight = static_cast<double>(count - left->count) / (right->count - left->count);
     left->ms *= 1 + step * (1 - weight);
     right->ms *= 1 + step * weight;
-    Interpolate(i - 1, i);
   }
+  const size_t at = right - points.begin();
+  Interpolate(at == 0 ? 0 : at - 1, std::min(at, points.size() - 1));
 }
 
 Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int requests_max) {

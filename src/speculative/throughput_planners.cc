@@ -47,22 +47,22 @@ int Longest(std::span<const int> depths) {
 CapacityPlan::CapacityPlan() : used_(kBins / 64), bins_(kBins) {}
 
 void CapacityPlan::Clear() {
-  ForEachBin([](Bin& bin) { bin = {}; });
+  ForEachBin([this](int bin) { bins_[bin] = {}; });
   std::fill(used_.begin(), used_.end(), 0);
 }
 
 template <typename Visit>
-void CapacityPlan::ForEachBin(Visit visit) {
+void CapacityPlan::ForEachBin(Visit visit) const {
   for (int word = static_cast<int>(used_.size()) - 1; word >= 0; --word) {
     for (uint64_t bits = used_[word]; bits != 0;) {
       const int bit = std::bit_width(bits) - 1;
       bits ^= uint64_t{1} << bit;
-      visit(bins_[64 * word + bit]);
+      visit(64 * word + bit);
     }
   }
 }
 
-CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) {
+CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) const {
   double tokens = value.requests();
   int drafts = 0;
   int best_drafts = 0;
@@ -78,7 +78,8 @@ CapacityPlan::Best CapacityPlan::Maximize(const StepValue& value) {
   const std::span<const CostPoint> bends = value.Bends();
   size_t bend = 0;
   // Where both tokens and costs are straight lines, Theta is highest at an end.
-  ForEachBin([&](const Bin& bin) {
+  ForEachBin([&](int i) {
+    const Bin& bin = bins_[i];
     for (; bend < bends.size() && bends[bend].count < value.rows() + drafts + bin.count; ++bend) {
       const int more_drafts = bends[bend].count - value.rows() - drafts;
       consider(more_drafts, bin.sum / bin.count * more_drafts);
@@ -143,7 +144,7 @@ bool SyncPlanner::RisesLater(const Frontier& frontier, double tokens, int admitt
   }
   if (!possible) return false;
 
-  guess_.Copy(queue_);
+  guess_ = queue_;
   double later = tokens;
   for (int m = 1; m <= ahead_max && !guess_.empty(); ++m) {
     const FrontierQueue::Candidate candidate = guess_.top();

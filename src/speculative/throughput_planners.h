@@ -74,7 +74,7 @@ class CapacityPlan {
     int drafts = 0;
     double tokens_per_ms = 0;
   };
-  Best Maximize(const StepValue& value);
+  Best Maximize(const StepValue& value) const;
 
  private:
   static constexpr unsigned kBins = 512;
@@ -84,7 +84,7 @@ class CapacityPlan {
   };
   // From the highest to the lowest that has any.
   template <typename Visit>
-  void ForEachBin(Visit visit);
+  void ForEachBin(Visit visit) const;
 
   std::vector<uint64_t> used_;  // a bit for each bin: of few requests most are empty
   std::vector<Bin> bins_;
