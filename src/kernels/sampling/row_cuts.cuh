@@ -429,8 +429,7 @@ class CutFinder {
 };
 
 // Behind the pass that finds the largest logits.
-template <int kCount>
-__global__ void __launch_bounds__(kThreads)
+static __global__ void __launch_bounds__(kThreads)
     CountKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
   __shared__ CutShared shared;
@@ -443,7 +442,7 @@ __global__ void __launch_bounds__(kThreads)
   const SampleRow& row = rows[r];
   CutBins& bins = chunks.bins[r];
   const bool is_cut = row.top_k > 0 || row.top_p < 1;
-  float logits[kCount];
+  float logits[kTokens];
   if (is_cut) LoadLogits(row.logits, blockIdx.x, vocab_size, logits);
   const float largest = RowLargest(chunks, r, num_chunks);
   if (!is_cut || !CanDraw(largest)) {
@@ -455,7 +454,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
+  for (int i = 0; i < kTokens; ++i) {
     const double w = LogWeight(logits[i], largest, row.inverse_temperature);
     if (!(w >= row.lowest_log_weight)) continue;
     const int bin = BinOf(w);
@@ -474,13 +473,12 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   if (!IsLastBlock(&bins.arrivals[0], num_chunks)) return;
-  CutFinder(row, vocab_size, largest, chunks.largest + r * num_chunks, num_chunks, kCount * kThreads, shared,
+  CutFinder(row, vocab_size, largest, chunks.largest + r * num_chunks, num_chunks, kTokens * kThreads, shared,
             nullptr)
       .FindBins(bins);
 }
 
-template <int kCount>
-__global__ void __launch_bounds__(kThreads, 3)
+static __global__ void __launch_bounds__(kThreads, 3)
     CutKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
   __shared__ CutShared shared;
@@ -497,22 +495,22 @@ __global__ void __launch_bounds__(kThreads, 3)
   const bool are_many = first_bin == CutBins::kCount;
   if (are_many && blockIdx.x > 0) return;
   const SampleRow& row = rows[r];
-  float logits[kCount];
+  float logits[kTokens];
   LoadLogits(row.logits, blockIdx.x, vocab_size, logits);
   const float largest = RowLargest(chunks, r, num_chunks);
   if (!are_many) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
+    for (int i = 0; i < kTokens; ++i) {
       const double w = LogWeight(logits[i], largest, row.inverse_temperature);
       const int bin = BinOf(w);
       if (!(w >= row.lowest_log_weight) || bin < first_bin || bin > last_bin) continue;
-      const int token = (blockIdx.x * kCount + i) * kThreads + threadIdx.x;
+      const int token = (blockIdx.x * kTokens + i) * kThreads + threadIdx.x;
       bins.keys[atomicAdd(&bins.num_keys, 1)] = CutKey(logits[i], token);
     }
     __syncthreads();
     if (!IsLastBlock(&bins.arrivals[1], num_chunks)) return;
   }
-  CutFinder finder(row, vocab_size, largest, chunks.largest + r * num_chunks, num_chunks, kCount * kThreads,
+  CutFinder finder(row, vocab_size, largest, chunks.largest + r * num_chunks, num_chunks, kTokens * kThreads,
                    shared, keys);
   const RowCut cut = are_many ? finder.FindInRow(bins) : finder.FindAmongKeys(bins);
   if (threadIdx.x == 0) chunks.cuts[r] = cut;

@@ -90,11 +90,10 @@ __device__ int RowToken(const Scores<kCuts>& scores, const SampleRow& row, float
 
 // --- the passes
 
-template <int kCount>
 __global__ void LargestKernel(const SampleRow* rows, int vocab_size, ChunkResults chunks) {
   AwaitInputs();
   __shared__ float shared[kThreads / 32];
-  float logits[kCount];
+  float logits[kTokens];
   const float largest = BlockMax(LoadLogits(rows[blockIdx.y].logits, blockIdx.x, vocab_size, logits), shared);
   if (threadIdx.x == 0) chunks.largest[blockIdx.y * gridDim.x + blockIdx.x] = largest;
   if (chunks.bins == nullptr) return;
@@ -332,42 +331,70 @@ __global__ void __launch_bounds__(kThreads, 4)
   });
 }
 
+// Rejection must know all probabilities before it draws.
+bool Judges(const SampleArgs& args) {
+  return args.normalize && args.num_rows > args.num_sequences;
+}
+
+// The arguments of all passes, in chunks of kCount * kThreads tokens.
 template <int kCount>
-void RunSample(const KernelContext& ctx, const SampleArgs& args) {
-  static_assert(kCount * kThreads <= CudaQueue::kZeros);
+struct Passes {
+  const KernelContext& ctx;
+  const SampleArgs& args;
+  dim3 grid;
+  ChunkResults chunks;
+
+  Passes(const KernelContext& ctx, const SampleArgs& args)
+      : ctx(ctx),
+        args(args),
+        grid(CeilDiv(args.vocab_size, kCount * kThreads), static_cast<unsigned>(args.num_rows)) {
+    static_assert(kCount * kThreads <= CudaQueue::kZeros);
+    const int64_t places = int64_t{args.num_rows} * grid.x;
+    chunks = {.largest = ctx.scratch->Allocate<float>(places),
+              .sums = ctx.scratch->Allocate<double>(places),
+              .best = ctx.scratch->Allocate<Best>(2 * places),
+              .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
+              .arrivals = DeviceOf(ctx).zeros(),
+              .bins = args.has_cuts ? ctx.scratch->Allocate<CutBins>(args.num_rows) : nullptr,
+              .cuts = args.has_cuts ? ctx.scratch->Allocate<RowCut>(args.num_rows) : nullptr};
+  }
+
+  template <typename Kernel>
+  void Scan(const Kernel& kernel) const {
+    Launch(ctx, kernel, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+  }
+  template <typename Kernel>
+  void Sum(const Kernel& kernel) const {
+    Launch(ctx, kernel, grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks);
+  }
+  template <typename Kernel>
+  void Draw(const Kernel& kernel) const {
+    Launch(ctx, kernel, grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks,
+           static_cast<const int*>(chunks.arrivals), args.accepted, args.tokens, args.statistics);
+  }
+};
+
+template <int kCount>
+void RunUncut(const KernelContext& ctx, const SampleArgs& args) {
   ArenaScope scope(*ctx.scratch);
-  const unsigned num_chunks = CeilDiv(args.vocab_size, kCount * kThreads);
-  const int64_t places = int64_t{args.num_rows} * num_chunks;
-  int* const zeros = DeviceOf(ctx).zeros();
-  const ChunkResults chunks = {
-      .largest = ctx.scratch->Allocate<float>(places),
-      .sums = ctx.scratch->Allocate<double>(places),
-      .best = ctx.scratch->Allocate<Best>(2 * places),
-      .drawing = ctx.scratch->Allocate<int>(args.num_sequences),
-      .arrivals = zeros,
-      .bins = args.has_cuts ? ctx.scratch->Allocate<CutBins>(args.num_rows) : nullptr,
-      .cuts = args.has_cuts ? ctx.scratch->Allocate<RowCut>(args.num_rows) : nullptr};
-  const dim3 grid(num_chunks, static_cast<unsigned>(args.num_rows));
-  // Rejection must know all probabilities before it draws, a cut the largest logit.
-  const bool judges = args.normalize && args.num_rows > args.num_sequences;
-  const bool cuts = args.has_min_p || args.has_cuts;
-  if (cuts) {
-    Launch(ctx, LargestKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
-  }
+  const Passes<kCount> passes(ctx, args);
+  if (!Judges(args)) return passes.Draw(DrawKernel<kCount, true, false>);
+  passes.Sum(SumKernel<kCount, false>);
+  passes.Draw(DrawKernel<kCount, false, false>);
+}
+
+// A cut must know the largest logit. One size of chunks serves all vocabularies: these kernels take long to
+// compile.
+void RunCut(const KernelContext& ctx, const SampleArgs& args) {
+  ArenaScope scope(*ctx.scratch);
+  const Passes<kTokens> passes(ctx, args);
+  passes.Scan(LargestKernel);
   if (args.has_cuts) {
-    Launch(ctx, CountKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
-    Launch(ctx, CutKernel<kCount>, grid, kThreads, 0, args.rows, args.vocab_size, chunks);
+    passes.Scan(CountKernel);
+    passes.Scan(CutKernel);
   }
-  if (args.normalize && (judges || cuts)) {
-    Launch(ctx, cuts ? SumKernel<kCount, true> : SumKernel<kCount, false>, grid, kThreads, 0, args.rows,
-           args.sequences, args.vocab_size, chunks);
-  }
-  Launch(ctx,
-         args.has_cuts    ? DrawKernel<kCount, false, true>
-         : judges || cuts ? DrawKernel<kCount, false, false>
-                          : DrawKernel<kCount, true, false>,
-         grid, kThreads, 0, args.rows, args.sequences, args.vocab_size, chunks, zeros, args.accepted,
-         args.tokens, args.statistics);
+  if (args.normalize) passes.Sum(SumKernel<kTokens, true>);
+  passes.Draw(args.has_cuts ? DrawKernel<kTokens, false, true> : DrawKernel<kTokens, false, false>);
 }
 
 }  // namespace
@@ -375,7 +402,8 @@ void RunSample(const KernelContext& ctx, const SampleArgs& args) {
 void Sample(const KernelContext& ctx, const SampleArgs& args) {
   CHECK(args.statistics == nullptr || args.normalize);
   CHECK(args.num_sequences <= CudaQueue::kZeros / 2);
-  (args.vocab_size <= kSmallVocabulary ? RunSample<kFewTokens> : RunSample<kTokens>)(ctx, args);
+  if (args.has_min_p || args.has_cuts) return RunCut(ctx, args);
+  (args.vocab_size <= kSmallVocabulary ? RunUncut<kFewTokens> : RunUncut<kTokens>)(ctx, args);
 }
 
 }  // namespace foresight::cuda
