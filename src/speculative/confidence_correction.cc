@@ -51,12 +51,14 @@ void ConfidenceCorrection::Learn(RequestId id, std::span<const float> confidence
     request.ratio.Add(0, 0, kRequestFade);
     positions_[0].Add(0, 0, kPositionFade);
   }
+  Ratio own = request.ratio;  // which the positions' can't be for the compiler
   for (int j = 0; j < std::min(accepted + 1, verified); ++j) {
     const double was_accepted = j < accepted ? 1 : 0;
     const double of_all = std::min(1.0f, confidences[j] * factors_[j]);
     positions_[j].Add(was_accepted, confidences[j], kPositionFade);
-    request.ratio.Add(was_accepted, of_all, kRequestFade);
+    own.Add(was_accepted, of_all, kRequestFade);
   }
+  request.ratio = own;
 }
 
 }  // namespace foresight

@@ -183,8 +183,8 @@ TEST(CapacityPlan, IsTheBestOfAllNumbersOfDrafts) {
     const StepValue value({.requests = requests, .other_rows = static_cast<int>(random() % 100)}, costs,
                           static_cast<int>(requests.size()), /*draft_tokens=*/1);
     std::vector<double> survivals(random() % 400);
-    const unsigned values = i % 2 == 0 ? 4 : 512;  // some hundred to a bin, or one
-    for (double& survival : survivals) survival = (random() % values * (512 / values) + .5) / 512;
+    const unsigned values = i % 2 == 0 ? 4 : 128;  // some hundred to a bin, or a few
+    for (double& survival : survivals) survival = (random() % values * (128 / values) + .5) / 128;
     std::sort(survivals.begin(), survivals.end(), std::greater<>());
     plan.Clear();
     for (double survival : survivals) plan.Add(survival);
@@ -202,6 +202,38 @@ TEST(CapacityPlan, IsTheBestOfAllNumbersOfDrafts) {
               survivals[found.drafts - 1] == survivals[found.drafts];
   }
   EXPECT_GT(inside, 20);
+}
+
+// Survivals lie anywhere in their bins.
+TEST(CapacityPlan, LosesLittleByTakingSurvivalsForTheirBinsMean) {
+  std::mt19937 random(7);
+  CapacityPlan plan;
+  double most_lost = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const StepCosts costs = RandomCosts(random);
+    const std::vector<RequestLoad> requests(1 + random() % 64);
+    const StepValue value({.requests = requests}, costs, static_cast<int>(requests.size()),
+                          /*draft_tokens=*/1);
+    std::vector<double> survivals(1 + random() % 400);
+    for (double& survival : survivals) {
+      survival = std::pow(static_cast<double>(random()) / std::mt19937::max(), 1 << i % 4);
+    }
+    std::sort(survivals.begin(), survivals.end(), std::greater<>());
+    plan.Clear();
+    for (double survival : survivals) plan.Add(survival);
+    const int found = plan.Maximize(value).drafts;
+    double best = 0, of_found = 0;
+    double tokens = value.requests();
+    for (int drafts = 0; drafts <= std::ssize(survivals); ++drafts) {
+      const double theta = tokens / value.Ms(drafts);
+      best = std::max(best, theta);
+      if (drafts == found) of_found = theta;
+      if (drafts < std::ssize(survivals)) tokens += survivals[drafts];
+    }
+    most_lost = std::max(most_lost, 1 - of_found / best);
+  }
+  EXPECT_GT(most_lost, 0);
+  EXPECT_LT(most_lost, 2e-3);
 }
 
 TEST(AsyncPlanner, VerifiesExactlyItsCapacityWithTies) {  // T17

@@ -56,7 +56,7 @@ class StepValue {
 int Longest(std::span<const int> depths);
 
 // The best number of drafts for survivals known beforehand, and what it would give. In O(bins): survivals are
-// sorted into 512 equal bins and taken for the mean of their bin, which is close enough for a guess about the
+// sorted into 128 equal bins and taken for the mean of their bin, which is close enough for a guess about the
 // future.
 class CapacityPlan {
  public:
@@ -77,7 +77,7 @@ class CapacityPlan {
   Best Maximize(const StepValue& value) const;
 
  private:
-  static constexpr unsigned kBins = 512;
+  static constexpr unsigned kBins = 128;
   struct Bin {
     double sum = 0;
     int count = 0;
