@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterAttention(Attending
   bool first = true;  // panel
   const auto await_tiles = [&] {
     if (first) {
-      __syncthreads();
+      GroupBarrier<14>(kClusterThreads);  // __syncthreads doesn't allow several places
     } else if (multiplies || warp == kSendWarp) {
       GroupBarrier<2>(kTileThreads + 32);
     } else {  // as many barriers as the others (barriers.cuh)
