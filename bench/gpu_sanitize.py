@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs every test of a CUDA kernel under the tools of compute-sanitizer and writes what they found as JSON and markdown.
 
-usage: gpu_sanitize.py [--build DIR] [--out bench/results] [--tools memcheck,initcheck,racecheck,synccheck] [--filter '*'] [--limit 60]
+usage: gpu_sanitize.py [--build DIR] [--out bench/results] [--tools memcheck,initcheck,racecheck] [--filter '*'] [--limit 60]
                        [--seconds 3600] [--former REPORT.json]
 
 Each test is a process of its own, as many side by side as there are cores; small ones of a suite go together first, where a tool is
@@ -14,6 +14,9 @@ quick, and one by one only if it isn't content with all of them. A test ends in 
 Each tool's shortest tests come first, as far as a former report tells how long they take. What it says is clean stays so if it is of the
 same commit, and isn't run again: a report that wants of time is gone on with.
 Exit status 0 only when all are clean.
+
+--tools synccheck takes a barrier that all warps of a block reach at different places of the code for an error, as it is with __syncthreads.
+Ours are named barriers, which PTX knows by their numbers: warps of different duties meet at them.
 """
 import argparse
 import concurrent.futures
@@ -51,7 +54,7 @@ LEFT_TO_LITTLE_CASES = {
                   "*DrawnOnDevice.*", "Rejection.*"),
     "memcheck": ("*DrawnOnDevice.*",),
 }
-TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")
+TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")  # the last one has to be asked for
 RESULTS = ("clean", "finding", "failed", "not ended", "not run")
 BATCH = 6  # small tests
 FOUND = 9  # the exit status of a process in which a tool has found something
@@ -194,7 +197,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
-    parser.add_argument("--tools", default=",".join(TOOLS))
+    parser.add_argument("--tools", default=",".join(TOOLS[:-1]))
     parser.add_argument("--filter", default="*", help="of googletest, within the tests that run on a GPU")
     parser.add_argument("--limit", type=float, default=60, help="seconds a test")
     parser.add_argument("--seconds", type=float, default=3600, help="for all")
