@@ -42,8 +42,8 @@ format:
 lint: build  ## The formatter's opinion and clang-tidy's, on everything.
 	@scripts/setup.sh lint
 	git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format --dry-run --Werror
-	@# clang can't read what GCC has precompiled.
-	@cmake --preset release -Wno-dev -B build/lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON
+	@# clang can't read what GCC has precompiled, and reads file by file.
+	@cmake --preset release -Wno-dev -B build/lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DCMAKE_UNITY_BUILD=OFF
 	sed -n 's|^ *"file": "$(CURDIR)/\(src/.*\.cc\)",*$$|\1|p' build/lint/compile_commands.json | sort -u | \
 	  xargs -P "$$(nproc)" -n 4 clang-tidy --quiet -p build/lint
 

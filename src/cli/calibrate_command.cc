@@ -90,7 +90,7 @@ void PrintCalibration(const CalibrationTable& table) {
   }
 }
 
-Status Write(const std::string& path, const std::string& text) {
+Status WriteAndTell(const std::string& path, const std::string& text) {
   RETURN_IF_ERROR(WriteTextFile(path, text));
   fmt::print("written: {}\n", path);
   return Status();
@@ -131,7 +131,7 @@ Status RunCalibrate(const CalibrateFlags& flags) {
   }
   fmt::print("drafts of one request {:.3f} ms, the host {:.3f} ms a step\n", costs.draft_ms.front().ms,
              costs.host_ms);
-  RETURN_IF_ERROR(Write(flags.costs, FormatStepCosts(costs)));
+  RETURN_IF_ERROR(WriteAndTell(flags.costs, FormatStepCosts(costs)));
   if (!has_confidences) {
     fmt::print("no calibration: drafts by {} have no confidences\n",
                DraftMethodName(runtime->draft_method()));
@@ -140,7 +140,7 @@ Status RunCalibrate(const CalibrateFlags& flags) {
 
   ASSIGN_OR_RETURN(const CalibrationTable table, CalibrateDrafts(*runtime, calibration));
   PrintCalibration(table);
-  return Write(flags.calibration, FormatCalibration(table));
+  return WriteAndTell(flags.calibration, FormatCalibration(table));
 }
 
 }  // namespace

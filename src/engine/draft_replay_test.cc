@@ -11,7 +11,7 @@
 namespace foresight {
 namespace {
 
-const EngineOptions kOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
+const EngineOptions kReplayOptions{.num_threads = 1, .context_tokens = 512, .max_sequences = 4};
 
 // `answers` answers of one position each, whose drafts are accepted with these probabilities.
 DraftTrace TraceOf(const std::vector<float>& acceptance, int answers, const std::string& method = "dspark") {
@@ -30,7 +30,7 @@ Request ReplayedRequest(int64_t seed, int64_t max_tokens) {
 }
 
 DraftCounts Replay(const DraftTrace& trace, const ModelConfig& config, std::string planner, int requests) {
-  EngineOptions options = kOptions;
+  EngineOptions options = kReplayOptions;
   options.speculation.planner = std::move(planner);
   LoopDriver driver(TestRuntime(options, config), options, &trace);
   std::vector<std::shared_ptr<RecordingSink>> sinks;
@@ -67,7 +67,7 @@ TEST(DraftReplay, WorksForMtpAndFollowsThePositionAndTheSeed) {
   trace.drafts_max = 1;
   const ReplayedChance places(trace);
   EXPECT_TRUE(places.Confidences(0, 0).empty());
-  EngineOptions options = kOptions;
+  EngineOptions options = kReplayOptions;
   options.speculation = {.drafts_max = 1, .planner = "static:1"};
   LoopDriver driver(TestRuntime(options, SmallestMtpConfig()), options, &trace);
   const auto even = driver.Submit(ReplayedRequest(0, 100));
@@ -90,7 +90,7 @@ TEST(DraftReplay, PlannersSeeTheTracesConfidences) {
 
 TEST(DraftReplay, RefusesWhatItCanNotReplay) {
   const auto create = [](const DraftTrace& trace, const ModelConfig& config) {
-    const std::unique_ptr<Runtime> runtime = TestRuntime(kOptions, config);
+    const std::unique_ptr<Runtime> runtime = TestRuntime(kReplayOptions, config);
     return Speculation::CreateReplay({.planner = "static:1"}, *runtime,
                                      {.max_sequences = 4, .step_rows_max = 64}, std::nullopt, trace)
         .status();
@@ -103,7 +103,7 @@ TEST(DraftReplay, RefusesWhatItCanNotReplay) {
   blind.domains[0].answers[0].confidences.clear();
   EXPECT_EQ(create(blind, SmallestDSparkConfig()).code(), StatusCode::kInvalidArgument);
 
-  EngineOptions options = kOptions;
+  EngineOptions options = kReplayOptions;
   options.speculation.planner = "static:5";
   const DraftTrace trace = TraceOf(five, 1);
   LoopDriver driver(TestRuntime(options, SmallestDSparkConfig()), options, &trace);
@@ -113,7 +113,7 @@ TEST(DraftReplay, RefusesWhatItCanNotReplay) {
 
 TEST(RecordDrafts, WritesOneTextForAllHeadsAndWhatSpeculationWouldAccept) {
   const RecordOptions options{.domains = {{"a", {TestPrompt(20), TestPrompt(30, 5)}}}, .answer_tokens = 12};
-  const std::unique_ptr<Runtime> dspark = TestRuntime(kOptions, SmallestDSparkConfig());
+  const std::unique_ptr<Runtime> dspark = TestRuntime(kReplayOptions, SmallestDSparkConfig());
   const Result<DraftTrace> trace = RecordDrafts(*dspark, Calibration(5), options);
   ASSERT_TRUE(trace.ok()) << trace.status().ToString();
   EXPECT_EQ(trace->method, "dspark");
@@ -125,7 +125,7 @@ TEST(RecordDrafts, WritesOneTextForAllHeadsAndWhatSpeculationWouldAccept) {
     for (float p : answer.acceptance) EXPECT_TRUE(p >= 0 && p <= 1);
   }
   EXPECT_EQ(dspark->cache().stats().total_bytes, 0);
-  const std::unique_ptr<Runtime> mtp = TestRuntime(kOptions, SmallestMtpConfig());
+  const std::unique_ptr<Runtime> mtp = TestRuntime(kReplayOptions, SmallestMtpConfig());
   const Result<DraftTrace> chain = RecordDrafts(*mtp, Calibration(5), options);
   ASSERT_TRUE(chain.ok()) << chain.status().ToString();
   EXPECT_EQ(chain->method, "mtp");
@@ -137,7 +137,7 @@ TEST(RecordDrafts, WritesOneTextForAllHeadsAndWhatSpeculationWouldAccept) {
   for (const TracedAnswer& answer : sure->domains[0].answers) {
     for (float p : answer.acceptance) EXPECT_TRUE(p == 0 || p == 1) << p;
   }
-  const std::unique_ptr<Runtime> none = TestRuntime(kOptions);
+  const std::unique_ptr<Runtime> none = TestRuntime(kReplayOptions);
   EXPECT_EQ(RecordDrafts(*none, Calibration(5), options).status().code(), StatusCode::kInvalidArgument);
 }
 

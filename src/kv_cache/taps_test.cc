@@ -8,8 +8,8 @@
 namespace foresight {
 namespace {
 
-constexpr int64_t kSlack = 24;
-constexpr int64_t kSlots = 16 + kSlack;  // PatternConfig's window
+constexpr int64_t kTapSlack = 24;
+constexpr int64_t kSlots = 16 + kTapSlack;  // PatternConfig's window
 
 ModelConfig ConfigWithTaps() {
   ModelConfig config = PatternConfig();
@@ -21,7 +21,7 @@ ModelConfig ConfigWithTaps() {
 
 class Taps : public testing::Test {
  protected:
-  Taps() : layout_(MakeCacheLayout(ConfigWithTaps(), CacheFormat::kFloat32, kSlack)) {
+  Taps() : layout_(MakeCacheLayout(ConfigWithTaps(), CacheFormat::kFloat32, kTapSlack)) {
     cache_ = std::move(
         KvCache::Create(layout_,
                         {.budget_bytes = int64_t{1} << 26, .max_sequences = 3, .max_sequence_tokens = 1024})
@@ -53,8 +53,8 @@ class Taps : public testing::Test {
 TEST_F(Taps, HaveARingOfTheHeadsWidth) {
   EXPECT_EQ(layout_.taps.slots, kSlots);
   EXPECT_EQ(layout_.taps.item_bytes, 2 * 32 * 4);
-  EXPECT_EQ(MakeCacheLayout(ConfigWithTaps(), CacheFormat::kPacked, kSlack).taps.item_bytes, 2 * 32 * 2);
-  const CacheLayout without = MakeCacheLayout(PatternConfig(), CacheFormat::kFloat32, kSlack);
+  EXPECT_EQ(MakeCacheLayout(ConfigWithTaps(), CacheFormat::kPacked, kTapSlack).taps.item_bytes, 2 * 32 * 2);
+  const CacheLayout without = MakeCacheLayout(PatternConfig(), CacheFormat::kFloat32, kTapSlack);
   EXPECT_EQ(without.taps.slots, 0);
   EXPECT_NE(without.fingerprint, layout_.fingerprint);
   EXPECT_LT(without.fixed_bytes, layout_.fixed_bytes);
@@ -75,7 +75,7 @@ TEST_F(Taps, ArePendingUntilTheDraftLayersHaveThem) {
   ExpectPending(sequence, 9);
   Step(sequence, 100);  // more than the ring holds
   ExpectPending(sequence, 109 - kSlots);
-  ASSERT_TRUE(sequence.Truncate(109 - kSlack).ok());
+  ASSERT_TRUE(sequence.Truncate(109 - kTapSlack).ok());
   ExpectPending(sequence, 109 - kSlots);  // the window of 16 before the new end, and no more
   EXPECT_EQ(sequence.length() - sequence.pending_taps(), 16);
 }

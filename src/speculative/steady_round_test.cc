@@ -12,7 +12,7 @@ namespace foresight {
 namespace {
 
 constexpr int kRequests = 256;
-constexpr int kDrafts = 8;
+constexpr int kRoundDrafts = 8;
 
 TEST(SteadyRound, CountingWorks) {
   const int64_t before = Allocations();
@@ -29,19 +29,20 @@ TEST(SteadyRound, PlanningAllocatesNothing) {
     SCOPED_TRACE(planner);
     StepPlanning planning =
         StepPlanning::Create(ParsePlanner(planner).value(),
-                             {.slots_max = kRequests, .drafts_max = kDrafts, .rows_max = 2304},
+                             {.slots_max = kRequests, .drafts_max = kRoundDrafts, .rows_max = 2304},
                              StepCosts::Create(table, 2304, kRequests).value())
             .value();
     std::mt19937 random(1);
     std::vector<RequestLoad> load(kRequests);
-    std::vector<float> confidences(kDrafts);
+    std::vector<float> confidences(kRoundDrafts);
     std::vector<int> accepted(kRequests);
     int64_t before = 0;
     for (int step = 0; step < 50; ++step) {
       if (step == 5) before = Allocations();
       for (int r = 0; r < kRequests; ++r) {
-        load[r] = {
-            .id = {.slot = r, .generation = uint32_t(step / 20)}, .drafts_max = kDrafts, .coupled = true};
+        load[r] = {.id = {.slot = r, .generation = uint32_t(step / 20)},
+                   .drafts_max = kRoundDrafts,
+                   .coupled = true};
       }
       const std::span<const int> depths =
           planning.BeginStep({.requests = load, .other_rows = 0, .context_tokens = 900});
@@ -66,7 +67,7 @@ TEST(SteadyRound, DraftingAndJudgingAllocatesNothing) {
   constexpr int kVocab = 3000;
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 3);
-  std::vector<float> logits((kDrafts + 1) * kVocab);
+  std::vector<float> logits((kRoundDrafts + 1) * kVocab);
   for (float& logit : logits) logit = normal(random);
   SamplingParams params;
   params.seed = 4;
@@ -75,19 +76,19 @@ TEST(SteadyRound, DraftingAndJudgingAllocatesNothing) {
   params.logprobs = 5;
   for (AcceptanceRule rule : {AcceptanceRule::kRejection, AcceptanceRule::kCoupled}) {
     KeyedChance chance;
-    Speculator speculator(kVocab, kDrafts, chance);
+    Speculator speculator(kVocab, kRoundDrafts, chance);
     Sampler sampler(params, kVocab);
-    DraftBlock block(params, rule, kVocab, kDrafts);
+    DraftBlock block(params, rule, kVocab, kRoundDrafts);
     int64_t before = 0;
     for (int round = 0; round < 30; ++round) {
       if (round == 2) before = Allocations();
       block.Begin(round * 9);
-      for (int k = 0; k < kDrafts; ++k) {
+      for (int k = 0; k < kRoundDrafts; ++k) {
         // Not quite the target's row: some are accepted, some aren't.
-        const size_t row = (k + (round + k) % 4 / 3) % kDrafts;
+        const size_t row = (k + (round + k) % 4 / 3) % kRoundDrafts;
         ASSERT_TRUE(speculator.Draft(std::span(logits).subspan(row * kVocab, kVocab), sampler, block).ok());
       }
-      const Result<VerifiedTokens> verified = speculator.Verify(logits, kDrafts, sampler, block);
+      const Result<VerifiedTokens> verified = speculator.Verify(logits, kRoundDrafts, sampler, block);
       ASSERT_TRUE(verified.ok());
       for (const SampledToken& token : verified->tokens) sampler.AddGenerated(token.token);
     }
@@ -98,7 +99,7 @@ TEST(SteadyRound, DraftingAndJudgingAllocatesNothing) {
 TEST(SteadyRound, PromptLookupAllocatesNothing) {
   NgramDrafter drafter(5000);
   std::mt19937 random(1);
-  std::vector<TokenId> out(kDrafts);
+  std::vector<TokenId> out(kRoundDrafts);
   const int64_t before = Allocations();
   for (int i = 0; i < 4900; ++i) {
     drafter.Append(static_cast<TokenId>(random() % 20));

@@ -35,7 +35,7 @@ void ExpectSameWeights(LoadedModel* a, LoadedModel* b) {
   }
 }
 
-Status LoadStatus(const std::map<std::string, std::string>& files) {
+Status StatusOfLoad(const std::map<std::string, std::string>& files) {
   return LoadModel(InMemory(files)).status();
 }
 
@@ -83,7 +83,7 @@ TEST(Loader, StripsALeadingModelFromNames) {
     for (TestTensor& t : shard) t.name = "model." + t.name;
   }
   checkpoint.Find("model.head.weight").name = "head.weight";
-  const Status status = LoadStatus(checkpoint.Files());
+  const Status status = StatusOfLoad(checkpoint.Files());
   EXPECT_TRUE(status.ok()) << status.ToString();
 }
 
@@ -147,7 +147,7 @@ TEST(Loader, IgnoresOnlyTheDraftBlocksOwnEmbeddingAndHead) {
             (std::vector<std::string>{"mtp.0.emb.tok_emb.weight", "mtp.0.head.weight"}));
 
   checkpoint.shards[1].push_back({"layers.0.attn.emb.weight", "BF16", {1, 2}, std::string(4, '\0')});
-  const Status status = LoadStatus(checkpoint.Files());
+  const Status status = StatusOfLoad(checkpoint.Files());
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("layers.0.attn.emb.weight: the model has no place for it"),
             std::string::npos);
@@ -159,7 +159,7 @@ TEST(Loader, ListsAllProblemsAtOnceAndCountsTheRest) {
   checkpoint.Find("layers.1.attn.wkv.weight").dtype = "I8";
   checkpoint.Find("norm.weight").shape = {2, 64};
   checkpoint.Find("layers.2.attn.attn_sink").bytes.replace(4, 4, "\x00\x00\xc0\x7f", 4);  // NaN
-  const Status status = LoadStatus(checkpoint.Files());
+  const Status status = StatusOfLoad(checkpoint.Files());
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   for (const char* part :
        {"4 problems", "layers.0.attn.wq_a.scale: is missing; want F8_E8M0 [1, 1]",
@@ -172,7 +172,7 @@ TEST(Loader, ListsAllProblemsAtOnceAndCountsTheRest) {
   for (auto& shard : checkpoint.shards) {
     std::erase_if(shard, [](const TestTensor& t) { return t.name.find(".ffn.") != std::string::npos; });
   }
-  const std::string message = LoadStatus(checkpoint.Files()).message();
+  const std::string message = StatusOfLoad(checkpoint.Files()).message();
   EXPECT_NE(message.find("\n  ... and "), std::string::npos);
   EXPECT_EQ(std::count(message.begin(), message.end(), '\n'), 51);
 }
