@@ -3,8 +3,6 @@
 // a head's drafts are the same drafts: its acceptance by position does not change either.
 //
 //   speculation_test [--requests=N] [--seed=N] [googletest options]
-//
-// N requests (200) for DSpark, two fifths of them for MTP-1 and n-grams.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -144,9 +142,7 @@ class DraftedText : public testing::TestWithParam<DraftChoice> {};
 
 TEST_P(DraftedText, IsTheTextOfTheSeed) {
   const ModelConfig config = ConfigOf(GetParam());
-  // All of them for the drafter that is served; the others share all but the drafts with it.
-  const int count = GetParam() == DraftChoice::kDSpark ? g_requests : (2 * g_requests + 4) / 5;
-  const std::vector<Request> requests = RandomRequests(count);
+  const std::vector<Request> requests = RandomRequests(g_requests);
   const Outcome plain = RunAll(requests, config, {.draft = DraftChoice::kNone});
   EXPECT_EQ(plain.statistics.drafts.drafted, 0);
   EXPECT_TRUE(std::ranges::any_of(plain.results, [](const auto& r) { return r.stop_string >= 0; }));
