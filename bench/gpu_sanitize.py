@@ -54,7 +54,7 @@ LEFT_TO_LITTLE_CASES = {
                   "*DrawnOnDevice.*", "Rejection.*"),
     "memcheck": ("*DrawnOnDevice.*",),
 }
-TOOLS = ("memcheck", "initcheck", "racecheck", "synccheck")  # the last one has to be asked for
+TOOLS = ("memcheck", "initcheck", "racecheck")
 RESULTS = ("clean", "finding", "failed", "not ended", "not run")
 BATCH = 6  # small tests
 FOUND = 9  # the exit status of a process in which a tool has found something
@@ -197,7 +197,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "bench/results")
-    parser.add_argument("--tools", default=",".join(TOOLS[:-1]))
+    parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--filter", default="*", help="of googletest, within the tests that run on a GPU")
     parser.add_argument("--limit", type=float, default=60, help="seconds a test")
     parser.add_argument("--seconds", type=float, default=3600, help="for all")
