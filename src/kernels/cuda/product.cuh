@@ -3,7 +3,8 @@
 // One arithmetic for every number of rows, so that a row's bits don't depend on its company: per block of 128
 // columns the tensor cores add up eight steps from zero, in float32, and the blocks' sums are added in order.
 // Two kernels do the same arithmetic. The skinny one (skinny_product.cuh) streams weights for few rows of x,
-// the tiled one (tiled_product.cuh) shares the weights of 128 rows among 64 rows of x.
+// the tiled one (tiled_product.cuh) shares the weights of 128 rows among 64 rows of x. Split activations are
+// there to be compared with an oracle, not to be fast: the tiled one multiplies them however few they are.
 #pragma once
 
 #include <algorithm>
@@ -37,11 +38,11 @@ inline ProductShape SkinnyShape(const KernelContext& ctx, bool tall, int columns
 constexpr ProductShape kTiledShape = {.tiled = true, .tile_rows = kTiledRows, .tile_columns = kTiledColumns};
 
 // Of a skinny shape; null where Tasks never come in it, so that no kernel is compiled for nothing.
-template <typename Format, bool kSplit, int kM, int kTiles, typename Tasks>
+template <typename Format, int kM, int kTiles, typename Tasks>
 constexpr auto SkinnyLauncher() {
-  using Launcher = decltype(&LaunchSkinnyProduct<Format, kSplit, kM, kTiles, Tasks>);
+  using Launcher = decltype(&LaunchSkinnyProduct<Format, kM, kTiles, Tasks>);
   if constexpr ((kM == 1 || Format::kHalf) && Tasks::HasShape(16 * kM, 8 * kTiles)) {
-    return Launcher{LaunchSkinnyProduct<Format, kSplit, kM, kTiles, Tasks>};
+    return Launcher{LaunchSkinnyProduct<Format, kM, kTiles, Tasks>};
   } else {
     return Launcher{nullptr};
   }
@@ -51,30 +52,23 @@ constexpr auto SkinnyLauncher() {
 // false: nothing, nor in any later column tile. Tasks::kKnownBeforehand: Get reads nothing that another
 // kernel writes. Tasks::HasShape(rows, columns): which skinny tiles they may be cut into. staged_columns: of
 // a tile with plain_x (skinny shapes alone), at most.
-template <typename Format, bool kSplit, typename Tasks>
-void LaunchProduct(const KernelContext& ctx, const ProductShape& shape, const Tasks& tasks, int64_t cols,
-                   unsigned row_tiles, unsigned column_tiles, int staged_columns) {
-  if (shape.tiled) {
-    Launch(ctx, TiledProductKernel<Format, kSplit, Tasks>, dim3(column_tiles, row_tiles), kProductThreads,
-           TiledSharedBytes(kSplit), tasks, cols);
-    return;
-  }
-  const bool tall = shape.tile_rows == 32;
-  auto* launch = shape.tile_columns == 8    ? (tall ? SkinnyLauncher<Format, kSplit, 2, 1, Tasks>()
-                                                    : SkinnyLauncher<Format, kSplit, 1, 1, Tasks>())
-                 : shape.tile_columns == 16 ? (tall ? SkinnyLauncher<Format, kSplit, 2, 2, Tasks>()
-                                                    : SkinnyLauncher<Format, kSplit, 1, 2, Tasks>())
-                                            : (tall ? SkinnyLauncher<Format, kSplit, 2, 4, Tasks>()
-                                                    : SkinnyLauncher<Format, kSplit, 1, 4, Tasks>());
-  CHECK(launch != nullptr);
-  launch(ctx, tasks, cols, static_cast<int>(row_tiles), static_cast<int>(column_tiles), staged_columns);
-}
-
 template <typename Format, typename Tasks>
 void LaunchProduct(const KernelContext& ctx, const ProductShape& shape, bool split, const Tasks& tasks,
                    int64_t cols, unsigned row_tiles, unsigned column_tiles, int staged_columns = 0) {
-  auto* launch = split ? LaunchProduct<Format, true, Tasks> : LaunchProduct<Format, false, Tasks>;
-  launch(ctx, shape, tasks, cols, row_tiles, column_tiles, staged_columns);
+  if (shape.tiled) {
+    auto* kernel = split ? TiledProductKernel<Format, true, Tasks> : TiledProductKernel<Format, false, Tasks>;
+    Launch(ctx, kernel, dim3(column_tiles, row_tiles), kProductThreads, TiledSharedBytes(split), tasks, cols);
+    return;
+  }
+  CHECK(!split);
+  const bool tall = shape.tile_rows == 32;
+  auto* launch = shape.tile_columns == 8
+                     ? (tall ? SkinnyLauncher<Format, 2, 1, Tasks>() : SkinnyLauncher<Format, 1, 1, Tasks>())
+                 : shape.tile_columns == 16
+                     ? (tall ? SkinnyLauncher<Format, 2, 2, Tasks>() : SkinnyLauncher<Format, 1, 2, Tasks>())
+                     : (tall ? SkinnyLauncher<Format, 2, 4, Tasks>() : SkinnyLauncher<Format, 1, 4, Tasks>());
+  CHECK(launch != nullptr);
+  launch(ctx, tasks, cols, static_cast<int>(row_tiles), static_cast<int>(column_tiles), staged_columns);
 }
 
 }  // namespace foresight::cuda

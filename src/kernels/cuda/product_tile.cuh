@@ -94,14 +94,10 @@ __device__ inline void Multiply(float (&acc)[4], const uint32_t (&a)[4], uint32_
   }
 }
 
-// acc += A B for the two steps whose columns' values are b (and, split, b_low).
-template <typename Format, bool kSplit>
-__device__ inline void MultiplyStep(float (&acc)[4], const uint32_t (&a)[4], int step, const uint4& b,
-                                    const uint4& b_low) {
+// acc += A B for a step of the two whose columns' values are b.
+template <typename Format>
+__device__ inline void MultiplyStep(float (&acc)[4], const uint32_t (&a)[4], int step, const uint4& b) {
   Multiply<Format>(acc, a, step % 2 == 0 ? b.x : b.z, step % 2 == 0 ? b.y : b.w);
-  if constexpr (kSplit) {
-    Multiply<Format>(acc, a, step % 2 == 0 ? b_low.x : b_low.z, step % 2 == 0 ? b_low.y : b_low.w);
-  }
 }
 
 // The factor of column g in every lane of g, as those of the lane's columns of an accumulator: 2t, 2t+1.

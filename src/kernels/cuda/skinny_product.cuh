@@ -14,27 +14,24 @@ namespace foresight::cuda {
 
 // Thread blocks of a multiprocessor; wide ones need the registers. Tall tiles in a chain of launches leave
 // room for the next one's first weights.
-template <bool kSplit, int kM, int kTiles, typename Tasks>
+template <int kM, int kTiles, typename Tasks>
 constexpr int SkinnyBlocksPerSm() {
-  const bool is_large = kTiles > 2 || (PartsOf<Tasks>() > 1 && kSplit && kTiles == 2);
-  return is_large || (Tasks::kKnownBeforehand && kM == 2) ? 1 : 2;
+  return kTiles > 2 || (Tasks::kKnownBeforehand && kM == 2) ? 1 : 2;
 }
 
 // Where a warp finds its blocks' columns of x: in the prepared rows or, staged, in shared memory, where it
 // prepares them itself from a tile's plain_x, of one column tile.
-template <typename Format, bool kSplit, bool kStaged>
+template <typename Format, bool kStaged>
 class WarpColumns {
  public:
   __device__ WarpColumns(uint8_t* staged, int cols) : staged_(staged), cols_(cols) {}
 
   __device__ void Open(const ProductTile& tile) {
     if constexpr (kStaged) {
-      block_bytes_ = (kSplit ? 2 : 1) * tile.columns * kStagedColumnBytes;
-      low_bytes_ = tile.columns * kStagedColumnBytes;
+      block_bytes_ = tile.columns * kStagedColumnBytes;
       if (tile.plain_x != prepared_) Prepare(tile);
     } else {
       block_bytes_ = kSkinnyWarps * 2 * kBlockK;
-      low_bytes_ = 2 * Padded();
     }
   }
   // The first block of column g of eight; behind the last one another, whose products nobody asks for.
@@ -44,10 +41,8 @@ class WarpColumns {
     return reinterpret_cast<const uint8_t*>(tile.Column(column)) + threadIdx.x / 32 * (2 * kBlockK);
   }
   // A column's two steps of the block of a round.
-  __device__ void Load(const uint8_t* column, int round, int pair, uint4& high, uint4& low) const {
-    const uint8_t* from = column + round * block_bytes_ + pair * 64 + threadIdx.x % 4 * 16;
-    high = *reinterpret_cast<const uint4*>(from);
-    if constexpr (kSplit) low = *reinterpret_cast<const uint4*>(from + low_bytes_);
+  __device__ uint4 Load(const uint8_t* column, int round, int pair) const {
+    return *reinterpret_cast<const uint4*>(column + round * block_bytes_ + pair * 64 + threadIdx.x % 4 * 16);
   }
   __device__ float Factor(const uint8_t* column, int round) const {
     if constexpr (!Format::kHalf) return 1;
@@ -55,8 +50,7 @@ class WarpColumns {
       return *reinterpret_cast<const float*>(column + round * block_bytes_ + 2 * kBlockK);
     }
     const uint8_t* row = column - threadIdx.x / 32 * (2 * kBlockK);
-    return reinterpret_cast<const float*>(row + (kSplit ? 2 : 1) * 2 *
-                                                    Padded())[round * kSkinnyWarps + threadIdx.x / 32];
+    return reinterpret_cast<const float*>(row + 2 * Padded())[round * kSkinnyWarps + threadIdx.x / 32];
   }
 
  private:
@@ -92,8 +86,7 @@ class WarpColumns {
         const int at = begin + i;
         if (at < count) {
           uint8_t* to = staged_ + at / columns * block_bytes_ + at % columns * kStagedColumnBytes;
-          values[i].Store<Format>(quantize, reinterpret_cast<uint16_t*>(to),
-                                  kSplit ? reinterpret_cast<uint16_t*>(to + low_bytes_) : nullptr,
+          values[i].Store<Format>(quantize, reinterpret_cast<uint16_t*>(to), nullptr,
                                   reinterpret_cast<float*>(to + 2 * kBlockK));
         }
       }
@@ -105,7 +98,6 @@ class WarpColumns {
   const int cols_;
   const void* prepared_ = nullptr;
   int block_bytes_ = 0;  // from a round's block to the next one's
-  int low_bytes_ = 0;
 };
 
 // The warps' sums of a round, twice.
@@ -117,13 +109,13 @@ struct SkinnySums {
 };
 
 // Of one warp, for `columns` that it prepares.
-constexpr int64_t StagedBytes(int64_t cols, int columns, bool split) {
-  return (cols + kRoundK - 1) / kRoundK * (split ? 2 : 1) * columns * kStagedColumnBytes;
+constexpr int64_t StagedBytes(int64_t cols, int columns) {
+  return (cols + kRoundK - 1) / kRoundK * columns * kStagedColumnBytes;
 }
 
 // Tiles of kM times 16 weight rows and kTiles times eight columns. staged_bytes: of one warp.
-template <typename Format, bool kSplit, int kM, int kTiles, bool kStaged, typename Tasks>
-__global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM, kTiles, Tasks>()))
+template <typename Format, int kM, int kTiles, bool kStaged, typename Tasks>
+__global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kM, kTiles, Tasks>()))
     SkinnyProductKernel(const __grid_constant__ Tasks tasks, int cols, int row_tiles, int column_tiles,
                         int staged_bytes) {
   if constexpr (!Tasks::kKnownBeforehand) AwaitInputs();
@@ -140,7 +132,7 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
   const int t = lane % 4;
   Ring& ring = reinterpret_cast<Ring*>(shared)[warp];
   Sums& sums_of = *reinterpret_cast<Sums*>(shared + kSkinnyWarps * sizeof(Ring));
-  WarpColumns<Format, kSplit, kStaged> columns(
+  WarpColumns<Format, kStaged> columns(
       shared + kSkinnyWarps * sizeof(Ring) + sizeof(Sums) + warp * staged_bytes, cols);
   const int rounds = (cols + kRoundK - 1) / kRoundK;
   const int part_blocks = PartBlocks((cols + kBlockK - 1) / kBlockK, PartsOf<Tasks>());
@@ -214,9 +206,9 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
         float acc[kM][kTiles][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kBlockSteps / 2; ++pair) {
-          uint4 high[kTiles], low[kTiles];
+          uint4 values[kTiles];
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n) columns.Load(x[n], round, pair, high[n], low[n]);
+          for (int n = 0; n < kTiles; ++n) values[n] = columns.Load(x[n], round, pair);
 #pragma unroll
           for (int step = 2 * pair; step < 2 * pair + 2; ++step) {
 #pragma unroll
@@ -224,9 +216,7 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
               uint32_t a[4];
               DecodePair<Format>(weights[m][step / kChunkSteps], step % kChunkSteps, scales[m], a);
 #pragma unroll
-              for (int n = 0; n < kTiles; ++n) {
-                MultiplyStep<Format, kSplit>(acc[m][n], a, step, high[n], low[n]);
-              }
+              for (int n = 0; n < kTiles; ++n) MultiplyStep<Format>(acc[m][n], a, step, values[n]);
             }
           }
         }
@@ -284,20 +274,20 @@ __global__ void __launch_bounds__(kProductThreads, (SkinnyBlocksPerSm<kSplit, kM
 }
 
 // staged_columns: how many columns, at most, the kernel prepares by itself.
-template <typename Format, bool kSplit, int kM, int kTiles, typename Tasks>
+template <typename Format, int kM, int kTiles, typename Tasks>
 void LaunchSkinnyProduct(const KernelContext& ctx, const Tasks& tasks, int64_t cols, int row_tiles,
                          int column_tiles, int staged_columns) {
-  const int64_t staged = StagedBytes(cols, staged_columns, kSplit);
-  const int per_sm = SkinnyBlocksPerSm<kSplit, kM, kTiles, Tasks>();
+  const int64_t staged = StagedBytes(cols, staged_columns);
+  const int per_sm = SkinnyBlocksPerSm<kM, kTiles, Tasks>();
   const auto launch = [&](auto* kernel) {
     Launch(ctx, kernel, std::min(row_tiles * column_tiles, per_sm * DeviceOf(ctx).num_sms()), kProductThreads,
            kSkinnyWarps * (sizeof(WeightRing<Format, kM>) + staged) + sizeof(SkinnySums<kM, kTiles>), tasks,
            static_cast<int>(cols), row_tiles, column_tiles, static_cast<int>(staged));
   };
   if constexpr (kTiles == 1 && Tasks::kKnownBeforehand) {
-    if (staged_columns > 0) return launch(SkinnyProductKernel<Format, kSplit, kM, kTiles, true, Tasks>);
+    if (staged_columns > 0) return launch(SkinnyProductKernel<Format, kM, kTiles, true, Tasks>);
   }
-  launch(SkinnyProductKernel<Format, kSplit, kM, kTiles, false, Tasks>);
+  launch(SkinnyProductKernel<Format, kM, kTiles, false, Tasks>);
 }
 
 }  // namespace foresight::cuda

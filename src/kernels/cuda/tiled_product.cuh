@@ -1,4 +1,4 @@
-// The product for many rows of x.
+// The product for many rows of x, and for any number of split ones.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -131,7 +131,10 @@ __global__ void __launch_bounds__(kProductThreads) TiledProductKernel(Tasks task
             uint32_t a[4];
             DecodePair<Format>(weights[m], step % kChunkSteps, scales[m], a);
 #pragma unroll
-            for (int n = 0; n < 4; ++n) MultiplyStep<Format, kSplit>(acc[m][n], a, step, high[n], low[n]);
+            for (int n = 0; n < 4; ++n) {
+              MultiplyStep<Format>(acc[m][n], a, step, high[n]);
+              if constexpr (kSplit) MultiplyStep<Format>(acc[m][n], a, step, low[n]);
+            }
           }
         }
       }

@@ -57,10 +57,13 @@ struct PlainTasks {
 };
 using LinearTasks = PlainTasks<kLinearParts>;
 
-// Big enough tiles for the rows at hand; the tiled kernel once its tiles keep every multiprocessor busy.
+// Big enough tiles for the rows at hand; the tiled kernel for split ones, and once its tiles keep every
+// multiprocessor busy.
 // Skinny tiles are tall while there are enough of them, where a tile of 16 weight rows would be short of work
 // (a single round for few rows of x) or short of weights (many rows of x).
-ProductShape ChooseShape(const KernelContext& ctx, DType dtype, int rows, int64_t weight_rows, int64_t k) {
+ProductShape ChooseShape(const KernelContext& ctx, DType dtype, bool split, int rows, int64_t weight_rows,
+                         int64_t k) {
+  if (split) return kTiledShape;
   const int64_t sms = DeviceOf(ctx).num_sms();
   if (rows > 32 && CeilDiv(rows, kTiledColumns) * int64_t{CeilDiv(weight_rows, kTiledRows)} >= sms) {
     return kTiledShape;
@@ -74,7 +77,7 @@ ProductShape ChooseShape(const KernelContext& ctx, DType dtype, int rows, int64_
 
 // So few values that every thread block may as well prepare them itself, instead of a kernel before.
 constexpr int kMaxStagedColumns = 8;
-constexpr int64_t kMaxStagedBytes = StagedBytes(8192, 1, false);
+constexpr int64_t kMaxStagedBytes = StagedBytes(8192, 1);
 
 // Products that share prepared activations.
 template <typename Format, typename Tasks>
@@ -85,9 +88,9 @@ void RunAs(const KernelContext& ctx, Tasks& tasks, const ActivationView& x, int6
   int64_t weight_rows = 0;
   for (int i = 0; i < tasks.count; ++i)
     weight_rows += tasks.products[i].row_end - tasks.products[i].row_begin;
-  const ProductShape shape = ChooseShape(ctx, Format::kDType, tasks.rows, weight_rows, k);
-  const bool staged = !shape.tiled && tasks.rows <= kMaxStagedColumns &&
-                      StagedBytes(k, tasks.rows, numerics.split) <= kMaxStagedBytes;
+  const ProductShape shape = ChooseShape(ctx, Format::kDType, numerics.split, tasks.rows, weight_rows, k);
+  const bool staged =
+      !shape.tiled && tasks.rows <= kMaxStagedColumns && StagedBytes(k, tasks.rows) <= kMaxStagedBytes;
   if (staged) {
     tasks.plain_x = x;
     tasks.quantize = numerics.quantize;

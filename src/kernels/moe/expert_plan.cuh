@@ -138,11 +138,11 @@ __device__ inline void MakePlan(const int32_t* ids, int rows, int slots, int num
   });
 }
 
+// What isn't split goes through act_quant.
 template <typename Format>
-__device__ inline void StoreBlock(LaneValues& values, bool quantize, const PreparedRows& to, int64_t row,
-                                  int block) {
+__device__ inline void StoreBlock(LaneValues& values, const PreparedRows& to, int64_t row, int block) {
   uint16_t* at = to.data + row * to.stride() + block * kBlockK;
-  values.Store<Format>(quantize, at, to.split ? at + to.padded : nullptr, to.Factors(row) + block);
+  values.Store<Format>(!to.split, at, to.split ? at + to.padded : nullptr, to.Factors(row) + block);
 }
 
 // Which rows' experts are still to be found: by a thread block each, and the last one to finish makes the
@@ -177,7 +177,7 @@ struct Routing {
 template <typename Format>
 __global__ void __launch_bounds__(kPlanThreads)
     PlanKernel(Routing routing, const int32_t* ids, int slots, int num_experts, int tile_columns,
-               ExpertPlan plan, PlainRows source, int64_t k, int rows, bool quantize, PreparedRows routed,
+               ExpertPlan plan, PlainRows source, int64_t k, int rows, PreparedRows routed,
                PreparedRows shared) {
   AwaitInputs();
   extern __shared__ int counts[];
@@ -192,10 +192,10 @@ __global__ void __launch_bounds__(kPlanThreads)
   if (row >= rows) return;
   LaneValues values;
   values.Load<Format>(source, row, block, k);
-  StoreBlock<Format>(values, quantize, routed, row, block);
+  StoreBlock<Format>(values, routed, row, block);
   if (shared.data == nullptr) return;
   values.Load<Fp8Weights>(source, row, block, k);
-  StoreBlock<Fp8Weights>(values, quantize, shared, row, block);
+  StoreBlock<Fp8Weights>(values, shared, row, block);
 }
 
 // At most so many tiles hold the routed pairs: an expert with any has at most one that isn't full.
@@ -216,7 +216,7 @@ inline ExpertPlan AllocatePlan(const KernelContext& ctx, const MoeArgs& args, in
 }
 
 template <typename Format>
-PreparedRows AllocateRows(const KernelContext& ctx, int64_t rows, int64_t k, bool split) {
+PreparedRows AllocateRows(const KernelContext& ctx, int64_t rows, int64_t k, bool split = false) {
   PreparedRows out;
   out.padded = CeilDiv(k, kBlockK) * int64_t{kBlockK};
   out.split = split;
@@ -227,7 +227,7 @@ PreparedRows AllocateRows(const KernelContext& ctx, int64_t rows, int64_t k, boo
 
 template <typename Format>
 void LaunchPlan(const KernelContext& ctx, const MoeArgs& args, int tile_columns, const ExpertPlan& plan,
-                bool quantize, const PreparedRows& routed, const PreparedRows& shared) {
+                const PreparedRows& routed, const PreparedRows& shared) {
   const int num_experts = static_cast<int>(args.experts.size());
   const int64_t units = args.rows * (routed.padded / kBlockK);
   Routing routing = {};
@@ -238,7 +238,7 @@ void LaunchPlan(const KernelContext& ctx, const MoeArgs& args, int tile_columns,
   const size_t shared_bytes = std::max(num_experts * sizeof(int), RouterSharedBytes(num_experts));
   Launch(ctx, PlanKernel<Format>, routing.blocks + CeilDiv(units, kPlanThreads / 32), kPlanThreads,
          shared_bytes, routing, args.ids, args.experts_per_token, num_experts, tile_columns, plan,
-         PlainRows{args.x, args.dim}, args.dim, args.rows, quantize, routed, shared);
+         PlainRows{args.x, args.dim}, args.dim, args.rows, routed, shared);
 }
 
 }  // namespace foresight::cuda

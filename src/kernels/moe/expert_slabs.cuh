@@ -300,7 +300,7 @@ struct SlabShared : StreamStep {
 };
 
 // What a multiplying warp does.
-template <typename Format, bool kSplit>
+template <typename Format>
 class SlabMultiplier {
  public:
   __device__ SlabMultiplier(const StreamArgs& args, SlabShared& shared, const SlabTile* tiles)
@@ -308,7 +308,7 @@ class SlabMultiplier {
 
   __device__ void Run() {
     if (args_.plans) {
-      shared_.template PrepareRows<Format, kSplit>(args_, static_cast<int>(threadIdx.x / 32), kSlabWarps);
+      shared_.template PrepareRows<Format>(args_, static_cast<int>(threadIdx.x / 32), kSlabWarps);
       GroupBarrier<kRowsBarrier>(kSlabWarps * 32);
     }
     bool planned = false;
@@ -358,11 +358,8 @@ class SlabMultiplier {
   template <typename F>
   __device__ void Multiply(const GroupCursor& at, int group, const SourceColumn& x) {
     constexpr bool kFp8 = F::kDType == DType::kF8E4M3;
-    // A block's column is sent for before its weights are in, where registers allow.
-    constexpr bool kAhead = !kSplit;
     const int warp = threadIdx.x / 32;
-    const int cols = args_.Cols(at.is_down);
-    const int blocks = cols / kBlockK;
+    const int blocks = args_.Cols(at.is_down) / kBlockK;
     const int half = static_cast<int>(threadIdx.x % 2);  // of row lane % 4 * 8 + lane / 4
     uint32_t scale_offset = 0;                           // of block 0's, in FP8
     if constexpr (kFp8) {
@@ -376,19 +373,10 @@ class SlabMultiplier {
       float acc[2][4] = {};
       const int there = min(block, blocks - 1);
       const uint16_t* from = x.data + (x.values + there * kBlockK);
-      LaneColumn<kSplit> column;
-      if constexpr (kAhead) {
+      LaneColumn column;  // sent for before its weights are in
 #pragma unroll
-        for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(from, cols, pair);
-      }
-      const auto load = [&](int step) {
-        if (!kAhead && step % 2 == 0) column.Load(from, cols, step / 2);
-      };
-      const auto column_factor = [&] {
-        return *reinterpret_cast<const float*>(x.data + (x.factors + 2 * there));
-      };
-      float of_column;
-      if constexpr (kAhead) of_column = column_factor();
+      for (int pair = 0; pair < kBlockSteps / 2; ++pair) column.Load(from, pair);
+      const float of_column = *reinterpret_cast<const float*>(x.data + (x.factors + 2 * there));
       RowScale scales[2][2] = {};
       float row_factor;
       if constexpr (kFp8) {
@@ -407,7 +395,6 @@ class SlabMultiplier {
           });
 #pragma unroll
           for (int step = 0; step < kBlockSteps; ++step) {
-            load(step);
             Step<F>(weights[step / 4], step % 4, scales[m], column, step / 2, acc[m]);
           }
         }
@@ -415,30 +402,15 @@ class SlabMultiplier {
         RowPair weights[2];
         TakeSlab<F>([&](const WeightSlab& slab) {
           row_factor = FindScales<F>(slab, scales);
-          if constexpr (kAhead) {
 #pragma unroll
-            for (int m = 0; m < 2; ++m) weights[m] = Rows<F>(slab, m * 16, 0);
-          } else {  // with fewer registers
-#pragma unroll
-            for (int m = 0; m < 2; ++m) {
-              const RowPair rows = Rows<F>(slab, m * 16, 0);
-#pragma unroll
-              for (int step = 0; step < kBlockSteps; ++step) {
-                load(step);
-                Step<F>(rows, step, scales[m], column, step / 2, acc[m]);
-              }
-            }
-          }
+          for (int m = 0; m < 2; ++m) weights[m] = Rows<F>(slab, m * 16, 0);
         });
-        if constexpr (kAhead) {
 #pragma unroll
-          for (int step = 0; step < kBlockSteps; ++step) {
+        for (int step = 0; step < kBlockSteps; ++step) {
 #pragma unroll
-            for (int m = 0; m < 2; ++m) Step<F>(weights[m], step, scales[m], column, step / 2, acc[m]);
-          }
+          for (int m = 0; m < 2; ++m) Step<F>(weights[m], step, scales[m], column, step / 2, acc[m]);
         }
       }
-      if constexpr (!kAhead) of_column = column_factor();
       PutSums(acc, of_column, row_factor, block < blocks);
     }
     finisher_ = finisher_ + 1 < kSumWarps ? finisher_ + 1 : 0;
@@ -446,10 +418,10 @@ class SlabMultiplier {
 
   template <typename F>
   __device__ static void Step(const RowPair& weights, int step, const RowScale (&scales)[2],
-                              const LaneColumn<kSplit>& column, int pair, float (&acc)[4]) {
+                              const LaneColumn& column, int pair, float (&acc)[4]) {
     uint32_t a[4];
     DecodePair<F>(weights, step, scales, a);
-    MultiplyStep<F, kSplit>(acc, a, step, column.high[pair], column.low[pair]);
+    MultiplyStep<F>(acc, a, step, column.values[pair]);
   }
 
   // Waits for the next slab, lets `read` take what it needs, and gives the room back.
@@ -603,7 +575,7 @@ class SlabFinisher {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       if (column >= tile.count) break;
-      const float y = args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
+      const float y = RoundBf16(sums[column]);
       const float up = __shfl_xor_sync(0xffffffff, y, 8);
       const int pair = __shfl_sync(0xffffffff, own_pair, column);
       const float weight = __shfl_sync(0xffffffff, own_weight, column);
@@ -631,8 +603,7 @@ class SlabFinisher {
     for (int column = 0; column < kColumns; ++column) {
       if (column >= tile.count) break;
       const int pair = __shfl_sync(0xffffffff, own_pair, column);
-      args_.y[int64_t{pair} * args_.dim + output] =
-          args_.swiglu.faithful ? RoundBf16(sums[column]) : sums[column];
+      args_.y[int64_t{pair} * args_.dim + output] = RoundBf16(sums[column]);
     }
     if (args_.out == nullptr || WarpCount(args_.outputs + group) != tiles - 1) return;
     Fence();
@@ -691,8 +662,8 @@ __device__ inline void SetUpSlabs(const StreamArgs& args, SlabShared& shared, ui
   if (thread == 0) {
     for (int i = 0; i < 3; ++i) {
       const PreparedRows& rows = i == 2 ? args.activation : args.x_routed;
-      const int factors = static_cast<int>((rows.split ? 2 : 1) * rows.padded);
-      shared.sources[i] = {i == 2 ? rows.data : shared.x[i], static_cast<int>(rows.stride()), factors};
+      shared.sources[i] = {i == 2 ? rows.data : shared.x[i], static_cast<int>(rows.stride()),
+                           static_cast<int>(rows.padded)};
     }
   }
   if (args.plans && thread < args.rows) {
@@ -724,7 +695,7 @@ __device__ inline int FindSlabTiles(const StreamArgs& args, SlabShared& shared, 
   return num_tiles;
 }
 
-template <typename Format, bool kSplit>
+template <typename Format>
 __global__ void __launch_bounds__(kSlabThreads, 1) ExpertSlabKernel(const __grid_constant__ StreamArgs args) {
   extern __shared__ __align__(16) uint8_t memory[];
   SlabShared& shared = *reinterpret_cast<SlabShared*>(memory);
@@ -741,7 +712,7 @@ __global__ void __launch_bounds__(kSlabThreads, 1) ExpertSlabKernel(const __grid
   }
   AwaitInputs<Successors::kBehindInputs>();
   if (warp < kSlabWarps) {
-    SlabMultiplier<Format, kSplit>(args, shared, tiles).Run();
+    SlabMultiplier<Format>(args, shared, tiles).Run();
     return;
   }
   const int num_tiles =

@@ -43,7 +43,7 @@ __device__ inline void SetUp(const StreamArgs& args, StreamShared& shared, uint8
 }
 
 // By the whole thread block: the routed experts' tiles, and what units there are.
-template <typename Format, bool kSplit>
+template <typename Format>
 __device__ inline void FindTiles(const StreamArgs& args, StreamShared& shared, double* scores,
                                  StreamTile* tiles) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -52,7 +52,7 @@ __device__ inline void FindTiles(const StreamArgs& args, StreamShared& shared, d
     if (thread < planning) {
       shared.Plan<kRouterBarrier>(args, thread, scores);
     } else {
-      shared.PrepareRows<Format, kSplit>(args, (thread - planning) / 32, (kStreamThreads - planning) / 32);
+      shared.PrepareRows<Format>(args, (thread - planning) / 32, (kStreamThreads - planning) / 32);
       if (args.routes) {  // as many barriers as in Plan() (barriers.cuh)
         GroupBarrier<kPreparingBarrier>(kStreamThreads - kRouterThreads);
         GroupBarrier<kPreparingBarrier>(kStreamThreads - kRouterThreads);
@@ -75,7 +75,7 @@ __device__ inline void FindTiles(const StreamArgs& args, StreamShared& shared, d
   __syncthreads();
 }
 
-template <typename Format, bool kSplit>
+template <typename Format>
 __global__ void __launch_bounds__(kStreamThreads, 1)
     ExpertStreamKernel(const __grid_constant__ StreamArgs args) {
   extern __shared__ __align__(128) uint8_t memory[];
@@ -94,10 +94,10 @@ __global__ void __launch_bounds__(kStreamThreads, 1)
   };
   fill(StepUnits::OfShared(args));
   AwaitInputs<Successors::kBehindInputs>();
-  FindTiles<Format, kSplit>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
+  FindTiles<Format>(args, shared, reinterpret_cast<double*>(memory + args.scores_at), tiles);
   fill(shared.units);
   for (; sent < kRingRounds; ++sent) EndCopies();  // as many groups as slots
-  UnitMultiplier<Format, kSplit> multiplier(args, shared, tiles, rounds, ring, shared.factors[warp]);
+  UnitMultiplier<Format> multiplier(args, shared, tiles, rounds, ring, shared.factors[warp]);
   multiplier.Run();
   multiplier.Leave();
 }

@@ -1,4 +1,4 @@
-// All experts of a step of few rows in one launch, on sm_90 and later.
+// All experts of a step of few rows in one launch, in faithful numerics, on sm_90 and later.
 #pragma once
 
 #include "kernels/kernel_context.h"

@@ -20,9 +20,7 @@ struct StreamInUnits {
   static constexpr int kThreads = kStreamThreads;
 
   template <typename Format>
-  static auto* Kernel(bool faithful) {
-    return faithful ? ExpertStreamKernel<Format, false> : ExpertStreamKernel<Format, true>;
-  }
+  static constexpr auto* kKernel = ExpertStreamKernel<Format>;
   static size_t SharedBytes(const MoeArgs& args) {
     return sizeof(StreamShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(StreamTile);
   }
@@ -31,9 +29,7 @@ struct StreamInSlabs {
   static constexpr int kThreads = kSlabThreads;
 
   template <typename Format>
-  static auto* Kernel(bool faithful) {
-    return faithful ? ExpertSlabKernel<Format, false> : ExpertSlabKernel<Format, true>;
-  }
+  static constexpr auto* kKernel = ExpertSlabKernel<Format>;
   static size_t SharedBytes(const MoeArgs& args) {
     return sizeof(SlabShared) + (SharedTiles(args) + MaxTiles(args, kStreamColumns)) * sizeof(SlabTile);
   }
@@ -46,14 +42,13 @@ constexpr size_t kBlockSharedBytes = size_t{227} << 10;  // of sm_90
 // What the streaming kernel routes, plans and prepares rows with. Returns how many bytes of shared memory
 // that makes of `bytes`.
 template <typename Format>
-size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& stream) {
+size_t AddPlan(const MoeArgs& args, size_t bytes, StreamArgs& stream) {
   const auto align = [](size_t at) { return (at + 15) / 16 * 16; };
   stream.routes = args.router != nullptr;
   if (stream.routes) stream.router = *args.router;
   stream.ids = args.ids;
   stream.x = {args.x, args.dim};
   stream.x_routed.padded = args.dim;
-  stream.x_routed.split = !faithful;
   stream.x_routed.half = Format::kHalf;
   stream.rows_at = static_cast<int>(align(bytes));
   const int64_t values = args.rows * stream.x_routed.stride() * (stream.one_format ? 1 : 2);
@@ -65,7 +60,6 @@ size_t AddPlan(const MoeArgs& args, bool faithful, size_t bytes, StreamArgs& str
 template <typename Format, typename Shape>
 ExpertOutputs Stream(const KernelContext& ctx, const MoeArgs& args) {
   const int pairs = args.rows * args.experts_per_token;
-  const bool faithful = ctx.faithful();
   const int shared_tiles = SharedTiles(args);
   const int max_tiles = MaxTiles(args, kStreamColumns);
   StreamArgs stream = {};
@@ -86,14 +80,14 @@ ExpertOutputs Stream(const KernelContext& ctx, const MoeArgs& args) {
   for (int i = 0; i < 2; ++i) {
     stream.item_units[i] = static_cast<int>(CeilDiv(stream.units[i], stream.span)) * stream.span;
   }
-  stream.swiglu = {args.swiglu_limit, faithful};
+  stream.swiglu = {args.swiglu_limit, /*faithful=*/true};
   stream.weights = args.weights;
   stream.one_format = std::is_same_v<Format, Fp8Weights> || !args.HasShared();
   const int tiles = shared_tiles + max_tiles;
   const int blocks = args.intermediate / kBlockK;
   const int counters = tiles * (blocks + 1) + stream.units[1];
   size_t shared_bytes = Shape::SharedBytes(args);
-  const size_t with_plan = AddPlan<Format>(args, faithful, shared_bytes, stream);
+  const size_t with_plan = AddPlan<Format>(args, shared_bytes, stream);
   if (pairs <= kFewPairs && with_plan <= kBlockSharedBytes && counters < CudaQueue::kZeros) {
     shared_bytes = with_plan;
     stream.plans = true;
@@ -102,10 +96,10 @@ ExpertOutputs Stream(const KernelContext& ctx, const MoeArgs& args) {
   } else {
     stream.plan = AllocatePlan(ctx, args, max_tiles, counters);
     stream.units_of_block = stream.plan.counters;
-    stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim, !faithful);
+    stream.x_routed = AllocateRows<Format>(ctx, args.rows, args.dim);
     stream.x_shared =
-        stream.one_format ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim, !faithful);
-    LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, faithful, stream.x_routed,
+        stream.one_format ? stream.x_routed : AllocateRows<Fp8Weights>(ctx, args.rows, args.dim);
+    LaunchPlan<Format>(ctx, args, kStreamColumns, stream.plan, stream.x_routed,
                        stream.one_format ? PreparedRows{} : stream.x_shared);
   }
   stream.ready_blocks = stream.units_of_block + tiles * blocks;
@@ -113,11 +107,11 @@ ExpertOutputs Stream(const KernelContext& ctx, const MoeArgs& args) {
 
   const int64_t all = pairs + args.rows;
   stream.hidden = ctx.scratch->Allocate<float>(all * args.intermediate);
-  stream.activation = AllocateRows<Format>(ctx, all, args.intermediate, !faithful);
+  stream.activation = AllocateRows<Format>(ctx, all, args.intermediate);
   stream.y = ctx.scratch->Allocate<float>(all * args.dim);
   stream.out = args.rows <= kCombinedRows ? args.out : nullptr;
-  auto* kernel = Shape::template Kernel<Format>(faithful);
-  Launch(ctx, kernel, DeviceOf(ctx).num_sms(), Shape::kThreads, shared_bytes, stream);
+  Launch(ctx, Shape::template kKernel<Format>, DeviceOf(ctx).num_sms(), Shape::kThreads, shared_bytes,
+         stream);
   if (stream.out != nullptr) return {};
   return {stream.y, args.HasShared() ? stream.y + int64_t{pairs} * args.dim : nullptr};
 }
@@ -135,7 +129,8 @@ constexpr int64_t kStreamPairs = 4;
 
 bool CanStreamExperts(const KernelContext& ctx, const MoeArgs& args) {
   const int64_t pairs = int64_t{args.rows} * args.experts_per_token;
-  return DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 && args.intermediate % kBlockK == 0 &&
+  return ctx.faithful() && DeviceOf(ctx).capability() >= 90 && args.dim % kBlockK == 0 &&
+         args.intermediate % kBlockK == 0 &&
          pairs <= kStreamPairs * static_cast<int64_t>(args.experts.size()) &&
          pairs + args.rows <= kMostStreamPairs && StreamInUnits::SharedBytes(args) <= kBlockSharedBytes;
 }

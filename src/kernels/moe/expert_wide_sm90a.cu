@@ -680,8 +680,8 @@ void Run(const KernelContext& ctx, const MoeArgs& args, const float* shared) {
   using Shape = WideShape<Format, kGroups>;
   const int max_tiles = MaxTiles(args, Shape::kColumns);
   const ExpertPlan plan = AllocatePlan(ctx, args, max_tiles, 0);
-  const PreparedRows rows = AllocateRows<Format>(ctx, args.rows, args.dim, false);
-  LaunchPlan<Format>(ctx, args, Shape::kColumns, plan, true, rows, {});
+  const PreparedRows rows = AllocateRows<Format>(ctx, args.rows, args.dim);
+  LaunchPlan<Format>(ctx, args, Shape::kColumns, plan, rows, {});
 
   const WideScratch scratch(args, Shape::kSparePlaces);
   uint8_t* image = ctx.scratch->Allocate<uint8_t>(scratch.bytes);

@@ -100,8 +100,8 @@ void Combine(const KernelContext& ctx, const MoeArgs& args, const float* routed,
 // The experts of a step share few rows each, or many.
 constexpr int64_t kTiledPairs = 40;  // of an expert, from which on tiles of 64 pay
 
-ProductShape ChooseShape(const KernelContext& ctx, int64_t pairs, int64_t num_experts) {
-  if (pairs > kTiledPairs * num_experts) return kTiledShape;
+ProductShape ChooseShape(const KernelContext& ctx, bool split, int64_t pairs, int64_t num_experts) {
+  if (split || pairs > kTiledPairs * num_experts) return kTiledShape;
   return SkinnyShape(ctx, /*tall=*/true, pairs <= 4 * num_experts ? 8 : pairs <= 12 * num_experts ? 16 : 32);
 }
 
@@ -110,11 +110,12 @@ void RoutedExperts(const KernelContext& ctx, const MoeArgs& args, float* routed)
   const int pairs = args.rows * args.experts_per_token;
   const bool faithful = ctx.faithful();
   const InputNumerics numerics = {.quantize = faithful, .split = !faithful};
-  const ProductShape shape = ChooseShape(ctx, pairs, static_cast<int64_t>(args.experts.size()));
+  const ProductShape shape =
+      ChooseShape(ctx, numerics.split, pairs, static_cast<int64_t>(args.experts.size()));
   const int max_tiles = MaxTiles(args, shape.tile_columns);
   const ExpertPlan plan = AllocatePlan(ctx, args, max_tiles, 0);
   const PreparedRows x = AllocateRows<Format>(ctx, args.rows, args.dim, numerics.split);
-  LaunchPlan<Format>(ctx, args, shape.tile_columns, plan, numerics.quantize, x, {});
+  LaunchPlan<Format>(ctx, args, shape.tile_columns, plan, x, {});
 
   float* gate = ctx.scratch->Allocate<float>(int64_t{pairs} * args.intermediate);
   float* up = ctx.scratch->Allocate<float>(int64_t{pairs} * args.intermediate);

@@ -15,9 +15,8 @@ struct StreamShared : StreamStep {
   int done_warps;
 };
 
-// `kSplit`: columns in two terms each. A lane's number is 4 g + t, its sums those of its fragments' rows g
-// and g + 8 with columns 2 t and 2 t + 1.
-template <typename Format, bool kSplit>
+// A lane's number is 4 g + t, its sums those of its fragments' rows g and g + 8 with columns 2 t and 2 t + 1.
+template <typename Format>
 class UnitMultiplier {
  public:
   // The warp's ring has kRingRounds rounds of `rounds` already, or as many as there are.
@@ -46,10 +45,8 @@ class UnitMultiplier {
       } else {
         Multiply<Format>(at, scales, total);
       }
-      if (args_.swiglu.faithful) {
-        for (auto& of_fragment : total) {
-          for (float& y : of_fragment) y = RoundBf16(y);
-        }
+      for (auto& of_fragment : total) {
+        for (float& y : of_fragment) y = RoundBf16(y);
       }
       if (at.is_down) {
         Down(at, total);
@@ -116,7 +113,7 @@ class UnitMultiplier {
 
   __device__ PreparedRows Source(const Unit& at) const {
     if (at.is_down) return args_.activation;
-    return {shared_.x[at.tile < args_.shared_tiles], args_.dim, kSplit, true};
+    return {shared_.x[at.tile < args_.shared_tiles], args_.dim, false, true};
   }
 
   template <typename F>
@@ -130,9 +127,9 @@ class UnitMultiplier {
     const uint16_t* x = source.data + row * source.stride() + t() * 8;
     const float* x_factors = source.Factors(row);
 
-    LaneColumn<kSplit> column;
+    LaneColumn column;
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) column.Load(x, cols, pair);
+    for (int pair = 0; pair < kPairs; ++pair) column.Load(x, pair);
     float of_column[2];
     const auto load_factors = [&](int block) {
 #pragma unroll
@@ -153,7 +150,6 @@ class UnitMultiplier {
 #pragma unroll
         for (int i = 0; i < 2; ++i) factors_.of_columns[2 * t() + i][g()] = of_column[i];
         __syncwarp();
-        if (kSplit) send_factors(block + kFactorBlocks);  // two terms leave no registers for it later
       }
 #pragma unroll
       for (int b = 0; b < 2; ++b) {
@@ -180,7 +176,7 @@ class UnitMultiplier {
         const float2 f = {__uint_as_float(of_columns.x), __uint_as_float(of_columns.y)};
         if (block + b + 1 < blocks) x += kBlockK;
         const uint16_t* next = x + Zero(column);
-        if (!kSplit && b == 0 && in_factors == 0) send_factors(block + kFactorBlocks);
+        if (b == 0 && in_factors == 0) send_factors(block + kFactorBlocks);
         float acc[kM][4] = {};
 #pragma unroll
         for (int pair = 0; pair < kPairs; ++pair) {
@@ -189,7 +185,7 @@ class UnitMultiplier {
 #pragma unroll
             for (int m = 0; m < kM; ++m) Step<F>(weights[m], step, row_scales[m], column, acc[m]);
           }
-          column.Load(next, cols, pair);  // the next block's, while this one is multiplied
+          column.Load(next, pair);  // the next block's, while this one is multiplied
         }
 #pragma unroll
         for (int m = 0; m < kM; ++m) {
@@ -201,11 +197,10 @@ class UnitMultiplier {
 
   // Nothing, but not before the column is there. The warp's loads share a scoreboard, and who waits for one
   // of them waits for all: so further ones are sent for behind those that are waited for.
-  __device__ int Zero(const LaneColumn<kSplit>& column) const {
-    if constexpr (kSplit) return 0;
+  __device__ int Zero(const LaneColumn& column) const {
     uint32_t all = 0;
 #pragma unroll
-    for (const uint4& values : column.high) all |= values.x;
+    for (const uint4& values : column.values) all |= values.x;
     int zero;
     asm volatile("and.b32 %0, %1, %2;" : "=r"(zero) : "r"(all), "r"(zero_));
     return zero;
@@ -213,11 +208,11 @@ class UnitMultiplier {
 
   template <typename F, int kChunks>
   __device__ static void Step(const RowPair (&weights)[kChunks], int step, const RowScale (&scales)[2],
-                              const LaneColumn<kSplit>& column, float (&acc)[4]) {
+                              const LaneColumn& column, float (&acc)[4]) {
     constexpr int kChunkSteps = F::kValues / 4;
     uint32_t a[4];
     DecodePair<F>(weights[step / kChunkSteps], step % kChunkSteps, scales, a);
-    MultiplyStep<F, kSplit>(acc, a, step, column.high[step / 2], column.low[step / 2]);
+    MultiplyStep<F>(acc, a, step, column.values[step / 2]);
   }
 
   __device__ void AwaitRound() const {

@@ -129,7 +129,7 @@ struct StreamStep {
   }
 
   // The step's rows for all of the thread block, by `warps` of its warps.
-  template <typename Format, bool kSplit>
+  template <typename Format>
   __device__ void PrepareRows(const StreamArgs& args, int warp, int warps) const {
     const int blocks = args.dim / kBlockK;
     const int lane = threadIdx.x % 32;
@@ -140,8 +140,7 @@ struct StreamStep {
     const auto prepare = [&]<typename F>(int row, int block, bool of_shared) {
       LaneValues values;
       values.Load<F>(args.x, row, block, args.dim);
-      StoreBlock<F>(values, args.swiglu.faithful, PreparedRows{x[of_shared], args.dim, kSplit, true}, row,
-                    block);
+      StoreBlock<F>(values, PreparedRows{x[of_shared], args.dim, false, true}, row, block);
     };
 #pragma unroll 1
     for (int i = warp; i < end; i += warps) {
@@ -154,15 +153,11 @@ struct StreamStep {
 };
 
 // A lane's values of a block of one column: of eight steps, two in each.
-template <bool kSplit>
 struct LaneColumn {
-  uint4 high[kBlockSteps / 2];
-  uint4 low[kBlockSteps / 2];
+  uint4 values[kBlockSteps / 2];
 
-  // `padded` values behind the first term lies the second one.
-  __device__ void Load(const uint16_t* from, int padded, int pair) {
-    high[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
-    if constexpr (kSplit) low[pair] = *reinterpret_cast<const uint4*>(from + pair * 32 + padded);
+  __device__ void Load(const uint16_t* from, int pair) {
+    values[pair] = *reinterpret_cast<const uint4*>(from + pair * 32);
   }
 };
 
@@ -171,6 +166,8 @@ template <typename Format, typename PairOf>
 __device__ inline void PrepareActivation(const StreamArgs& args, int count, int block,
                                          const PairOf& pair_of) {
   constexpr int kBatch = 2;  // as many loads at once
+  // Of one term, which the compiler could not know.
+  const PreparedRows to = {args.activation.data, args.activation.padded, false, true};
   const auto source = [&](int64_t pair, int64_t i) {
     return __ldcg(args.hidden + pair * args.intermediate + i);
   };
@@ -185,7 +182,7 @@ __device__ inline void PrepareActivation(const StreamArgs& args, int count, int 
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (begin + i >= count) break;
-      StoreBlock<Format>(values[i], args.swiglu.faithful, args.activation, pairs[i], block);
+      StoreBlock<Format>(values[i], to, pairs[i], block);
     }
   }
 }
@@ -200,7 +197,6 @@ __device__ inline void CombineUnit(const StreamArgs& args, int first) {
   const auto load = [&](int pair) {
     return __ldcg(reinterpret_cast<const float2*>(args.y + int64_t{pair} * args.dim + output));
   };
-  const auto rounded = [&](float y) { return args.swiglu.faithful ? RoundBf16(y) : y; };
   for (int row = lane / kLanes; row < args.rows; row += 32 / kLanes) {
     float2 last = {};
     if (args.shared_tiles != 0) last = load(args.rows * args.slots + row);
@@ -218,8 +214,8 @@ __device__ inline void CombineUnit(const StreamArgs& args, int first) {
         sum.y += y[k].y;
       }
     }
-    *reinterpret_cast<float2*>(args.out + int64_t{row} * args.dim + output) = {rounded(sum.x + last.x),
-                                                                               rounded(sum.y + last.y)};
+    *reinterpret_cast<float2*>(args.out + int64_t{row} * args.dim + output) = {RoundBf16(sum.x + last.x),
+                                                                               RoundBf16(sum.y + last.y)};
   }
 }
 

@@ -171,9 +171,21 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) chunks.drawing[row.sequence] = first_rejected;
 }
 
+// Of values in registers, where i is none that the compiler knows.
+template <int kCount>
+__device__ float ValueAt(const float (&values)[kCount], int i) {
+  float value = 0;
+#pragma unroll
+  for (int k = 0; k < kCount; ++k) {
+    if (k == i) value = values[k];
+  }
+  return value;
+}
+
 // All threads get it. Float64 logarithms are dear: bounds in float32 leave few tokens that need them, mostly
-// none.
-template <int kCount, bool kCuts>
+// none. kUnroll: how many of the few at a time; alone they are compiled once, and bounded again for want of
+// registers.
+template <int kUnroll, int kCount, bool kCuts>
 __device__ Best BestOfChunk(const Scores<kCuts>& scores, const float (&logits)[kCount], int chunk,
                             ExactBest* shared) {
   const int first = chunk * kCount * kThreads + threadIdx.x;
@@ -197,22 +209,26 @@ __device__ Best BestOfChunk(const Scores<kCuts>& scores, const float (&logits)[k
   } else if (best.token != INT_MAX) {
     __shared__ float of_best;
     if (best.token % kThreads == first % kThreads) {  // the thread that has it
-      float logit = 0;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (first + i * kThreads == best.token) logit = logits[i];
-      }
+      const float logit = ValueAt(logits, (best.token - first) / kThreads);
       of_best = __double2float_rd(scores.Exact(best.token, logit));
     }
     __syncthreads();
     reached = of_best;
   }
   ExactBest exact;
-#pragma unroll
+#pragma unroll kUnroll
   for (int i = 0; i < kCount; ++i) {
-    if (bounds[i] == -INFINITY || bounds[i] < reached) continue;
-    const double score = scores.Exact(first + i * kThreads, logits[i]);
-    if (score > -INFINITY) exact.Take({score, first + i * kThreads});
+    const int token = first + i * kThreads;
+    const float logit = kUnroll > 1 ? logits[i] : ValueAt(logits, i);
+    float bound = logit;
+    if constexpr (kUnroll > 1) {
+      bound = bounds[i];
+    } else if (logit > -INFINITY) {
+      bound = scores.Bound(token, logit);
+    }
+    if (bound == -INFINITY || bound < reached) continue;
+    const double score = scores.Exact(token, logit);
+    if (score > -INFINITY) exact.Take({score, token});
   }
   __syncthreads();
   exact = BlockBest(exact, shared);
@@ -236,6 +252,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   // Others take their time anyway, or more registers than there are.
   constexpr bool kRehearses = kAlone && kCount == kFewTokens;
+  constexpr int kUnroll = kAlone ? kCount : 1;
   RehearseAndRun(kRehearses, [&](bool is_real) {
     const bool real = !kRehearses || is_real;
     const int num_chunks = real ? gridDim.x : 1;
@@ -278,12 +295,13 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (CanDraw(largest)) {
       const double log_normalizer =
           residual ? RowLogNormalizer(told, r, num_chunks, largest, row.inverse_temperature) : 0;
-      best = BestOfChunk(Scores<kCuts>(row, largest, cut, log_normalizer, residual), logits, chunk, shared);
+      best = BestOfChunk<kUnroll>(Scores<kCuts>(row, largest, cut, log_normalizer, residual), logits, chunk,
+                                  shared);
     }
     if (real && threadIdx.x == 0) chunks.best[place] = best;
     if (residual && CanDraw(largest)) {
       __syncthreads();
-      best = BestOfChunk(Scores<kCuts>(row, largest, cut, 0, false), logits, chunk, shared);
+      best = BestOfChunk<kUnroll>(Scores<kCuts>(row, largest, cut, 0, false), logits, chunk, shared);
       if (threadIdx.x == 0) chunks.best[fallback + place] = best;
     }
     const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
