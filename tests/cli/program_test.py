@@ -382,8 +382,8 @@ class BenchSpec(unittest.TestCase):
     def test_an_interrupt_leaves_what_was_measured(self):
         with tempfile.TemporaryDirectory() as directory:
             path = pathlib.Path(directory) / "report.json"
-            command = [PROGRAM, "bench", "spec", "--synthetic", "flash:2", "--experts", "8", "-n", "8", "--concurrency", "1",
-                       "--replay", "bench/traces/foresight-mini.json", "--json", str(path)]
+            command = [PROGRAM, "bench", "spec", "--synthetic", "tiny-a", "-n", "400", "--concurrency", "1", "--replay",
+                       "bench/traces/foresight-mini.json", "--json", str(path)]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
                 for line in process.stderr:
                     if "warm-up" in line:

@@ -28,7 +28,7 @@ std::vector<Request> RandomRequests(int count) {
   const auto below = [&](int64_t n) { return static_cast<int64_t>(rng() % n); };
   std::vector<Request> requests;
   for (int i = 0; i < count; ++i) {
-    const bool is_long = below(8) == 0;
+    const bool is_long = below(16) == 0;
     Request request =
         GreedyRequest(TestPrompt(is_long ? 230 + below(90) : 1 + below(40), static_cast<int>(below(3))),
                       is_long ? 200 + below(220) : 1 + below(24));
