@@ -10,7 +10,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::attention_block_test {
 namespace {
 
 struct Shape {
@@ -232,4 +232,4 @@ TEST_F(AttentionBlockCuda, IsTheSameToTheBitInAnyCompany) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::attention_block_test

@@ -9,7 +9,7 @@
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
 
-namespace foresight {
+namespace foresight::attention_inputs_test {
 namespace {
 
 struct Shape {
@@ -168,4 +168,4 @@ TEST_F(AttentionInputsCuda, AreTheSameTogetherAndApart) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::attention_inputs_test

@@ -12,7 +12,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::attention_rows_test {
 namespace {
 
 struct Shape {
@@ -308,4 +308,4 @@ INSTANTIATE_TEST_SUITE_P(Kernels, AttentionLittleCuda, testing::ValuesIn(LittleC
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::attention_rows_test

@@ -9,7 +9,7 @@
 #include "kernels/cuda/host_arguments.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::attention_test {
 namespace {
 
 struct Case {
@@ -355,4 +355,4 @@ TEST_F(AttentionSinkCuda, TakesPartInTheMaximum) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::attention_test

@@ -9,7 +9,7 @@
 #include "kernels/cuda/host_arguments.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::compressor_test {
 namespace {
 
 struct Case {
@@ -232,4 +232,4 @@ TEST_P(CompressorCuda, WritesTheSameBytesInALittleCompany) {
 INSTANTIATE_TEST_SUITE_P(Shapes, CompressorCuda, testing::ValuesIn(Cases()));
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::compressor_test

@@ -7,7 +7,7 @@
 #include "kernels/cuda/device_fixture.h"
 #include "kernels/weight_fixture.h"
 
-namespace foresight {
+namespace foresight::fork_test {
 namespace {
 
 constexpr int kRows = 8;
@@ -100,4 +100,4 @@ TEST_F(ForkTest, BranchesSeeWhatWasBeforeAndAreSeenBehindTheJoin) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::fork_test

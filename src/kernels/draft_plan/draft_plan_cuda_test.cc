@@ -6,7 +6,7 @@
 #include "kernels/cuda/device_fixture.h"
 #include "kernels/draft_plan/draft_plan_fixture.h"
 
-namespace foresight {
+namespace foresight::draft_plan_cuda_test {
 namespace {
 
 class DraftPlanCuda : public OnDevice<> {
@@ -159,4 +159,4 @@ TEST_F(DraftPlanCuda, DrawsAreWhereTheDefinitionHasThem) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::draft_plan_cuda_test

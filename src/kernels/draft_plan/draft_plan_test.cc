@@ -5,7 +5,7 @@
 #include "kernels/cache_fixture.h"
 #include "kernels/draft_plan/draft_plan_fixture.h"
 
-namespace foresight {
+namespace foresight::draft_plan_test {
 namespace {
 
 // A prompt's chunk, then three sequences: with survivals of .5, .25 and .125; .5, .5 and .15;
@@ -106,4 +106,4 @@ TEST(PlaceDraws, MovesRowsTogether) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::draft_plan_test

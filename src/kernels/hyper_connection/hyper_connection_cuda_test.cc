@@ -7,7 +7,7 @@
 #include "kernels/hyper_connection/hyper_connection.h"
 #include "kernels/weight_fixture.h"
 
-namespace foresight {
+namespace foresight::hyper_connection_cuda_test {
 namespace {
 
 constexpr double kFloat32 = 1e-5;
@@ -358,4 +358,4 @@ TEST_F(HyperConnectionCudaTest, HeadMixesBackAndTaps) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::hyper_connection_cuda_test

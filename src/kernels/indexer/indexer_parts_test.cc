@@ -12,7 +12,7 @@
 
 #include "kernels/cuda/device_fixture.h"
 
-namespace foresight {
+namespace foresight::indexer_parts_test {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -154,4 +154,4 @@ TEST_F(PicksCuda, AreTheLargestOfLittle) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::indexer_parts_test

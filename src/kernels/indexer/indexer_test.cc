@@ -13,7 +13,7 @@
 #include "kernels/cuda/host_arguments.h"
 #include "kernels/indexer/indexer_parts.h"
 
-namespace foresight {
+namespace foresight::indexer_test {
 namespace {
 
 struct Case {
@@ -518,4 +518,4 @@ TEST(IndexerTiles, DoNotChangePicks) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::indexer_test

@@ -9,7 +9,7 @@
 #include "kernels/linear/linear.h"
 #include "kernels/weight_fixture.h"
 
-namespace foresight {
+namespace foresight::linear_cuda_test {
 namespace {
 
 // Two float32 sums of the same products, of which one splits its inputs (2^-18).
@@ -408,4 +408,4 @@ TEST_F(GroupedLinearCudaTest, LittleEqualsTheReferenceAndIsPure) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::linear_cuda_test

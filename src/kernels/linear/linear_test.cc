@@ -11,7 +11,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::linear_test {
 namespace {
 
 // The inputs are the reference's; what differs is the order of float32 sums, seen through one bf16 rounding.
@@ -105,4 +105,4 @@ INSTANTIATE_TEST_SUITE_P(Tables, LinearTest, testing::Values("cpu-avx2", "cpu-av
                          [](const auto& param) { return std::string(param.param + 4); });
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::linear_test

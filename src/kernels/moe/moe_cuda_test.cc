@@ -8,7 +8,7 @@
 #include "kernels/moe/moe.h"
 #include "kernels/weight_fixture.h"
 
-namespace foresight {
+namespace foresight::moe_cuda_test {
 namespace {
 
 // Two products in a row with inputs split into two bf16 (2^-18), and between them an activation that
@@ -614,4 +614,4 @@ TEST_F(MoeCudaTest, LongStepsArePure) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::moe_cuda_test

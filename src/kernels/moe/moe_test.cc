@@ -12,7 +12,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::moe_test {
 namespace {
 
 // Two products, one behind the other.
@@ -72,4 +72,4 @@ INSTANTIATE_TEST_SUITE_P(Tables, MoeTest, testing::Values("cpu-avx2", "cpu-avx51
                          [](const auto& param) { return std::string(param.param + 4); });
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::moe_test

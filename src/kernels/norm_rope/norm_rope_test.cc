@@ -10,7 +10,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::norm_rope_test {
 namespace {
 
 using tolerances::kBf16Flips;
@@ -253,4 +253,4 @@ TEST_P(NormRopeCuda, StoreKeysKeepsTheLastRowsOfEachSequence) {
 INSTANTIATE_TEST_SUITE_P(Both, NormRopeCuda, testing::Values(Numerics::kClean, Numerics::kFaithful));
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::norm_rope_test

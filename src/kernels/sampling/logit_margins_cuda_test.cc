@@ -6,7 +6,7 @@
 #include "kernels/cuda/device_fixture.h"
 #include "kernels/sampling/logit_margins.h"
 
-namespace foresight {
+namespace foresight::logit_margins_cuda_test {
 namespace {
 
 constexpr float kInf = INFINITY;
@@ -50,4 +50,4 @@ TEST_F(LogitMarginsCuda, EqualTheDefinition) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::logit_margins_cuda_test

@@ -8,7 +8,7 @@
 #include "kernels/sampling/place_tokens.h"
 #include "kernels/sampling/sampling.h"
 
-namespace foresight {
+namespace foresight::place_tokens_cuda_test {
 namespace {
 
 class PlaceTokensCuda : public OnDevice<> {};
@@ -52,4 +52,4 @@ TEST_F(PlaceTokensCuda, EqualsTheDefinition) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::place_tokens_cuda_test

@@ -9,7 +9,7 @@
 #include "kernels/cuda/device_fixture.h"
 #include "kernels/sampling/sampling.h"
 
-namespace foresight {
+namespace foresight::sampling_cuda_test {
 namespace {
 
 // Sequences with random logits and drafts; pointers of rows stand for indices into `logits`.
@@ -374,4 +374,4 @@ TEST_F(SampleCuda, WhereNothingIsLeftOfTheDifferenceThePlainDrawIsTaken) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::sampling_cuda_test

@@ -7,7 +7,7 @@
 #include "kernels/sequential_head/sequential_head.h"
 #include "kernels/weight_fixture.h"
 
-namespace foresight {
+namespace foresight::sequential_head_cuda_test {
 namespace {
 
 constexpr double kTolerance = 1e-5;
@@ -130,4 +130,4 @@ TEST_P(SequentialHeadCudaTest, EqualsTheDefinitionAndIsPure) {
 INSTANTIATE_TEST_SUITE_P(Heads, SequentialHeadCudaTest, testing::ValuesIn(kCases));
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::sequential_head_cuda_test

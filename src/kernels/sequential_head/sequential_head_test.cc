@@ -11,7 +11,7 @@
 #include "kernels/weight_fixture.h"
 #include "tests/tolerances.h"
 
-namespace foresight {
+namespace foresight::sequential_head_test {
 namespace {
 
 struct Matrix {
@@ -265,4 +265,4 @@ TEST(SequentialHead, IsTheSameToTheBitInAnyCompanyAndOnAnyThreads) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::sequential_head_test

@@ -5,7 +5,7 @@
 #include "kernels/cache_fixture.h"
 #include "kernels/cuda/host_arguments.h"
 
-namespace foresight {
+namespace foresight::taps_test {
 namespace {
 
 constexpr int kDim = 96;
@@ -67,4 +67,4 @@ TEST_F(TapsCuda, AreTheMeansOfTheStreamsByPosition) {
 }
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::taps_test
