@@ -12,7 +12,7 @@
 #include "base/row_tiers.h"
 #include "model/step_fixture.h"
 
-namespace foresight {
+namespace foresight::row_padding_test {
 namespace {
 
 constexpr int kSequences = 4;
@@ -137,4 +137,4 @@ INSTANTIATE_TEST_SUITE_P(AllTables, RowPadding, testing::ValuesIn(Cases()), [](c
 });
 
 }  // namespace
-}  // namespace foresight
+}  // namespace foresight::row_padding_test

@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) chunks.drawing[row.sequence] = first_rejected;
 }
 
-// Of values in registers, where i is none that the compiler knows.
+// Value i of those in registers, though the compiler may not know i.
 template <int kCount>
 __device__ float ValueAt(const float (&values)[kCount], int i) {
   float value = 0;
@@ -183,9 +183,8 @@ __device__ float ValueAt(const float (&values)[kCount], int i) {
 }
 
 // All threads get it. Float64 logarithms are dear: bounds in float32 leave few tokens that need them, mostly
-// none. kUnroll: how many of the few at a time; alone they are compiled once, and bounded again for want of
-// registers.
-template <int kUnroll, int kCount, bool kCuts>
+// none. kOnce: what these need is compiled once, in a loop that bounds them again for want of registers.
+template <bool kOnce, int kCount, bool kCuts>
 __device__ Best BestOfChunk(const Scores<kCuts>& scores, const float (&logits)[kCount], int chunk,
                             ExactBest* shared) {
   const int first = chunk * kCount * kThreads + threadIdx.x;
@@ -216,16 +215,12 @@ __device__ Best BestOfChunk(const Scores<kCuts>& scores, const float (&logits)[k
     reached = of_best;
   }
   ExactBest exact;
-#pragma unroll kUnroll
+#pragma unroll(kOnce ? 1 : kCount)
   for (int i = 0; i < kCount; ++i) {
     const int token = first + i * kThreads;
-    const float logit = kUnroll > 1 ? logits[i] : ValueAt(logits, i);
-    float bound = logit;
-    if constexpr (kUnroll > 1) {
-      bound = bounds[i];
-    } else if (logit > -INFINITY) {
-      bound = scores.Bound(token, logit);
-    }
+    const float logit = ValueAt(logits, i);
+    float bound = kOnce ? logit : ValueAt(bounds, i);
+    if (kOnce && logit > -INFINITY) bound = scores.Bound(token, logit);
     if (bound == -INFINITY || bound < reached) continue;
     const double score = scores.Exact(token, logit);
     if (score > -INFINITY) exact.Take({score, token});
@@ -252,7 +247,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   __syncthreads();
   // Others take their time anyway, or more registers than there are.
   constexpr bool kRehearses = kAlone && kCount == kFewTokens;
-  constexpr int kUnroll = kAlone ? kCount : 1;
+  constexpr bool kOnce = !kAlone;
   RehearseAndRun(kRehearses, [&](bool is_real) {
     const bool real = !kRehearses || is_real;
     const int num_chunks = real ? gridDim.x : 1;
@@ -295,13 +290,13 @@ __global__ void __launch_bounds__(kThreads, 4)
     if (CanDraw(largest)) {
       const double log_normalizer =
           residual ? RowLogNormalizer(told, r, num_chunks, largest, row.inverse_temperature) : 0;
-      best = BestOfChunk<kUnroll>(Scores<kCuts>(row, largest, cut, log_normalizer, residual), logits, chunk,
-                                  shared);
+      best = BestOfChunk<kOnce>(Scores<kCuts>(row, largest, cut, log_normalizer, residual), logits, chunk,
+                                shared);
     }
     if (real && threadIdx.x == 0) chunks.best[place] = best;
     if (residual && CanDraw(largest)) {
       __syncthreads();
-      best = BestOfChunk<kUnroll>(Scores<kCuts>(row, largest, cut, 0, false), logits, chunk, shared);
+      best = BestOfChunk<kOnce>(Scores<kCuts>(row, largest, cut, 0, false), logits, chunk, shared);
       if (threadIdx.x == 0) chunks.best[fallback + place] = best;
     }
     const int blocks = by_rejection ? num_chunks : num_chunks * (sequence.num_drafts + 1);
