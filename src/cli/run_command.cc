@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 #include <iostream>
+#include <limits>
 
 #include "base/check.h"
 #include "base/progress.h"
@@ -252,7 +253,20 @@ Status Chat(const RunFlags& flags, Engine& engine, const SamplingParams& params)
   }
 }
 
+// The text of --prompt or --file, if one of them was given.
+Result<std::optional<std::string>> GivenText(const RunFlags& flags) {
+  if (flags.has_prompt) return std::optional(flags.prompt);
+  if (!flags.has_file) return std::optional<std::string>();
+  ASSIGN_OR_RETURN(std::string text, ReadTextFile(flags.file));
+  return std::optional(std::move(text));
+}
+
 Status Run(const RunFlags& flags) {
+  // What is wrong whatever the model says is told before one is loaded, which may take long.
+  ASSIGN_OR_RETURN(const std::optional<std::string> given, GivenText(flags));
+  ASSIGN_OR_RETURN(const SamplingParams asked, SamplingOf(flags, SamplingParams()));
+  RETURN_IF_ERROR(asked.Validate(std::numeric_limits<int>::max()));
+
   EngineOptions options = flags.model.ToOptions();
   TerminalProgress progress;
   options.progress = flags.quiet ? nullptr : &progress;
@@ -267,11 +281,7 @@ Status Run(const RunFlags& flags) {
   CatchInterrupts();
   std::signal(SIGPIPE, SIG_IGN);
 
-  if (flags.has_prompt) return OneShot(flags, *engine, params, flags.prompt);
-  if (flags.has_file) {
-    ASSIGN_OR_RETURN(const std::string text, ReadTextFile(flags.file));
-    return OneShot(flags, *engine, params, text);
-  }
+  if (given) return OneShot(flags, *engine, params, *given);
   if (isatty(STDIN_FILENO)) return Chat(flags, *engine, params);
   const Result<std::string> text = ReadStandardInput();
   if (Interrupted()) return Error(StatusCode::kCancelled, "interrupted");

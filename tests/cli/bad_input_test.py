@@ -295,6 +295,15 @@ class Prompts(BadInput):
         self.expect(foresight(*self.RUN, "--file", "tests"), INPUT, "can't read tests")
         self.expect(foresight(*self.RUN, "--file", "no/such/file"), INPUT, "can't read no/such/file")
 
+    def test_what_no_model_could_mend_is_told_before_one_is_loaded(self):
+        run = ("run", "-p", "x", "--model", "no/such/model")
+        for flag, value, word in (("--max-tokens", "-3", "max_tokens"), ("--temperature", "nan", "temperature"),
+                                  ("--logprobs", "99", "logprobs"), ("--logit-bias", "3", "--logit-bias"),
+                                  ("--stop", "", "stop[0]")):
+            self.expect(foresight(*run, flag, value), INPUT, word)
+        self.expect(foresight("run", "--file", "no/such/file", "--model", "no/such/model"), INPUT,
+                    "can't read no/such/file")
+
     def test_ids(self):
         for ids in (b"", b"[", b"{}", b"[1.5]", b"[-1]", b"[99999999999]", b'["x"]', b"[1] 2"):
             self.expect(foresight("tokenize", "--decode", stdin=ids), INPUT)
