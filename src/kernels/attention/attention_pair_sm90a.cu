@@ -403,9 +403,9 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
     for (int step = 0; step < 4 * kHalfSlices; ++step) {
       const int offset = step / 4 * static_cast<int>(sizeof(space.q[0])) + step % 4 * 32;
       if (step == 0) {
-        WarpgroupMmaN64<false>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMma<false>(s, Further(queries, offset), Further(at, offset));
       } else {
-        WarpgroupMmaN64<true>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMma<true>(s, Further(queries, offset), Further(at, offset));
       }
     }
     EndProducts();
@@ -572,7 +572,7 @@ __global__ void __launch_bounds__(kPairThreads, 1) PairAttention(Attending args,
       WarpgroupFence();
 #pragma unroll
       for (int step = 0; step < 4; ++step) {
-        WarpgroupMmaN128(o, Further(probabilities, 32 * step), Further(at, 16 * kTileRowBytes * step));
+        WarpgroupAddValues(o, Further(probabilities, 32 * step), Further(at, 16 * kTileRowBytes * step));
       }
       EndProducts();
     };

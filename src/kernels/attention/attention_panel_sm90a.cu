@@ -491,9 +491,9 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
           const uint64_t a = Further(queries, slice * Space::kQuerySlice + k % 4 * 32);
           const uint64_t b = Further(keys, slice * static_cast<int>(sizeof(space.keys[0])) + k % 4 * 32);
           if (k == 0) {
-            WarpgroupMmaN48<false>(halves[half], a, b);
+            WarpgroupMma<false>(halves[half], a, b);
           } else {
-            WarpgroupMmaN48<true>(halves[half], a, b);
+            WarpgroupMma<true>(halves[half], a, b);
           }
         }
       }

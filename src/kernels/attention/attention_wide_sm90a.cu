@@ -217,11 +217,11 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       const int offset = k / 4 * static_cast<int>(sizeof(space.q[0])) + k % 4 * 32;
       const int upper_offset = offset + kHalfSlices * static_cast<int>(sizeof(space.q[0]));
       if (k == 0) {
-        WarpgroupMmaN32<false>(s, Further(queries, offset), Further(at, offset));
-        WarpgroupMmaN32<false>(upper, Further(queries, upper_offset), Further(at, upper_offset));
+        WarpgroupMma<false>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMma<false>(upper, Further(queries, upper_offset), Further(at, upper_offset));
       } else {
-        WarpgroupMmaN32<true>(s, Further(queries, offset), Further(at, offset));
-        WarpgroupMmaN32<true>(upper, Further(queries, upper_offset), Further(at, upper_offset));
+        WarpgroupMma<true>(s, Further(queries, offset), Further(at, offset));
+        WarpgroupMma<true>(upper, Further(queries, upper_offset), Further(at, upper_offset));
       }
     }
     EndProducts();
@@ -327,7 +327,7 @@ __global__ void __launch_bounds__(kWideThreads, 1) WideAttention(Attending args,
       for (int k = 0; k < 4; ++k) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          WarpgroupMmaN128(
+          WarpgroupAddValues(
               o[half], Further(probabilities, 32 * k),
               Further(at, 16 * kTileRowBytes * k + half * 2 * static_cast<int>(sizeof(space.keys[0][0]))));
         }

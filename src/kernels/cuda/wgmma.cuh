@@ -93,287 +93,104 @@ __device__ inline void TakeRegisters() {
 #endif
 }
 
-// c [64, 32] = (kAdd ? c : 0) + a [64, 16] b [16, 32]; a and b K-major, bf16. Warp w has rows 16 w..16 w +
-// 15; c[4 j + i] of a thread is element i of MmaBf16's fragment for columns 8 j..8 j + 7.
-template <bool kAdd>
-__device__ inline void WarpgroupMmaN32(float (&c)[16], uint64_t a, uint64_t b) {
+// PTX names every register of a product's sums: their places in its text, and the registers as operands that
+// it writes ("=f") or adds to ("+f").
+#define FORESIGHT_PLACES_4 "%0, %1, %2, %3"
+#define FORESIGHT_PLACES_8 FORESIGHT_PLACES_4 ", %4, %5, %6, %7"
+#define FORESIGHT_PLACES_16 FORESIGHT_PLACES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define FORESIGHT_PLACES_24 FORESIGHT_PLACES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define FORESIGHT_PLACES_32 FORESIGHT_PLACES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define FORESIGHT_PLACES_64                                                \
+  FORESIGHT_PLACES_32                                                      \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "    \
+  "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, " \
+  "%59, %60, %61, %62, %63"
+#define FORESIGHT_FOUR_SUMS(how, i) how(c[i]), how(c[i + 1]), how(c[i + 2]), how(c[i + 3])
+#define FORESIGHT_SUMS_4(how) FORESIGHT_FOUR_SUMS(how, 0)
+#define FORESIGHT_SUMS_8(how) FORESIGHT_SUMS_4(how), FORESIGHT_FOUR_SUMS(how, 4)
+#define FORESIGHT_SUMS_16(how) \
+  FORESIGHT_SUMS_8(how), FORESIGHT_FOUR_SUMS(how, 8), FORESIGHT_FOUR_SUMS(how, 12)
+#define FORESIGHT_SUMS_24(how) \
+  FORESIGHT_SUMS_16(how), FORESIGHT_FOUR_SUMS(how, 16), FORESIGHT_FOUR_SUMS(how, 20)
+#define FORESIGHT_SUMS_32(how) \
+  FORESIGHT_SUMS_24(how), FORESIGHT_FOUR_SUMS(how, 24), FORESIGHT_FOUR_SUMS(how, 28)
+#define FORESIGHT_SUMS_64(how)                                                                  \
+  FORESIGHT_SUMS_32(how), FORESIGHT_FOUR_SUMS(how, 32), FORESIGHT_FOUR_SUMS(how, 36),           \
+      FORESIGHT_FOUR_SUMS(how, 40), FORESIGHT_FOUR_SUMS(how, 44), FORESIGHT_FOUR_SUMS(how, 48), \
+      FORESIGHT_FOUR_SUMS(how, 52), FORESIGHT_FOUR_SUMS(how, 56), FORESIGHT_FOUR_SUMS(how, 60)
+
+// The text of a product of a shape and types: `count` sums, added to what was there where `adds` isn't 0, of
+// the operands at the places `of`, with `flags`.
+#define FORESIGHT_PRODUCT_TEXT(shape, count, adds, of, flags)                           \
+  "{ .reg .pred add; setp.ne.b32 add, " adds ", 0; wgmma.mma_async.sync.aligned." shape \
+  " {" FORESIGHT_PLACES_##count "}, " of ", add" flags "; }"
 #ifdef FORESIGHT_WGMMA
-  if constexpr (kAdd) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "%16, %17, add, 1, 1, 0, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-        : "l"(a), "l"(b));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 0, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "%16, %17, add, 1, 1, 0, 0; }"
-        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
-          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]), "=f"(c[15])
-        : "l"(a), "l"(b));
+#define FORESIGHT_PRODUCT(...) asm volatile(__VA_ARGS__)
+#else
+#define FORESIGHT_PRODUCT(...)
+#endif
+
+// Products that follow are of 64 rows, 8, 16, 32, 48, 64 or 128 columns and a sum over 16, and begin with
+// what was there if kAdd, else with zero. Warp w has rows 16 w..16 w + 15; c[4 j + i] of a thread is element
+// i of MmaBf16's fragment for columns 8 j..8 j + 7.
+
+// c [64, N] = (kAdd ? c : 0) + a [64, 16] b [16, N]; a and b K-major, bf16.
+#define FORESIGHT_MMA(count, columns, of)                                                            \
+  template <bool kAdd>                                                                               \
+  __device__ inline void WarpgroupMma(float(&c)[count], uint64_t a, uint64_t b) {                    \
+    if constexpr (kAdd) {                                                                            \
+      FORESIGHT_PRODUCT(                                                                             \
+          FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.bf16.bf16", count, "1", of, ", 1, 1, 0, 0") \
+          : FORESIGHT_SUMS_##count("+f")                                                             \
+          : "l"(a), "l"(b));                                                                         \
+    } else {                                                                                         \
+      FORESIGHT_PRODUCT(                                                                             \
+          FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.bf16.bf16", count, "0", of, ", 1, 1, 0, 0") \
+          : FORESIGHT_SUMS_##count("=f")                                                             \
+          : "l"(a), "l"(b));                                                                         \
+    }                                                                                                \
   }
-#endif
-}
+FORESIGHT_MMA(16, "32", "%16, %17")
+FORESIGHT_MMA(24, "48", "%24, %25")
+FORESIGHT_MMA(32, "64", "%32, %33")
+#undef FORESIGHT_MMA
 
-// The same of 48 columns.
-template <bool kAdd>
-__device__ inline void WarpgroupMmaN48(float (&c)[24], uint64_t a, uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  if constexpr (kAdd) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23}, "
-        "%24, %25, add, 1, 1, 0, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23])
-        : "l"(a), "l"(b));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 0, 0; "
-        "wgmma.mma_async.sync.aligned.m64n48k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23}, "
-        "%24, %25, add, 1, 1, 0, 0; }"
-        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
-          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
-          "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]),
-          "=f"(c[22]), "=f"(c[23])
-        : "l"(a), "l"(b));
+// c [64, N] += a [64, 16] b [16, N]; a K-major, b with the sum's index along the rows, bf16.
+#define FORESIGHT_ADD_VALUES(count, columns, of)                                                   \
+  __device__ inline void WarpgroupAddValues(float(&c)[count], uint64_t a, uint64_t b) {            \
+    FORESIGHT_PRODUCT(                                                                             \
+        FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.bf16.bf16", count, "1", of, ", 1, 1, 0, 1") \
+        : FORESIGHT_SUMS_##count("+f")                                                             \
+        : "l"(a), "l"(b));                                                                         \
   }
-#endif
-}
+FORESIGHT_ADD_VALUES(16, "32", "%16, %17")
+FORESIGHT_ADD_VALUES(32, "64", "%32, %33")
+FORESIGHT_ADD_VALUES(64, "128", "%64, %65")
+#undef FORESIGHT_ADD_VALUES
 
-// The same of 64 columns.
-template <bool kAdd>
-__device__ inline void WarpgroupMmaN64(float (&c)[32], uint64_t a, uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  if constexpr (kAdd) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "%32, %33, add, 1, 1, 0, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
-          "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-        : "l"(a), "l"(b));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, 0, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "%32, %33, add, 1, 1, 0, 0; }"
-        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]), "=f"(c[5]), "=f"(c[6]), "=f"(c[7]),
-          "=f"(c[8]), "=f"(c[9]), "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
-          "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]), "=f"(c[20]), "=f"(c[21]),
-          "=f"(c[22]), "=f"(c[23]), "=f"(c[24]), "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]),
-          "=f"(c[29]), "=f"(c[30]), "=f"(c[31])
-        : "l"(a), "l"(b));
+// c [64, N] = (kAdd ? c : 0) + a [64, 16] b [16, N] of f16 (kHalf) or bf16; a in registers as for MmaF16, b
+// K-major.
+#define FORESIGHT_MMA(count, columns, of, adds)                                                    \
+  template <bool kAdd, bool kHalf>                                                                 \
+  __device__ inline void WarpgroupMma(float(&c)[count], const uint32_t(&a)[4], uint64_t b) {       \
+    if constexpr (kHalf) {                                                                         \
+      FORESIGHT_PRODUCT(                                                                           \
+          FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.f16.f16", count, adds, of, ", 1, 1, 0")   \
+          : FORESIGHT_SUMS_##count("+f")                                                           \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));                \
+    } else {                                                                                       \
+      FORESIGHT_PRODUCT(                                                                           \
+          FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.bf16.bf16", count, adds, of, ", 1, 1, 0") \
+          : FORESIGHT_SUMS_##count("+f")                                                           \
+          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));                \
+    }                                                                                              \
   }
-#endif
-}
-
-// c [64, 32] += a [64, 16] b [16, 32]; a K-major, b with the sum's index along the rows.
-__device__ inline void WarpgroupAddValues(float (&c)[16], uint64_t a, uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "%16, %17, add, 1, 1, 0, 1; }"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-      : "l"(a), "l"(b));
-#endif
-}
-
-// The same of 64 columns.
-__device__ inline void WarpgroupAddValues(float (&c)[32], uint64_t a, uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, add, 1, 1, 0, 1; }"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
-        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]),
-        "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
-        "+f"(c[30]), "+f"(c[31])
-      : "l"(a), "l"(b));
-#endif
-}
-
-// c [64, 128] += a [64, 16] b [16, 128] likewise, b with the sum's index along the rows.
-__device__ inline void WarpgroupMmaN128(float (&c)[64], uint64_t a, uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, 1, 0; "
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, add, 1, 1, 0, 1; }"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-        "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
-        "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]),
-        "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
-        "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]),
-        "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]),
-        "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]), "+f"(c[50]),
-        "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]), "+f"(c[57]),
-        "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
-      : "l"(a), "l"(b));
-#endif
-}
-
-// c [64, 8] = (kAdd ? c : 0) + a [64, 16] b [16, 8] of f16; b K-major, a in registers as for MmaF16.
-template <bool kAdd>
-__device__ inline void WarpgroupMmaF16(float (&c)[4], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %9, 0; "
-      "wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, "
-      "{%4, %5, %6, %7}, %8, add, 1, 1, 0; }"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-#endif
-}
-
-// The same of 16 columns; element i of columns 8 j..8 j + 7 in c[4 j + i].
-template <bool kAdd>
-__device__ inline void WarpgroupMmaF16(float (&c)[8], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  asm volatile(
-      "{ .reg .pred add; setp.ne.b32 add, %13, 0; "
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 {"
-      "%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, add, 1, 1, 0; }"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-#endif
-}
-
-// The same of 32 columns, f16 or bf16; element i of columns 8 j..8 j + 7 in c[4 j + i].
-template <bool kAdd, bool kHalf>
-__device__ inline void WarpgroupMma(float (&c)[16], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  if constexpr (kHalf) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %21, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %21, 0; "
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-        "{%16, %17, %18, %19}, %20, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  }
-#endif
-}
-
-// The same of 64 columns, f16 or bf16; element i of columns 8 j..8 j + 7 in c[4 j + i].
-template <bool kAdd, bool kHalf>
-__device__ inline void WarpgroupMma(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  if constexpr (kHalf) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %37, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
-          "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %37, 0; "
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-        "{%32, %33, %34, %35}, %36, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
-          "+f"(c[29]), "+f"(c[30]), "+f"(c[31])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  }
-#endif
-}
-
-// The same of 128 columns, f16 or bf16; element i of columns 8 j..8 j + 7 in c[4 j + i].
-template <bool kAdd, bool kHalf>
-__device__ inline void WarpgroupMma(float (&c)[64], const uint32_t (&a)[4], uint64_t b) {
-#ifdef FORESIGHT_WGMMA
-  if constexpr (kHalf) {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %69, 0; "
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
-          "+f"(c[29]), "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]),
-          "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]),
-          "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]),
-          "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]),
-          "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  } else {
-    asm volatile(
-        "{ .reg .pred add; setp.ne.b32 add, %69, 0; "
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
-        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-        "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-        "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-        "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-        "{%64, %65, %66, %67}, %68, add, 1, 1, 0; }"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
-          "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-          "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]),
-          "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]),
-          "+f"(c[29]), "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]),
-          "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]),
-          "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]),
-          "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]),
-          "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));
-  }
-#endif
-}
+FORESIGHT_MMA(4, "8", "{%4, %5, %6, %7}, %8", "%9")
+FORESIGHT_MMA(8, "16", "{%8, %9, %10, %11}, %12", "%13")
+FORESIGHT_MMA(16, "32", "{%16, %17, %18, %19}, %20", "%21")
+FORESIGHT_MMA(32, "64", "{%32, %33, %34, %35}, %36", "%37")
+FORESIGHT_MMA(64, "128", "{%64, %65, %66, %67}, %68", "%69")
+#undef FORESIGHT_MMA
 
 // Of a matrix of 8 rows of 8 elements of 16 bits, of which a lane has elements 2t and 2t+1 of row g: those of
 // column g.

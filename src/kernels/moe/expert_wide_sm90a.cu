@@ -507,21 +507,12 @@ class WideMultiplier {
     for (int s = 0; s < kHalfSteps; ++s) {
       const uint64_t of_step = upper | (operand + (kHalf * kHalfSteps + s) * 2 * kColumns);
       if (kHalf == 0 && s == 0) {
-        Multiply<false>(acc, a[s], of_step);
+        WarpgroupMma<false, true>(acc, a[s], of_step);
       } else {
-        Multiply<true>(acc, a[s], of_step);
+        WarpgroupMma<true, true>(acc, a[s], of_step);
       }
     }
   }
-  template <bool kAdd, int kSums>
-  __device__ static void Multiply(float (&acc)[kSums], const uint32_t (&a)[4], uint64_t columns) {
-    if constexpr (kSums <= 8) {
-      WarpgroupMmaF16<kAdd>(acc, a, columns);
-    } else {
-      WarpgroupMma<kAdd, true>(acc, a, columns);
-    }
-  }
-
   // The columns of a block, when they are there.
   template <int kColumns>
   __device__ const uint8_t* TakeColumns(int block) {
