@@ -20,7 +20,10 @@ constexpr int kRepeats = 3;
 // A device may record what comes again and again; steps of milliseconds don't get faster by it.
 constexpr int kWarmUpsMax = 10;
 constexpr double kWarmUpMs = 20;
-constexpr int kStatesMax = 8;  // more sequences draft at the same cost each
+// Sequences that steps are measured with. On a host more of them cost the same each. A device works on them
+// side by side, and rows of one sequence share what those of several don't.
+constexpr int kStatesMax = 32;
+constexpr int kHostStatesMax = 8;
 constexpr int kRowsOfAStateMax = 32;
 constexpr int kProfiledRowsMax = 128;
 constexpr double kPositiveMs = 1e-4;  // what a table calls nothing
@@ -120,8 +123,9 @@ Status Profiler::MakeStates(int64_t context) {
   drafter_->End(0);
   // Each writes to a block of its own.
   KvCache& cache = runtime_.cache();
-  const int64_t blocks = cache.BlocksFor(1) == 0 ? kStatesMax : cache.AvailableBlocks() - 1;
-  const int64_t count = std::clamp<int64_t>(blocks, 1, std::min(options_.max_sequences, kStatesMax));
+  const int states_max = runtime_.device().is_host() ? kHostStatesMax : kStatesMax;
+  const int64_t blocks = cache.BlocksFor(1) == 0 ? states_max : cache.AvailableBlocks() - 1;
+  const int64_t count = std::clamp<int64_t>(blocks, 1, std::min(options_.max_sequences, states_max));
   while (std::ssize(states_) < count) {
     ASSIGN_OR_RETURN(SequenceState fork, states_.front().Fork());
     states_.push_back(std::move(fork));

@@ -157,12 +157,12 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   if (!pays(best)) {
     if (load.other_rows == 0 && Try(load, history, *costs, best, depths)) return;
   } else if (load.other_rows > 0) {
-    tokens = AllowsBesidePrompts(load.other_rows, best.cost_ms) ? best.tokens : 0;
+    tokens = AllowsBesidePrompts(load.other_rows, best) ? best.tokens : 0;
   } else {
     const double other_ms = pays(lengths.recorded)
                                 ? lengths.recorded.gain_ms
                                 : -recorded_.UnrecordedMs({.requests = static_cast<int>(depths.size())});
-    if (recorded_.Allows(best.shape, best.gain_ms - other_ms)) {
+    if (AllowsWarmUpOf(best.shape) && recorded_.Allows(best.shape, best.gain_ms - other_ms)) {
       tokens = best.tokens;
     } else if (pays(lengths.recorded)) {
       tokens = lengths.recorded.tokens;
@@ -180,9 +180,14 @@ void AutoPlanner::Prepare(const StepLoad& load, const SpeculationHistory& histor
   planner_.Start(load, history, *costs, depths);
 }
 
-bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, double cost_ms) {
+bool AutoPlanner::AllowsWarmUpOf(const StepShape& shape) const {
+  return guard_.AllowsWarmUp() || recorded_.UnrecordedMs(shape) == 0;
+}
+
+bool AutoPlanner::AllowsBesidePrompts(int prompt_rows, const Length& drafts) {
+  if (!AllowsWarmUpOf(drafts.shape)) return false;
   if (prompt_steps_.Times(prompt_rows)) return !prompt_steps_.IsPlainDue(prompt_rows);
-  return guard_.Covers(kUntimedCosts * cost_ms);
+  return guard_.Covers(kUntimedCosts * drafts.cost_ms);
 }
 
 bool AutoPlanner::AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,

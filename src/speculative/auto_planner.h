@@ -48,9 +48,11 @@ class LossGuard {
   // Drafts of which a gain is expected may be unlucky for some steps; the coins of many requests even out.
   bool AllowsGain(double plain_ms, size_t requests) const {
     const double unlucky_ms = kUnluckySteps * plain_ms / std::sqrt(static_cast<double>(requests));
-    return credit_ms_ >= -unlucky_ms && warm_up_ms_ >= 0;
+    return credit_ms_ >= -unlucky_ms;
   }
-  bool AllowsTry() const { return credit_ms_ >= 0 && warm_up_ms_ >= 0; }
+  // Of a kind that the device has yet to record. Others go on: what they win pays for recordings.
+  bool AllowsWarmUp() const { return warm_up_ms_ >= 0; }
+  bool AllowsTry() const { return credit_ms_ >= 0 && AllowsWarmUp(); }
   // A step passes that takes so long without drafts.
   void Pass(double plain_ms) {
     credit_ms_ += kAllowedShare * plain_ms;
@@ -163,8 +165,10 @@ class AutoPlanner final : public Planner {
   // the guard covers it all: a short run loses nothing then.
   bool AllowsTry(const StepLoad& load, const SpeculationHistory& history, const StepCosts& costs,
                  std::span<const int> depths);
-  // Whether a step with rows of prompts may have drafts that cost so much.
-  bool AllowsBesidePrompts(int prompt_rows, double cost_ms);
+  // Whether what such a step takes more, if it isn't recorded yet, may be taken.
+  bool AllowsWarmUpOf(const StepShape& shape) const;
+  // Whether a step with rows of prompts may have drafts like these.
+  bool AllowsBesidePrompts(int prompt_rows, const Length& drafts);
 
   double gain_min_;
   int wait_max_;

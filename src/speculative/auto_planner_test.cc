@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <random>
 #include <utility>
 
@@ -565,6 +566,47 @@ TEST(AutoPlanner, ReadsConfidencesWhereTheyAreWorthTheWait) {
     } else {
       EXPECT_GT(reading, drafting * 9 / 10);
     }
+  }
+}
+
+// Recordings that have cost too much end further ones, not the drafts that need none.
+TEST(AutoPlanner, DraftsWhatIsRecordedWhateverRecordingsHaveCost) {
+  StepPlanning planning =
+      StepPlanning::Create(ParsePlanner("auto").value(),
+                           {.slots_max = 4, .drafts_max = 1, .rows_max = kRowsMax}, kBound.Costs())
+          .value();
+  // Returns whether it drafts.
+  const auto step = [&](int requests, bool is_warm_up, double warm_up_ms) {
+    std::vector<RequestLoad> load;
+    for (int r = 0; r < requests; ++r) {
+      load.push_back({.id = {.slot = r, .generation = 1}, .drafts_max = 1, .coupled = true});
+    }
+    const std::span<const int> depths = planning.BeginStep({.requests = load, .context_tokens = 1});
+    int drafting = 0;
+    for (int r = 0; r < requests; ++r) {
+      drafting += depths[r];
+      if (depths[r] > 0) planning.SetConfidences(r, std::vector<float>{.95f});
+    }
+    const std::span<const int> plan = planning.Plan();
+    const int rows = requests + std::accumulate(plan.begin(), plan.end(), 0);
+    const StepCosts& costs = *planning.costs();
+    planning.EndStep(plan, StepTimes{.draft_requests = drafting,
+                                     .draft_tokens = drafting > 0 ? 1 : 0,
+                                     .rows = rows,
+                                     .context_tokens = 1,
+                                     .draft_ms = costs.DraftMs(drafting, 1) * costs.scale(),
+                                     .verify_ms = costs.VerifyMs(1)[rows] * costs.scale() + warm_up_ms,
+                                     .host_ms = costs.HostMs() * costs.scale(),
+                                     .is_warm_up = is_warm_up});
+    return drafting > 0;
+  };
+  for (int i = 0; i < 40; ++i) step(1, /*is_warm_up=*/i < 20, /*warm_up_ms=*/.1);
+  EXPECT_TRUE(step(1, false, 0));
+  for (int i = 0; i < 40 && !step(2, true, 1000); ++i) {  // one of these drafts
+  }
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_TRUE(step(1, false, 0));
+    EXPECT_FALSE(step(3, true, .1));
   }
 }
 
