@@ -50,7 +50,8 @@ class LossGuard {
     const double unlucky_ms = kUnluckySteps * plain_ms / std::sqrt(static_cast<double>(requests));
     return credit_ms_ >= -unlucky_ms;
   }
-  // Of a kind that the device has yet to record. Others go on: what they win pays for recordings.
+  // Whether steps may have drafts that the device has yet to record. Others go on: what they win pays for
+  // recordings.
   bool AllowsWarmUp() const { return warm_up_ms_ >= 0; }
   bool AllowsTry() const { return credit_ms_ >= 0 && AllowsWarmUp(); }
   // A step passes that takes so long without drafts.

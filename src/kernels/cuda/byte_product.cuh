@@ -32,7 +32,7 @@ __device__ inline float SaturatedProduct(float a, float b) {
   __device__ inline void WarpgroupMmaBytes(uint32_t(&c)[count], const uint32_t(&a)[4], uint64_t b) { \
     FORESIGHT_PRODUCT(FORESIGHT_PRODUCT_TEXT("m64n" columns "k32.s32.s8.s8", count, adds, of, "")    \
                       : FORESIGHT_SUMS_##count("+r")                                                 \
-                      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));      \
+                      : FORESIGHT_REGISTERS_AND_MEMORY);                                             \
   }
 FORESIGHT_MMA_BYTES(32, "64", "{%32, %33, %34, %35}, %36", "%37")
 FORESIGHT_MMA_BYTES(64, "128", "{%64, %65, %66, %67}, %68", "%69")

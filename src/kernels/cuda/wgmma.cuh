@@ -135,7 +135,7 @@ __device__ inline void TakeRegisters() {
 // i of MmaBf16's fragment for columns 8 j..8 j + 7.
 
 // c [64, N] = (kAdd ? c : 0) + a [64, 16] b [16, N]; a and b K-major, bf16.
-#define FORESIGHT_MMA(count, columns, of)                                                            \
+#define FORESIGHT_MMA_OF_MEMORY(count, columns, of)                                                  \
   template <bool kAdd>                                                                               \
   __device__ inline void WarpgroupMma(float(&c)[count], uint64_t a, uint64_t b) {                    \
     if constexpr (kAdd) {                                                                            \
@@ -150,10 +150,10 @@ __device__ inline void TakeRegisters() {
           : "l"(a), "l"(b));                                                                         \
     }                                                                                                \
   }
-FORESIGHT_MMA(16, "32", "%16, %17")
-FORESIGHT_MMA(24, "48", "%24, %25")
-FORESIGHT_MMA(32, "64", "%32, %33")
-#undef FORESIGHT_MMA
+FORESIGHT_MMA_OF_MEMORY(16, "32", "%16, %17")
+FORESIGHT_MMA_OF_MEMORY(24, "48", "%24, %25")
+FORESIGHT_MMA_OF_MEMORY(32, "64", "%32, %33")
+#undef FORESIGHT_MMA_OF_MEMORY
 
 // c [64, N] += a [64, 16] b [16, N]; a K-major, b with the sum's index along the rows, bf16.
 #define FORESIGHT_ADD_VALUES(count, columns, of)                                                   \
@@ -168,29 +168,32 @@ FORESIGHT_ADD_VALUES(32, "64", "%32, %33")
 FORESIGHT_ADD_VALUES(64, "128", "%64, %65")
 #undef FORESIGHT_ADD_VALUES
 
+// Of products whose a is in registers, the operands behind the sums.
+#define FORESIGHT_REGISTERS_AND_MEMORY "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0)
+
 // c [64, N] = (kAdd ? c : 0) + a [64, 16] b [16, N] of f16 (kHalf) or bf16; a in registers as for MmaF16, b
 // K-major.
-#define FORESIGHT_MMA(count, columns, of, adds)                                                    \
+#define FORESIGHT_MMA_OF_REGISTERS(count, columns, of, adds)                                       \
   template <bool kAdd, bool kHalf>                                                                 \
   __device__ inline void WarpgroupMma(float(&c)[count], const uint32_t(&a)[4], uint64_t b) {       \
     if constexpr (kHalf) {                                                                         \
       FORESIGHT_PRODUCT(                                                                           \
           FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.f16.f16", count, adds, of, ", 1, 1, 0")   \
           : FORESIGHT_SUMS_##count("+f")                                                           \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));                \
+          : FORESIGHT_REGISTERS_AND_MEMORY);                                                       \
     } else {                                                                                       \
       FORESIGHT_PRODUCT(                                                                           \
           FORESIGHT_PRODUCT_TEXT("m64n" columns "k16.f32.bf16.bf16", count, adds, of, ", 1, 1, 0") \
           : FORESIGHT_SUMS_##count("+f")                                                           \
-          : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kAdd ? 1 : 0));                \
+          : FORESIGHT_REGISTERS_AND_MEMORY);                                                       \
     }                                                                                              \
   }
-FORESIGHT_MMA(4, "8", "{%4, %5, %6, %7}, %8", "%9")
-FORESIGHT_MMA(8, "16", "{%8, %9, %10, %11}, %12", "%13")
-FORESIGHT_MMA(16, "32", "{%16, %17, %18, %19}, %20", "%21")
-FORESIGHT_MMA(32, "64", "{%32, %33, %34, %35}, %36", "%37")
-FORESIGHT_MMA(64, "128", "{%64, %65, %66, %67}, %68", "%69")
-#undef FORESIGHT_MMA
+FORESIGHT_MMA_OF_REGISTERS(4, "8", "{%4, %5, %6, %7}, %8", "%9")
+FORESIGHT_MMA_OF_REGISTERS(8, "16", "{%8, %9, %10, %11}, %12", "%13")
+FORESIGHT_MMA_OF_REGISTERS(16, "32", "{%16, %17, %18, %19}, %20", "%21")
+FORESIGHT_MMA_OF_REGISTERS(32, "64", "{%32, %33, %34, %35}, %36", "%37")
+FORESIGHT_MMA_OF_REGISTERS(64, "128", "{%64, %65, %66, %67}, %68", "%69")
+#undef FORESIGHT_MMA_OF_REGISTERS
 
 // Of a matrix of 8 rows of 8 elements of 16 bits, of which a lane has elements 2t and 2t+1 of row g: those of
 // column g.
