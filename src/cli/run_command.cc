@@ -264,7 +264,8 @@ Result<std::optional<std::string>> GivenText(const RunFlags& flags) {
 Status Run(const RunFlags& flags) {
   // What is wrong whatever the model says is told before one is loaded, which may take long.
   ASSIGN_OR_RETURN(const std::optional<std::string> given, GivenText(flags));
-  ASSIGN_OR_RETURN(const SamplingParams asked, SamplingOf(flags, SamplingParams()));
+  ASSIGN_OR_RETURN(SamplingParams asked, SamplingOf(flags, SamplingParams()));
+  asked.logit_bias.clear();  // whose ids are the model's
   RETURN_IF_ERROR(asked.Validate(std::numeric_limits<int>::max()));
 
   EngineOptions options = flags.model.ToOptions();

@@ -304,6 +304,11 @@ class Prompts(BadInput):
         self.expect(foresight("run", "--file", "no/such/file", "--model", "no/such/model"), INPUT,
                     "can't read no/such/file")
 
+    def test_ids_of_biases_are_those_of_the_model(self):
+        for token in ("-1", "8192"):
+            result = foresight(*self.RUN, f"--logit-bias={token}:1", stdin=b"x")
+            self.expect(result, INPUT, f"want ids 0..8191, got {token}")
+
     def test_ids(self):
         for ids in (b"", b"[", b"{}", b"[1.5]", b"[-1]", b"[99999999999]", b'["x"]', b"[1] 2"):
             self.expect(foresight("tokenize", "--decode", stdin=ids), INPUT)
