@@ -27,7 +27,7 @@ StepCosts Costs(bool cheap) {
   table.host_ms = 0.2;
   table.drafts_max = kDrafts;
   table.draft_ms = {{1, 2}, {256, 6}};
-  table.draft_first_share = 0.5;
+  table.draft_first_ms = {{1, 1}, {256, 3}};
   if (cheap) {
     table.verify_ms[4096] = {{1, 30}, {2, 31}, {4096, 60}};
   } else {

@@ -26,6 +26,7 @@ constexpr int kStatesMax = 32;
 constexpr int kHostStatesMax = 8;
 constexpr int kRowsOfAStateMax = 32;
 constexpr int kProfiledRowsMax = 128;
+constexpr int kTileRows = 64;
 constexpr double kPositiveMs = 1e-4;  // what a table calls nothing
 constexpr int64_t kShortContext = 64;
 constexpr int64_t kFirstBucket = 512;  // tokens; each further one holds contexts up to eight times as long
@@ -280,18 +281,28 @@ Result<std::vector<CostPoint>> Profiler::VerifyMs(double seconds_max) {
   std::vector<CostPoint> points;
   const Clock::time_point start = Clock::now();
   const int states = static_cast<int>(states_.size());
+  // Each by half more than the last. A device computes products in tiles of so many rows: where a tile ends
+  // the next row costs more than others.
+  const auto next_count = [&](int rows) {
+    const int next = rows < 4 ? rows + 1 : rows + rows / 2;
+    if (runtime_.device().is_host()) return next;
+    if (rows % kTileRows == 0) return rows + 1;
+    const int tile_end = (rows + kTileRows - 1) / kTileRows * kTileRows;
+    return next >= tile_end - kTileRows / 8 ? tile_end : next;
+  };
   // Up to the slack of the rings in a state, and no further than the limits of a step.
   const int64_t room = runtime_.context_tokens() - context_;
   const int rows_max = std::min({options_.step_rows_max, kProfiledRowsMax,
                                  states * static_cast<int>(std::min<int64_t>(room, kRowsOfAStateMax))});
-  for (int rows = 1, step = 1; rows <= rows_max; rows += step) {
+  for (int rows = 1; rows <= rows_max; rows = next_count(rows)) {
     const int sequences = std::min(states, rows);
     ASSIGN_OR_RETURN(const double ms, Median([&] { return StepMs(rows, sequences); }));
     points.push_back({.count = rows, .ms = ms});
-    if (rows >= 4) step = rows / 2;
     const double spent = MsSince(start) * 1e-3;
     if (points.size() >= 3 && spent + 2 * (kRepeats + 1) * ms * 1e-3 > seconds_max) break;
   }
+  // Of the rows behind it a tile's first one says nothing.
+  if (points.size() > 1 && points.back().count % kTileRows == 1) points.pop_back();
   // Where a step holds one row, nothing is ever verified beside it.
   if (points.size() == 1) points.push_back({.count = 2, .ms = 2 * points.front().ms});
   // In steps of microseconds, or on a busy machine, noise can hide what rows cost; by a table that is flat
@@ -357,8 +368,11 @@ Result<StepCostTable> Profiler::Run() {
     ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, table.drafts_max); }));
     table.draft_ms.push_back({.count = count, .ms = ms});
   }
-  ASSIGN_OR_RETURN(const double first_ms, Median([&] { return DraftMs(1, /*depth=*/1); }));
-  table.draft_first_share = std::min(1.0, first_ms / table.draft_ms.front().ms);
+  for (const int count : {1, table.draft_ms.back().count}) {
+    if (!table.draft_first_ms.empty() && table.draft_first_ms.back().count == count) continue;
+    ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, /*depth=*/1); }));
+    table.draft_first_ms.push_back({.count = count, .ms = ms});
+  }
   if (on_device_ && drafter_->has_confidences()) {
     ASSIGN_OR_RETURN(table.wait_ms, Median([&] { return LaunchMs(); }));
   }

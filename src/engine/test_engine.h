@@ -82,7 +82,7 @@ inline StepCostTable TestCosts(int drafts_max) {
   StepCostTable costs;
   costs.drafts_max = drafts_max;
   costs.host_ms = 0.1;
-  costs.draft_ms = {{1, 1}, {32, 6}};
+  costs.draft_ms = costs.draft_first_ms = {{1, 1}, {32, 6}};
   costs.verify_ms[1024] = {{1, 10}, {2, 11}, {8, 15}, {64, 60}, {512, 400}};
   return costs;
 }

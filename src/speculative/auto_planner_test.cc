@@ -63,8 +63,9 @@ struct Machine {
     table.host_ms = host_ms;
     table.wait_ms = wait_ms;
     table.drafts_max = kDrafts;
-    table.draft_first_share = draft_first_share;
     table.draft_ms = {{1, draft_ms + draft_each_ms}, {64, draft_ms + 64 * draft_each_ms}};
+    table.draft_first_ms = table.draft_ms;
+    for (CostPoint& point : table.draft_first_ms) point.ms *= draft_first_share;
     table.verify_ms[4096] = verify;
     for (CostPoint& point : table.verify_ms[4096]) {
       if (point.count > 1) point.ms = verify[0].ms + (point.ms - verify[0].ms) * verify_error;

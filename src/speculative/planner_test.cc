@@ -17,7 +17,7 @@ using Lengths = std::vector<int>;
 
 StepCosts Costs(std::vector<CostPoint> verify, double draft_ms = 1e-9) {
   StepCostTable table;
-  table.draft_ms = {{1, draft_ms}};
+  table.draft_ms = table.draft_first_ms = {{1, draft_ms}};
   table.verify_ms[1] = std::move(verify);
   return StepCosts::Create(table, /*rows_max=*/4096, /*requests_max=*/256).value();
 }

@@ -23,7 +23,7 @@ TEST(SteadyRound, CountingWorks) {
 TEST(SteadyRound, PlanningAllocatesNothing) {
   StepCostTable table;
   table.host_ms = 0.1;
-  table.draft_ms = {{1, 2}, {256, 5}};
+  table.draft_ms = table.draft_first_ms = {{1, 2}, {256, 5}};
   table.verify_ms[1024] = {{1, 10}, {2, 16}, {64, 30}, {512, 80}, {2304, 300}};
   for (const char* planner : {"auto", "static:8", "threshold:0.5", "sync", "lookahead", "async", "global"}) {
     SCOPED_TRACE(planner);

@@ -90,10 +90,7 @@ Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int reque
     return InvalidArgument("step costs: wait_ms: want 0 or more, got {}", table.wait_ms);
   }
   RETURN_IF_ERROR(CheckPoints(table.draft_ms, "step costs: draft_ms"));
-  if (!(table.draft_first_share > 0 && table.draft_first_share <= 1)) {
-    return InvalidArgument("step costs: draft_first_share: want above 0 and at most 1, got {}",
-                           table.draft_first_share);
-  }
+  RETURN_IF_ERROR(CheckPoints(table.draft_first_ms, "step costs: draft_first_ms"));
   if (table.verify_ms.empty()) return InvalidArgument("step costs: verify_ms: want at least one context");
   StepCosts costs;
   bool flat = true;
@@ -112,6 +109,8 @@ Result<StepCosts> StepCosts::Create(StepCostTable table, int rows_max, int reque
   }
   costs.draft_ = {std::move(table.draft_ms), std::vector<double>(requests_max + 1)};
   costs.draft_.Interpolate();
+  costs.draft_first_ = {std::move(table.draft_first_ms), std::vector<double>(requests_max + 1)};
+  costs.draft_first_.Interpolate();
   costs.table_ = std::move(table);
   return costs;
 }
@@ -125,8 +124,9 @@ double StepCosts::DraftMs(int requests, int tokens) const {
   CHECK(requests >= 0 && requests < std::ssize(draft_.ms));
   if (requests == 0) return 0;
   const double rest = table_.drafts_max > 1 ? (tokens - 1.0) / (table_.drafts_max - 1) : 1;
-  return draft_.ms[requests] *
-         (table_.draft_first_share + (1 - table_.draft_first_share) * std::clamp(rest, 0.0, 1.0));
+  const double all_ms = draft_.ms[requests];
+  const double first_ms = std::min(draft_first_.ms[requests], all_ms);
+  return first_ms + (all_ms - first_ms) * std::clamp(rest, 0.0, 1.0);
 }
 
 std::span<const double> StepCosts::VerifyMs(int64_t context_tokens) const {
@@ -155,8 +155,9 @@ void StepCosts::Observe(const StepTimes& times) {
   }
   verify.MoveTowards(times.rows, times.draft_is_apart ? ratio_of(times.verify_ms, scale_ * verify_ms) : both);
   if (times.draft_requests > 0) {
-    draft_.MoveTowards(times.draft_requests,
-                       times.draft_is_apart ? ratio_of(times.draft_ms, scale_ * draft_ms) : both);
+    const double ratio = times.draft_is_apart ? ratio_of(times.draft_ms, scale_ * draft_ms) : both;
+    draft_.MoveTowards(times.draft_requests, ratio);
+    draft_first_.MoveTowards(times.draft_requests, ratio);
   }
   table_.host_ms += kPointShare * (times.host_ms / scale_ - table_.host_ms);
 }
@@ -170,6 +171,7 @@ StepCostTable StepCosts::Refreshed() const {
   table.host_ms *= scale_;
   table.wait_ms *= scale_;
   table.draft_ms = scaled(draft_.points);
+  table.draft_first_ms = scaled(draft_first_.points);
   for (size_t i = 0; i < contexts_.size(); ++i) table.verify_ms[contexts_[i]] = scaled(verify_[i].points);
   return table;
 }

@@ -31,14 +31,13 @@ struct StepCostTable {
   // For how long a device stands idle in a step that waits for its drafts before it verifies them; 0: it
   // doesn't draw them.
   double wait_ms = 0;
-  std::vector<CostPoint> draft_ms;  // by requests, for drafts of drafts_max tokens
-  // What drafts of one token take of that; those of more tokens lie between in proportion.
-  double draft_first_share = 1;
+  std::vector<CostPoint> draft_ms;        // by requests, for drafts of drafts_max tokens
+  std::vector<CostPoint> draft_first_ms;  // of one token; those of more lie between in proportion
   std::map<int64_t, std::vector<CostPoint>>
       verify_ms;  // by context in tokens (upper end of a bucket), by rows
 };
 
-// {"format": "dspark-sps", "version": 3, ...}. Errors of parsing: kInvalidArgument, saying where.
+// {"format": "dspark-sps", "version": 4, ...}. Errors of parsing: kInvalidArgument, saying where.
 std::string FormatStepCosts(const StepCostTable& table);
 Result<StepCostTable> ParseStepCosts(std::string_view json);
 // Refuses a table of another model, build or draft length (kInvalidArgument, saying both).
@@ -125,6 +124,7 @@ class StepCosts {
   std::vector<int64_t> contexts_;  // ascending
   std::vector<Curve> verify_;      // [contexts]
   Curve draft_;
+  Curve draft_first_;
   double scale_ = 1;
   double drafted_pace_ = 1;  // of steps with drafts, by what they told since the last plain one
 };

@@ -7,7 +7,7 @@ namespace foresight {
 namespace {
 
 constexpr std::string_view kFormat = "dspark-sps";
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 constexpr size_t kPointsMax = 256;
 constexpr size_t kContextsMax = 32;
 constexpr int64_t kCountMax = 1'000'000;
@@ -49,8 +49,7 @@ Result<StepCostTable> Parse(std::string_view json) {
   ASSIGN_OR_RETURN(const boost::json::value* wait_ms, JsonMember(*object, "wait_ms"));
   ASSIGN_OR_RETURN(table.wait_ms, JsonNumber(*wait_ms, "wait_ms"));
   ASSIGN_OR_RETURN(table.draft_ms, ParsePoints(*object, "draft_ms"));
-  ASSIGN_OR_RETURN(const boost::json::value* first, JsonMember(*object, "draft_first_share"));
-  ASSIGN_OR_RETURN(table.draft_first_share, JsonNumber(*first, "draft_first_share"));
+  ASSIGN_OR_RETURN(table.draft_first_ms, ParsePoints(*object, "draft_first_ms"));
   ASSIGN_OR_RETURN(const boost::json::value* verify_ms, JsonMember(*object, "verify_ms"));
   ASSIGN_OR_RETURN(const boost::json::object* contexts, JsonObject(*verify_ms, "verify_ms"));
   if (contexts->size() > kContextsMax) {
@@ -80,9 +79,10 @@ std::string FormatStepCosts(const StepCostTable& table) {
       "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"model\": {},\n  \"engine_build\": {},\n"
       "  \"device\": {},\n  \"gamma\": {},\n  \"host_ms\": {:.6g},\n  \"wait_ms\": {:.6g},\n"
       "  \"draft_ms\": {},\n"
-      "  \"draft_first_share\": {:.6g},\n  \"verify_ms\": {{",
+      "  \"draft_first_ms\": {},\n  \"verify_ms\": {{",
       kFormat, kVersion, JsonString(table.model), JsonString(table.build), JsonString(table.device),
-      table.drafts_max, table.host_ms, table.wait_ms, FormatPoints(table.draft_ms), table.draft_first_share);
+      table.drafts_max, table.host_ms, table.wait_ms, FormatPoints(table.draft_ms),
+      FormatPoints(table.draft_first_ms));
   const char* separator = "\n";
   for (const auto& [context, points] : table.verify_ms) {
     text += fmt::format("{}    \"{}\": {}", separator, context, FormatPoints(points));

@@ -17,7 +17,7 @@ StepCostTable Table() {
                       .host_ms = 0.5,
                       .wait_ms = 0.25,
                       .draft_ms = {{1, 2}, {8, 3}},
-                      .draft_first_share = 0.6,
+                      .draft_first_ms = {{1, 1.2}, {8, 1.5}},
                       .verify_ms = {}};
   table.verify_ms[2048] = {{1, 10}, {2, 12}, {4, 11}, {8, 20}};
   table.verify_ms[512] = {{1, 9}, {8, 16}};
@@ -40,9 +40,10 @@ TEST(StepCosts, InterpolatesAndNeverFalls) {
   EXPECT_EQ(costs.DraftMs(1), 2);
   EXPECT_NEAR(costs.DraftMs(15), 4, 1e-12);
   EXPECT_EQ(costs.DraftMs(1, 5), 2);
-  EXPECT_NEAR(costs.DraftMs(1, 1), 1.2, 1e-12);  // a share of it for the first token
+  EXPECT_NEAR(costs.DraftMs(1, 1), 1.2, 1e-12);
   EXPECT_NEAR(costs.DraftMs(1, 3), 1.6, 1e-12);
-  EXPECT_NEAR(costs.DraftMs(15, 2), 4 * 0.7, 1e-12);
+  EXPECT_NEAR(costs.DraftMs(15, 1), 1.8, 1e-12);
+  EXPECT_NEAR(costs.DraftMs(15, 2), 1.8 + 2.2 / 4, 1e-12);
 }
 
 TEST(StepCosts, TakesTheBucketThatHoldsTheContext) {
@@ -198,6 +199,7 @@ TEST(StepCosts, RefusesWhatCantBe) {
   refused([](StepCostTable& t) { t.draft_ms = {{2, 1}, {2, 2}}; });
   refused([](StepCostTable& t) { t.draft_ms = {{0, 1}}; });
   refused([](StepCostTable& t) { t.draft_ms = {{1, 0}}; });
+  refused([](StepCostTable& t) { t.draft_first_ms.clear(); });
   refused([](StepCostTable& t) { t.host_ms = -1; });
   refused([](StepCostTable& t) { t.wait_ms = -1; });
   EXPECT_NE(refused([](StepCostTable& t) {
@@ -235,12 +237,12 @@ TEST(StepCostsFile, DamageIsAnError) {
   const std::string good = FormatStepCosts(Table());
   const auto replaced = [&](std::string_view from, std::string_view to) { return Replaced(good, from, to); };
   for (const std::string& bad :
-       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 3", "\"version\": 2"),
+       {std::string("[]"), replaced("dspark-sps", "sps"), replaced("\"version\": 4", "\"version\": 3"),
         replaced("[1, 2]", "[1]"), replaced("[1, 2]", "[1.5, 2]"), replaced("[1, 2]", "[1, -2]"),
         replaced("[1, 2]", "{}"), replaced("\"2048\"", "\"2k\""), replaced("\"2048\"", "\"-1\""),
         replaced("\"2048\"", "\"99999999999999999999\""),
         replaced("\"host_ms\": 0.5", "\"host_ms\": \"0.5\""), replaced("[8, 3]", "[1, 3]"),
-        replaced("share\": 0.6", "share\": 0"), replaced("share\": 0.6", "share\": 1.1"),
+        replaced("[8, 1.5]", "[1, 1.5]"), replaced("[8, 1.5]", "[8, 0]"),
         replaced("\"gamma\": 5", "\"gamma\": -5")}) {
     const Status status = ParseStepCosts(bad).status();
     EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << bad;

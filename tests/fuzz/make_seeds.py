@@ -136,8 +136,8 @@ def generation_config():
 
 
 def step_costs():
-    yield "two_contexts", b'''{"format": "dspark-sps", "version": 3, "model": "m", "engine_build": "b", "device": "d",
- "gamma": 5, "host_ms": 0.5, "wait_ms": 0.1, "draft_ms": [[1, 2], [8, 3]], "draft_first_share": 0.6,
+    yield "two_contexts", b'''{"format": "dspark-sps", "version": 4, "model": "m", "engine_build": "b", "device": "d",
+ "gamma": 5, "host_ms": 0.5, "wait_ms": 0.1, "draft_ms": [[1, 2], [8, 3]], "draft_first_ms": [[1, 1.2], [8, 1.5]],
  "verify_ms": {"512": [[1, 9], [8, 16]], "2048": [[1, 10], [2, 12], [8, 20.5]]}}'''
 
 

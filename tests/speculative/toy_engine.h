@@ -152,6 +152,7 @@ inline StepCosts CostsOf(const std::vector<double>& steps_per_second, int rows_m
                       .drafts_max = 1,
                       .host_ms = 0,
                       .draft_ms = {{1, 1e-9}},
+                      .draft_first_ms = {{1, 1e-9}},
                       .verify_ms = {}};
   for (size_t i = 0; i < steps_per_second.size(); ++i) {
     table.verify_ms[1].push_back({static_cast<int>(i) + 1, 1000 / steps_per_second[i]});
