@@ -78,6 +78,11 @@ class Device {
   // this key, sizes and addresses included. A device may record them and replay them: nothing else in
   // `launches` happens then. What records them is a second call behind the one that runs them.
   virtual void Replay(uint64_t key, const std::function<void()>& launches);
+  // Whether a call of Replay with this key would replay.
+  virtual bool IsRecorded(uint64_t) const { return false; }
+  // A call with this key would come now, but another does as well, is recorded and takes little longer.
+  // Whether that was so for more than `calls` calls: then it pays to record this one, by a call of Replay.
+  virtual bool IsDueForRecording(uint64_t, int) { return false; }
   // `branch` launches kernels that may run beside what comes after this call, up to the next Join: neither
   // needs what the other writes, and they share no scratch memory (ArenaHold).
   virtual void Fork(const std::function<void()>& branch) { branch(); }

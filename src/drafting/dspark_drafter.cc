@@ -118,10 +118,10 @@ Status DSparkDrafter::DrawOnDevice(std::span<DraftRound* const> rounds, const Dr
       round.on_device = {.tokens = drawn.device_tokens + r,
                          .confidence_logits = drawn.device_confidence_logits + r,
                          .margins = IsGreedy(round) ? drawn.device_margins + r : nullptr,
-                         .stride = static_cast<int>(count)};
+                         .stride = drawn.stride};
     }
     for (int k = 0; k < round.depth; ++k) {
-      const size_t i = k * count + r;
+      const size_t i = static_cast<size_t>(k) * drawn.stride + r;
       DeviceDistribution q;
       if (KeepsDistribution(*round.block)) {
         q = {.logits = drawn.logits + i * model_.config().vocab_size, .statistics = drawn.statistics + i};
@@ -138,7 +138,7 @@ Status DSparkDrafter::Settle() {
     for (size_t r = 0; r < rounds.size(); ++r) {
       const DraftRound& round = *rounds[r];
       for (int k = 0; k < round.depth; ++k) {
-        const size_t i = k * rounds.size() + r;
+        const size_t i = static_cast<size_t>(k) * drawn.stride + r;
         if (drawn.errors[i] != 0) return UndrawableDraft(k);
         round.block->Settle(k, drawn.tokens[i]);
         if (drawn.confidence_logits.empty()) continue;

@@ -1,7 +1,8 @@
-// Rows of a step behind those of its last sequence: padding, so that steps come in few shapes (RowTier).
+// Rows of a step behind those of its last sequence, and sequences behind the last one: padding, so that steps
+// come in few shapes (base/row_tiers.h).
 //
-// They are copies of the last row: its token, its position. Attention gives them what that row gets, so that
-// they stay copies and ask for no other experts. Nothing is stored of them.
+// Such rows are copies of the last row: its token, its position. Attention gives them what that row gets, so
+// that they stay copies and ask for no other experts. Nothing is stored of them.
 #pragma once
 
 #include <algorithm>
@@ -10,12 +11,16 @@
 
 namespace foresight {
 
+// Padding of the sequences.
+inline constexpr SequenceRows kNobody = {
+    .first_row = SequenceRows::kNoRow, .num_rows = 0, .first_position = 0, .cache = {}};
+
 // What the last row of the sequences got, for the padding. For tables of the host.
 inline void CopyToPadding(const AttentionArgs& args) {
-  if (args.sequences.empty()) return;
-  const SequenceRows& last = args.sequences.back();
+  int end = 0;
+  for (const SequenceRows& s : args.sequences) end += s.num_rows;
+  if (end == 0) return;
   const int64_t width = int64_t{args.heads} * args.layout.dim;
-  const int end = last.first_row + last.num_rows;
   for (int row = end; row < args.rows; ++row) {
     std::copy_n(args.out.f32() + (end - 1) * width, width, args.out.f32() + row * width);
   }

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "base/row_tiers.h"
+#include "kernels/padding.h"
 #include "model/model.h"
 #include "model/step_state.h"
 
@@ -38,11 +39,14 @@ Result<StepOutputs> Model::MtpStep(const StepInputs& inputs, std::span<const int
   }
   staging_.Restart();
   block_rows_ = 0;
-  StepState step;
-  step.kind = StepKind::kMtp;
   const int m = config().hc_mult;
   const int64_t dim = config().hidden_size;
   const int64_t rows = static_cast<int64_t>(inputs.tokens.size());
+  StepState step;
+  step.kind = StepKind::kMtp;
+  step.rows = static_cast<int>(rows);
+  step.num_logits = static_cast<int>(inputs.logit_rows.size());
+  step.num_sequences = inputs.chunks.size();
   step.streams = arena_.Allocate<float>(rows * m * dim);
   const size_t used = arena_.used();
   float* const post = staging_.Allocate<float>(rows * m);
@@ -133,7 +137,42 @@ void Model::StorePendingTap(StepState& step) {
   step.pending_tap = -1;
 }
 
-void Model::TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& context) {
+DraftTier Model::TierOfDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws) {
+  const int count = static_cast<int>(inputs.sequences.size());
+  int64_t unread = 0;
+  for (const SequenceState* sequence : inputs.sequences) {
+    unread += sequence->length() - sequence->pending_taps();
+  }
+  const DraftTier own = {count, static_cast<int>(unread)};
+  const int unread_max = std::min(kReplayedUnreadMax, options_.max_step_rows);
+  if (device().is_host() || inputs.observer != nullptr || inputs.keep_outputs || unread > unread_max)
+    return own;
+  const auto fits = [&](const DraftTier& tier) {
+    return tier.blocks * inputs.block <= options_.max_step_rows && tier.unread <= unread_max;
+  };
+  const DraftTier least = LeastDraftTier(own.blocks, inputs.block, own.unread);
+  if (!fits(least)) return own;
+  const std::optional<DraftTier> recorded =
+      RecordedDraftTier(own.blocks, inputs.block, own.unread, [&](const DraftTier& tier) {
+        return fits(tier) && device().IsRecorded(DraftReplayKey(tier, inputs.block, draws));
+      });
+  const bool takes_other =
+      recorded && *recorded != least &&
+      !device().IsDueForRecording(DraftReplayKey(least, inputs.block, draws), kCallsAsLarger);
+  return takes_other ? *recorded : least;
+}
+
+uint64_t Model::DraftReplayKey(const DraftTier& tier, int block, const DraftTokensInputs* draws) const {
+  const int depth = draws == nullptr ? 0 : draws->depth;
+  const int flags = draws == nullptr ? 0
+                                     : draws->keep_distributions + 2 * HasMinP(draws->draws) +
+                                           4 * draws->margins + 8 * HasCuts(draws->draws);
+  return ReplayKey(kReplayedDraft, int64_t{tier.blocks} * block, tier.blocks, depth,
+                   std::bit_width(static_cast<unsigned>(tier.unread)) * 16 + flags);
+}
+
+void Model::TakeUpTaps(std::span<SequenceState* const> sequences, const DraftTier& tier,
+                       ContextRows& context) {
   // In groups whose rows the step memory is made for; the rings' rows of one sequence always are one.
   for (size_t begin = 0; begin < sequences.size();) {
     size_t end = begin;
@@ -149,7 +188,10 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& c
       staging_.Flush();
       RunContext(context);
     }
-    StageContext(sequences.subspan(begin, end - begin), static_cast<int>(rows), context);
+    const bool is_all = end - begin == sequences.size();
+    context.rows = is_all ? tier.unread : static_cast<int>(rows);
+    context.num_sequences = is_all ? tier.blocks : static_cast<int64_t>(end - begin);
+    StageContext(sequences.subspan(begin, end - begin), context);
     begin = end;
   }
   for (SequenceState* sequence : sequences) {
@@ -157,20 +199,15 @@ void Model::TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& c
   }
 }
 
-void Model::StageContext(std::span<SequenceState* const> sequences, int rows, ContextRows& context) {
-  context.rows = rows;
-  if (rows == 0) return;
+void Model::StageContext(std::span<SequenceState* const> sequences, ContextRows& context) {
+  if (context.rows == 0) return;
   const int64_t num_stages = std::ssize(weights_.dspark->stages);
-  const int padded = UnreadTier(rows);
-  if (!device().is_host() && padded <= std::min(kReplayedRowsMax, options_.max_step_rows)) {
-    context.rows = padded;
-  }
-  context.num_sequences = std::ssize(sequences);
   context.sequences = staging_.Allocate<SequenceRows>(context.num_sequences * (1 + num_stages));
+  std::fill(context.sequences, context.sequences + context.num_sequences * (1 + num_stages), kNobody);
   context.positions = staging_.Allocate<int64_t>(context.rows);
   std::fill(context.positions, context.positions + context.rows, 0);
   int row = 0;
-  for (int64_t i = 0; i < context.num_sequences; ++i) {
+  for (int64_t i = 0; i < std::ssize(sequences); ++i) {
     const int64_t first = sequences[i]->pending_taps();
     const int count = static_cast<int>(sequences[i]->length() - first);
     const SequenceRows pending = {
@@ -253,29 +290,35 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
   const ModelConfig& c = config();
   const int block = inputs.block;
   const int count = static_cast<int>(inputs.sequences.size());
-  const int64_t rows = int64_t{count} * block;
+  const DraftTier tier = TierOfDraft(inputs, draws);
+  const int padded = tier.blocks;
+  const int64_t own_rows = int64_t{count} * block;
+  const int64_t rows = int64_t{padded} * block;
 
   RewindForDraft();
   staging_.Restart();
   last_mtp_rows_ = 0;
-  TokenId* tokens = staging_.Allocate<TokenId>(rows);
+  TokenId* tokens = staging_.Allocate<TokenId>(own_rows);
   SequenceChunk* chunks = staging_.Allocate<SequenceChunk>(count);
   int32_t* head_rows = staging_.Allocate<int32_t>(rows);
   StepInputs* const step_inputs = staging_.Allocate<StepInputs>(1);
   draft.context.projections = staging_.Allocate<LinearTarget>(std::ssize(w.stages));
   draft.context.keys = staging_.Allocate<KeyArgs>(std::ssize(w.stages));
   // The block's rows as a step: the anchor, then noise, for each sequence; logits position by position.
-  std::fill(tokens, tokens + rows, c.dspark.noise_token_id);
+  std::fill(tokens, tokens + own_rows, c.dspark.noise_token_id);
   for (int r = 0; r < count; ++r) {
     tokens[r * block] = inputs.anchors[r];
     chunks[r] = {.sequence = inputs.sequences[r], .num_rows = block};
-    for (int k = 0; k < block; ++k) head_rows[k * count + r] = r * block + k;
   }
-  *step_inputs = {.tokens = {tokens, static_cast<size_t>(rows)},
+  *step_inputs = {.tokens = {tokens, static_cast<size_t>(own_rows)},
                   .chunks = {chunks, static_cast<size_t>(count)},
-                  .logit_rows = {head_rows, static_cast<size_t>(rows)},
+                  .logit_rows = {},
                   .observer = inputs.observer};
   RETURN_IF_ERROR(CheckInputs(*step_inputs));
+  for (int r = 0; r < padded; ++r) {
+    for (int k = 0; k < block; ++k) head_rows[k * padded + r] = r * block + k;
+  }
+  step_inputs->logit_rows = {head_rows, static_cast<size_t>(rows)};
   staging_.KeepOnHost();
 
   if (!inputs.keep_outputs) {
@@ -283,7 +326,8 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
     host_draft_outputs_.Rewind(0);
   }
   is_first_block_ = draft_arena_.used() == 0;
-  block_rows_ = count;
+  block_count_ = count;
+  block_rows_ = padded;
   block_size_ = block;
   next_position_ = 0;
   StepState& step = draft.step;
@@ -292,18 +336,24 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
   block_confidence_ = draft_arena_.Allocate<float>(rows);
   block_state_ = nullptr;
   if (w.head.type == MarkovHeadType::kRnn) {
-    block_state_ = draft_arena_.Allocate<float>(count * w.head.rank());
-    device().Zero(block_state_, count * w.head.rank() * static_cast<int64_t>(sizeof(float)));
+    block_state_ = draft_arena_.Allocate<float>(padded * w.head.rank());
+    device().Zero(block_state_, padded * w.head.rank() * static_cast<int64_t>(sizeof(float)));
   }
 
-  TakeUpTaps(inputs.sequences, draft.context);
+  TakeUpTaps(inputs.sequences, tier, draft.context);
   if (draws != nullptr) StageDraws(*draws, draft);
   draft.forks = !device().is_host() && inputs.observer == nullptr && rows <= kReplayedRowsMax &&
-                draft.context.rows <= kReplayedRowsMax;
+                draft.context.rows <= kReplayedUnreadMax;
   step.kind = StepKind::kDraftBlock;
+  step.rows = step.num_logits = static_cast<int>(rows);
+  step.num_sequences = static_cast<size_t>(padded);
   step.streams = arena_.Allocate<float>(rows * c.hc_mult * c.hidden_size);
   Begin(*step_inputs, c.num_hidden_layers, static_cast<int>(w.stages.size()), step);
   step.heads_all = true;
+  const bool is_tier = tier == LeastDraftTier(tier.blocks, block, tier.unread);
+  if (is_tier && tier.unread <= kReplayedUnreadMax && IsReplayed(step) && IsBlockReplayed()) {
+    draft.key = DraftReplayKey(tier, block, draws);
+  }
   return Status();
 }
 
@@ -318,12 +368,14 @@ void Model::StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft) {
   draft.anchors = staging_.Allocate<TokenId>(count);
   draft.sequences = staging_.Allocate<SampleSequence>(count);
   draft.draws = staging_.Allocate<SampleRow>(drawn);
+  std::fill(draft.anchors, draft.anchors + count, inputs.block.anchors.back());
   std::copy(inputs.block.anchors.begin(), inputs.block.anchors.end(), draft.anchors);
   for (int32_t r = 0; r < count; ++r) draft.sequences[r] = {.first_row = r};
   for (int64_t i = 0; i < drawn; ++i) {
-    draft.draws[i] = inputs.draws[i];
+    const int64_t r = i % count;
+    draft.draws[i] = inputs.draws[i / count * block_count_ + std::min<int64_t>(r, block_count_ - 1)];
     draft.draws[i].logits = block_logits_ + i * config().vocab_size;
-    draft.draws[i].sequence = static_cast<int32_t>(i % count);
+    draft.draws[i].sequence = static_cast<int32_t>(r);
   }
   // Side by side, for one download.
   draft.errors = reinterpret_cast<int32_t*>(draft_arena_.Allocate<std::byte>(drawn * kDrawnBytes));
@@ -347,15 +399,8 @@ void Model::RunDraft(StagedDraft& draft) {
     RunStages(step);
     RunDraws(draft);
   };
-  const bool same_sequences = context.rows == 0 || context.num_sequences == block_rows_;
-  const auto size_of_context = static_cast<unsigned>(context.rows);
-  const bool is_common = size_of_context == 0 || std::has_single_bit(size_of_context);
-  if (IsReplayed(step) && IsBlockReplayed() && same_sequences && is_common &&
-      context.rows <= kReplayedRowsMax) {
-    const int flags = draft.keep_distributions + 2 * draft.has_min_p + 4 * draft.margins + 8 * draft.has_cuts;
-    device().Replay(ReplayKey(kReplayedDraft, step.rows, block_rows_, draft.depth,
-                              std::bit_width(size_of_context) * 16 + flags),
-                    std::ref(launches));
+  if (draft.key) {
+    device().Replay(*draft.key, std::ref(launches));
   } else {
     launches();
   }
@@ -367,7 +412,7 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
   RETURN_IF_ERROR(StageDraft(inputs, /*draws=*/nullptr, draft));
   RunDraft(draft);
   if (!device().is_host() && inputs.observer == nullptr) return DraftBlockOutputs{};
-  const int64_t rows = draft.step.rows;
+  const int64_t rows = draft.step.rows;  // no padding: an observer looks on, or the host computes
   ASSIGN_OR_RETURN(const auto hidden, Read(block_hidden_, rows * config().hidden_size, host_draft_outputs_));
   ASSIGN_OR_RETURN(const auto logits, Read(block_logits_, rows * config().vocab_size, host_draft_outputs_));
   return DraftBlockOutputs{.hidden = hidden, .base_logits = logits};
@@ -375,15 +420,12 @@ Result<DraftBlockOutputs> Model::DraftBlock(const DraftBlockInputs& inputs) {
 
 void Model::RewindForDraft() {
   arena_.Rewind(last_used_);
-  // Behind any small step's streams at the same place, where a recorded draft finds its memory again.
-  if (last_padded_rows_ < kReplayedRowsMax) {
-    arena_.Allocate<float>((kReplayedRowsMax - last_padded_rows_) * int64_t{config().hc_mult} *
-                           config().hidden_size);
-  }
+  const int more = ReplayedStreams() - last_padded_rows_;
+  if (more > 0) arena_.Allocate<float>(more * int64_t{config().hc_mult} * config().hidden_size);
 }
 
 bool Model::IsBlockReplayed() const {
-  return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_padded_rows_ <= kReplayedRowsMax;
+  return is_first_block_ && block_rows_ <= kReplayedRowsMax && last_padded_rows_ <= ReplayedStreams();
 }
 
 template <typename Branch>
@@ -411,8 +453,8 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
   if (k != next_position_ || k >= block_size_) {
     return InvalidArgument("position {} of a draft block of {}, expected {}", k, block_size_, next_position_);
   }
-  if (std::ssize(previous) != block_rows_) {
-    return InvalidArgument("{} tokens for {} draft blocks", previous.size(), block_rows_);
+  if (std::ssize(previous) != block_count_) {
+    return InvalidArgument("{} tokens for {} draft blocks", previous.size(), block_count_);
   }
   const ModelConfig& c = config();
   for (TokenId token : previous) {
@@ -424,6 +466,7 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
   ArenaScope scope(arena_);
   staging_.Restart();
   TokenId* const tokens = staging_.Allocate<TokenId>(block_rows_);
+  std::fill(tokens, tokens + block_rows_, previous.back());
   std::copy(previous.begin(), previous.end(), tokens);
   staging_.Flush();
   const int64_t first = int64_t{k} * block_rows_;
@@ -445,14 +488,14 @@ Result<DraftHeadOutputs> Model::DraftHead(int k, std::span<const TokenId> previo
     launches();
   }
   ++next_position_;
-  const int num_confidences = w.confidence ? block_rows_ : 0;
+  const int num_confidences = w.confidence ? block_count_ : 0;
   std::span<const float> confidences(confidence, static_cast<size_t>(num_confidences));
   if (!device().is_host()) {  // arrives with the logits
     float* values = host_draft_outputs_.Allocate<float>(num_confidences);
     device().Fetch(values, confidence, num_confidences * static_cast<int64_t>(sizeof(float)));
     confidences = {values, static_cast<size_t>(num_confidences)};
   }
-  ASSIGN_OR_RETURN(const auto read, Read(logits, int64_t{block_rows_} * c.vocab_size, host_draft_outputs_));
+  ASSIGN_OR_RETURN(const auto read, Read(logits, int64_t{block_count_} * c.vocab_size, host_draft_outputs_));
   return DraftHeadOutputs{.logits = read, .confidence_logits = confidences};
 }
 
@@ -518,7 +561,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
   RETURN_IF_ERROR(StageDraft(inputs.block, &inputs, draft));
   RunDraft(draft);
   next_position_ = block_size_;
-  const int64_t drawn = inputs.depth * count;
+  const int64_t drawn = int64_t{inputs.depth} * block_rows_;
   std::byte* const read = host_draft_outputs_.Allocate<std::byte>(drawn * kDrawnBytes);
   device().Fetch(read, draft.errors, drawn * kDrawnBytes);
   const auto part = [&]<typename T>(const T* of, int64_t values) {
@@ -527,6 +570,7 @@ Result<DrawnTokens> Model::DraftTokens(const DraftTokensInputs& inputs) {
     return std::span(reinterpret_cast<const T*>(read + offset), static_cast<size_t>(values));
   };
   return DrawnTokens{
+      .stride = block_rows_,
       .tokens = part(draft.tokens, drawn),
       .errors = part(draft.errors, drawn),
       .confidence_logits = part(draft.confidences, weights_.dspark->head.confidence ? drawn : 0),

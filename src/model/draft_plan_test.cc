@@ -14,7 +14,7 @@
 namespace foresight {
 namespace {
 
-constexpr int kSequences = 5;
+constexpr int kSequences = 9;
 constexpr int kDrafts = 4;
 
 class PlannedStep : public StepTest<std::string> {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/units.h"
+#include "kernels/padding.h"
 #include "model/placement.h"
 #include "model/rope.h"
 #include "model/step_state.h"
@@ -180,24 +181,59 @@ void Model::ComputeAngles(int rows, const int64_t* positions, std::span<const fl
                            .tables = std::span(tables).first(frequencies.size())});
 }
 
-int Model::PaddedRows(int rows, const StepInputs& inputs) const {
-  // Where each sequence has one row, the number of sequences tells the steps apart already.
-  const bool is_padded = !ctx_.device->is_host() && inputs.observer == nullptr &&
-                         std::ssize(inputs.tokens) + inputs.plan.count <= kReplayedRowsMax &&
-                         inputs.tokens.size() + inputs.plan.count > inputs.chunks.size();
-  return is_padded ? std::max(rows, std::min(RowTier(rows), options_.max_step_rows)) : rows;
+int64_t Model::EntriesMax(const StepInputs& inputs) {
+  int64_t most = kLeastEntriesMax;
+  for (size_t i = 0; i < inputs.chunks.size(); ++i) {
+    const SequenceChunk& chunk = inputs.chunks[i];
+    const int64_t end = chunk.sequence->length() + chunk.num_rows + PlannedDrafts(inputs, i);
+    most = std::max(most, end / kCsaRatio);
+  }
+  // A power of two: steps of about the same length are then the same to a device.
+  return static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(most)));
+}
+
+void Model::SetTier(const StepInputs& inputs, StepState& step) {
+  const int rows = static_cast<int>(inputs.tokens.size()) + inputs.plan.count;
+  const int sequences = static_cast<int>(inputs.chunks.size());
+  const int logits = static_cast<int>(inputs.logit_rows.size()) + inputs.plan.count;
+  const auto compute_as = [&](const StepTier& tier) {
+    step.rows = tier.rows;
+    step.num_sequences = static_cast<size_t>(tier.sequences);
+    step.num_logits = step.heads_all ? tier.rows : rows == sequences ? logits : RowTier(logits);
+  };
+  step.heads_all = IsEachRow(inputs.logit_rows, std::ssize(inputs.tokens));
+  step.entries_max = EntriesMax(inputs);
+  const int rows_max = std::min(kReplayedRowsMax, options_.max_step_rows);
+  if (device().is_host() || inputs.observer != nullptr || rows > rows_max) {
+    compute_as({rows, sequences});
+    step.num_logits = logits;
+    return;
+  }
+  const auto is_recorded = [&](const StepTier& tier) {
+    compute_as(tier);
+    return device().IsRecorded(ReplayKey(step));
+  };
+  const auto is_due = [&](const StepTier& tier, int calls) {
+    compute_as(tier);
+    return device().IsDueForRecording(ReplayKey(step), calls);
+  };
+  const StepTier own = {rows, sequences};
+  const bool is_plain = rows == sequences;
+  // Few of its logits: not in every step.
+  if (is_plain && (!step.heads_all || is_recorded(own))) return compute_as(own);
+  const StepTier least = LeastStepTier(rows, sequences, rows_max);
+  const std::optional<StepTier> recorded = RecordedStepTier(rows, sequences, rows_max, is_recorded);
+  if (!recorded) return compute_as(least);
+  if (*recorded != least) return compute_as(is_due(least, kCallsAsLarger) ? least : *recorded);
+  compute_as(is_plain && own != least && is_due(own, kCallsAsTier) ? own : least);
 }
 
 void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step) {
   const bool main = step.kind == StepKind::kMain;
   const int64_t count = std::ssize(inputs.chunks);
   const int own_rows = static_cast<int>(inputs.tokens.size()) + inputs.plan.count;
-  step.rows = main ? PaddedRows(own_rows, inputs) : own_rows;
-  step.num_logits = static_cast<int>(inputs.logit_rows.size()) + inputs.plan.count;
-  if (main) step.num_logits = PaddedRows(step.num_logits, inputs);
+  const auto padded_count = static_cast<int64_t>(step.num_sequences);
   step.inputs = &inputs;
-  step.num_sequences = inputs.chunks.size();
-  step.heads_all = IsEachRow(inputs.logit_rows, std::ssize(inputs.tokens));
   step.first_layer = first_layer;
   step.num_layers = num_layers;
   step.entries = arena_.Allocate<std::byte>(num_layers * step.rows * cache_layout_.entry.bytes());
@@ -217,8 +253,9 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
   int64_t* const positions = staging_.Allocate<int64_t>(step.rows);
   // The taps' views behind those of the layers.
   const int num_views = num_layers + (main && weights_.dspark ? 1 : 0);
-  SequenceRows* const sequences = staging_.Allocate<SequenceRows>(count * num_views);
-  SequenceRows* const taps = sequences + count * num_layers;
+  SequenceRows* const sequences = staging_.Allocate<SequenceRows>(padded_count * num_views);
+  SequenceRows* const taps = sequences + padded_count * num_layers;
+  std::fill(sequences, sequences + padded_count * num_views, kNobody);
   int row = 0;
   for (int64_t i = 0; i < count; ++i) {
     const SequenceChunk& chunk = inputs.chunks[i];
@@ -226,7 +263,7 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
     const SequenceRows rows = {
         .first_row = row, .num_rows = chunk.num_rows, .first_position = first, .cache = {}};
     for (int layer = 0; layer < num_layers; ++layer) {
-      SequenceRows& of_layer = sequences[layer * count + i] = rows;
+      SequenceRows& of_layer = sequences[layer * padded_count + i] = rows;
       of_layer.cache = chunk.sequence->View(first_layer + layer);
     }
     if (main && weights_.dspark) {
@@ -234,13 +271,8 @@ void Model::Begin(const StepInputs& inputs, int first_layer, int num_layers, Ste
       taps[i].cache = chunk.sequence->Taps();
     }
     for (int j = 0; j < chunk.num_rows; ++j) positions[row++] = first + j;
-    const int64_t end = first + chunk.num_rows + PlannedDrafts(inputs, i);
-    if (main) step.entries_max = std::max(step.entries_max, end / kCsaRatio);
   }
   std::fill(positions + row, positions + step.rows, positions[row - 1]);
-  if (main) step.entries_max = std::max(step.entries_max, kLeastEntriesMax);
-  // A power of two: steps of about the same length are then the same to a device.
-  step.entries_max = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(step.entries_max)));
   staging_.Flush();
   step.tokens = staging_.OnDevice(tokens);
   step.placed = staging_.OnDevice(placed);
@@ -299,6 +331,7 @@ void Model::RunPlan(const StepState& step) {
                             .num_logits = step.num_logits,
                             .heads_all = step.heads_all,
                             .layers = step.num_layers + (step.taps.empty() ? 0 : 1),
+                            .layer_views = static_cast<int64_t>(step.num_sequences),
                             .views = step.sequences,
                             .tokens = step.tokens,
                             .positions = step.positions,
@@ -341,7 +374,8 @@ Result<StepOutputs> Model::Step(const StepInputs& inputs) {
   StepState step;
   const int64_t row_floats = int64_t{config().hc_mult} * config().hidden_size;
   last_rows_ = static_cast<int>(inputs.tokens.size()) + inputs.plan.count;
-  last_padded_rows_ = PaddedRows(last_rows_, inputs);
+  SetTier(inputs, step);
+  last_padded_rows_ = step.rows;
   step.streams = arena_.Allocate<float>(last_padded_rows_ * row_floats);
   last_streams_ = step.streams;
   last_used_ = arena_.used();

@@ -2,10 +2,12 @@
 // (model spec section 2). StepInputs -> StepOutputs, by way of one KernelTable.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "base/arena.h"
+#include "base/row_tiers.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
 #include "device/device.h"
@@ -114,10 +116,16 @@ class Model {
   Status CheckInputs(const StepInputs& inputs) const;
   Status CheckBlock(const DraftBlockInputs& inputs) const;
   Status CheckPlan(const StepInputs& inputs) const;
-  // How many rows a step of so many is computed with: rows behind them are padding (SequenceRows).
-  int PaddedRows(int rows, const StepInputs& inputs) const;
-  // Stages the rows of a step: tokens, positions, the sequences as layers [first_layer, first_layer +
-  // num_layers) see them, and uploads it.
+  // As what a step of the main layers is computed: its rows, sequences and logits with the padding
+  // (SequenceRows) that makes it one of few which a device may have recorded, or one that it has.
+  void SetTier(const StepInputs& inputs, StepState& step);
+  // The same of draft blocks, whose drafts are drawn as `draws` says (null: by the host).
+  DraftTier TierOfDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws);
+  // That no row of the step sees more CSA entries.
+  static int64_t EntriesMax(const StepInputs& inputs);
+  // Stages the rows of a step of step.rows, num_logits and num_sequences, as many as there are or more:
+  // tokens, positions, the sequences as layers [first_layer, first_layer + num_layers) see them, and uploads
+  // it.
   void Begin(const StepInputs& inputs, int first_layer, int num_layers, StepState& step);
   // Has the device change the staged rows by the step's plan.
   void RunPlan(const StepState& step);
@@ -137,12 +145,15 @@ class Model {
   // Whether the device may record the step, and what tells it from others (Device::Replay).
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
+  uint64_t DraftReplayKey(const DraftTier& tier, int block, const DraftTokensInputs* draws) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const;
   void RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics* statistics);
   static bool HasMinP(std::span<const SampleRow> rows);
   static bool HasCuts(std::span<const SampleRow> rows);
-  // The step memory behind the last step's streams.
+  // The step memory behind the last step's streams; where drafts find it again behind steps of up to
+  // ReplayedStreams() rows.
   void RewindForDraft();
+  int ReplayedStreams() const { return std::min(kReplayedStreamsMax, options_.max_step_rows); }
   // Whether a block's outputs lie where they lay for every block of its shape.
   bool IsBlockReplayed() const;
   // The streams and angles that a step begins with; angles in memory of the caller's scope.
@@ -174,10 +185,13 @@ class Model {
   // `count` floats of device memory as the host reads them.
   Result<std::span<const float>> Read(const float* data, int64_t count, Arena& host);
   // Makes context rows of the pending taps but for the last group of sequences, whose rows are staged for
-  // RunContext.
-  void TakeUpTaps(std::span<SequenceState* const> sequences, ContextRows& context);
-  void StageContext(std::span<SequenceState* const> sequences, int rows, ContextRows& context);
+  // RunContext; if it is all of them, as `tier` says.
+  void TakeUpTaps(std::span<SequenceState* const> sequences, const DraftTier& tier, ContextRows& context);
+  // The rows of `own_rows` that `sequences` have, and padding behind them, so many of each as context says.
+  void StageContext(std::span<SequenceState* const> sequences, ContextRows& context);
   void RunContext(const ContextRows& context);
+
+  static constexpr int kReplayedStreamsMax = 256;
 
   HostDevice host_;
   const ModelWeights& weights_;
@@ -205,7 +219,8 @@ class Model {
   int last_mtp_rows_ = 0;
   size_t last_mtp_used_ = 0;
   // The last DraftBlock, position by position; block_rows_ 0: there is none.
-  int block_rows_ = 0;
+  int block_count_ = 0;  // of sequences
+  int block_rows_ = 0;   // R: with padding
   int block_size_ = 0;
   int next_position_ = 0;
   bool is_first_block_ = true;         // nothing is kept before it

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/row_tiers.h"
 #include "model/costs.h"
 
 namespace foresight {
@@ -21,7 +22,9 @@ CacheLayout LayoutOf(const ModelConfig& config, const ModelOptions& options) {
 PlacementBytes MemoryOf(const ModelConfig& config, const ModelOptions& options) {
   return {.steps =
               StepMemoryBytes(config, LayoutOf(config, options), options.max_step_rows) + kKernelScratchBytes,
-          .drafts = DraftMemoryBytes(config, std::max(options.max_step_rows, options.max_draft_rows))};
+          // A first group of draft blocks may be padded.
+          .drafts = DraftMemoryBytes(
+              config, std::max(options.max_step_rows, options.max_draft_rows) + kReplayedRowsMax)};
 }
 
 Result<Placement> PlaceModel(const ModelWeights& weights, Device& device, ModelOptions& options,

@@ -137,9 +137,10 @@ struct SampledDrafts {
   const RowStatistics* statistics = nullptr;  // [rows], with `normalize`
 };
 
-// Position k of sequence r at [k * R + r]. Host memory is filled when the device has been waited for, and
-// valid until the next draft block; device memory as long as the block's outputs.
+// Position k of sequence r at [k * stride + r]. Host memory is filled when the device has been waited for,
+// and valid until the next draft block; device memory as long as the block's outputs.
 struct DrawnTokens {
+  int stride = 0;  // R or more
   std::span<const TokenId> tokens;
   std::span<const int32_t> errors;           // 0 or kSampleError
   std::span<const float> confidence_logits;  // empty when the head has no confidence projection

@@ -1,12 +1,20 @@
 // What every layer of one step shares. Internal to the model.
 #pragma once
 
+#include <optional>
+
 #include "base/row_tiers.h"
 #include "model/model.h"
 
 namespace foresight {
 
 inline constexpr int64_t kCsaRatio = static_cast<int64_t>(LayerKind::kCsa);
+
+// A step that isn't recorded is computed as a larger one that is so often, before a recording of its own
+// takes less time than that did; and where each sequence has one row, in its tier, which is a fifth larger at
+// most, so often before it is recorded as it is.
+inline constexpr int kCallsAsLarger = 16;
+inline constexpr int kCallsAsTier = 128;
 
 // Kinds of recordings besides those of steps (StepKind).
 inline constexpr int kReplayedDraft = 3;
@@ -32,7 +40,7 @@ struct Model::StepState {
   // As each layer of the step sees them: layer first_layer + i at [i * num_sequences, (i + 1) *
   // num_sequences). Behind them, of a main step with a DSpark head, `taps`.
   SequenceRows* sequences = nullptr;
-  size_t num_sequences = 0;
+  size_t num_sequences = 0;  // padding among them
   int first_layer = 0;
   int num_layers = 0;
   std::byte* entries = nullptr;        // [num_layers, T, entry bytes]: the rows' raw keys
@@ -69,8 +77,8 @@ struct Model::StepState {
 
 // Rows of a draft block's context that are to be made of taps.
 struct Model::ContextRows {
-  int rows = 0;  // T; the last ones may be nobody's
-  int64_t num_sequences = 0;
+  int rows = 0;               // T; the last ones may be nobody's
+  int64_t num_sequences = 0;  // padding among them
   // Of the host, staged: with the taps, then with each stage's cache, [1 + stages, num_sequences]; and [T].
   SequenceRows* sequences = nullptr;
   int64_t* positions = nullptr;
@@ -83,7 +91,8 @@ struct Model::ContextRows {
 struct Model::StagedDraft {
   ContextRows context;
   StepState step;
-  bool forks = false;  // work that nothing waits for runs beside the rest
+  std::optional<uint64_t> key;  // what tells it from other drafts, if the device may record it
+  bool forks = false;           // work that nothing waits for runs beside the rest
   // The draws. Arrays of the host, staged.
   int depth = 0;
   bool keep_distributions = false;

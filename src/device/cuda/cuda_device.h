@@ -29,6 +29,8 @@ class CudaDevice final : public Device, public CudaQueue {
   Status Synchronize() override;
   // As one CUDA graph per key, once it has come often enough.
   void Replay(uint64_t key, const std::function<void()>& launches) override;
+  bool IsRecorded(uint64_t key) const override { return recordings_.contains(key); }
+  bool IsDueForRecording(uint64_t key, int calls) override;
   void Fork(const std::function<void()>& branch) override;
   void Join() override;
   int64_t unrecorded_runs() const override { return unrecorded_runs_; }

@@ -247,7 +247,7 @@ void Attend(const KernelContext& ctx, const AttentionArgs& args) {
   int64_t num_groups = 0;
   int rows_max = 1;  // of a group
   for (const SequenceRows& s : args.sequences) {
-    num_groups += block ? 1 : s.num_rows;
+    num_groups += block && s.num_rows > 0 ? 1 : s.num_rows;
     if (block && s.num_rows > rows_max) rows_max = s.num_rows;
   }
   Group* groups = ctx.scratch->Allocate<Group>(num_groups);

@@ -37,7 +37,7 @@ struct PlannedSequence {
 // Shapes   sequences [S] · scales [drafts] · known_tokens [known rows] · verified [D]
 //          rows of the step, each sequence's one after the other, then copies of the last one: tokens [T],
 //          positions [T] · logit_rows [R], the last one repeated, or 0 .. R - 1 with `heads_all`
-//          views [L, S]: first_row and num_rows are set, the rest is there
+//          views [L, P], P at least S: first_row and num_rows of the first S are set, the rest is there
 // Numerics survivals in float64 from float32 confidences: to the bit those of speculative/frontier.h
 // Aliasing known_tokens overlaps no output.
 struct PlanDraftsArgs {
@@ -46,10 +46,11 @@ struct PlanDraftsArgs {
   std::span<const PlannedSequence> sequences;
   const ConfidenceScale* scales = nullptr;
   const TokenId* known_tokens = nullptr;
-  int rows = 0;            // T, at least known rows + K
-  int num_logits = 0;      // R, at least D + K
-  bool heads_all = false;  // each row has logits
-  int layers = 0;          // L
+  int rows = 0;             // T, at least known rows + K
+  int num_logits = 0;       // R, at least D + K
+  bool heads_all = false;   // each row has logits
+  int layers = 0;           // L
+  int64_t layer_views = 0;  // P
   SequenceRows* views = nullptr;
   TokenId* tokens = nullptr;
   int64_t* positions = nullptr;

@@ -21,6 +21,7 @@ struct Plan {
   int num_logits;
   bool heads_all;
   int layers;
+  int64_t layer_views;
   SequenceRows* views;
   TokenId* tokens;
   int64_t* positions;
@@ -138,8 +139,9 @@ __global__ void __launch_bounds__(kThreadsMax) PlanKernel(const __grid_constant_
 
   for (int i = thread; i < plan.layers * num_sequences; i += threads) {
     const int r = i % num_sequences;
-    plan.views[i].first_row = first_rows[r];
-    plan.views[i].num_rows = first_rows[r + 1] - first_rows[r];
+    SequenceRows& view = plan.views[i / num_sequences * plan.layer_views + r];
+    view.first_row = first_rows[r];
+    view.num_rows = first_rows[r + 1] - first_rows[r];
   }
   for (int r = thread; r < num_sequences; r += threads) {
     if (plan.sequences[r].has_logits != 0) {
@@ -216,6 +218,7 @@ void PlanDrafts(const KernelContext& ctx, const PlanDraftsArgs& args) {
                      .num_logits = args.num_logits,
                      .heads_all = args.heads_all,
                      .layers = args.layers,
+                     .layer_views = args.layer_views,
                      .views = args.views,
                      .tokens = args.tokens,
                      .positions = args.positions,

@@ -48,6 +48,7 @@ void DraftPlanCuda::CheckPlans(std::initializer_list<Shape> shapes) {
                            .num_logits = static_cast<int>(logits),
                            .heads_all = step.heads_all,
                            .layers = step.layers,
+                           .layer_views = step.layer_views,
                            .views = views,
                            .tokens = tokens,
                            .positions = positions,

@@ -14,8 +14,9 @@ struct PlannedStep {
   int count = 0;
   int drafts_max = 0;
   int layers = 0;
-  int known = 0;       // rows
-  int num_logits = 0;  // sequences with logits
+  int layer_views = 0;  // S or more
+  int known = 0;        // rows
+  int num_logits = 0;   // sequences with logits
   bool heads_all = false;
   std::vector<PlannedSequence> sequences = {};
   std::vector<ConfidenceScale> scales = {};
@@ -24,7 +25,7 @@ struct PlannedStep {
   std::vector<TokenId> tokens = {};
   std::vector<float> logits = {};
   std::vector<float> margins = {};
-  std::vector<SequenceRows> views = {};  // [layers, S]
+  std::vector<SequenceRows> views = {};  // [layers, layer_views]
 
   void Connect(const TokenId* draft_tokens, const float* draft_logits, const float* draft_margins) {
     for (size_t r = 0; r < sequences.size(); ++r) {
@@ -39,7 +40,7 @@ struct PlannedStep {
 // are 0, as they are and in survivals, and some NaN.
 inline PlannedStep RandomStep(int num_sequences, int drafts_max, bool heads_all, std::mt19937_64& rng) {
   const auto below = [&rng](int n) { return static_cast<int>(rng() % n); };
-  PlannedStep step{.layers = 1 + below(4), .heads_all = heads_all};
+  PlannedStep step{.layers = 1 + below(4), .layer_views = num_sequences + below(3), .heads_all = heads_all};
   int drafts = 0;
   for (int r = 0; r < num_sequences; ++r) {
     PlannedSequence s = {.first_known = step.known, .known_rows = 1, .has_logits = 1};
@@ -66,10 +67,10 @@ inline PlannedStep RandomStep(int num_sequences, int drafts_max, bool heads_all,
     step.margins.push_back(below(4) == 0 ? 0 : static_cast<float>(below(160)) / 10);
   }
   std::vector<int64_t> positions;
-  for (int r = 0; r < num_sequences; ++r) positions.push_back(below(100000));
-  for (int i = 0; i < step.layers * num_sequences; ++i) {
+  for (int r = 0; r < step.layer_views; ++r) positions.push_back(below(100000));
+  for (int i = 0; i < step.layers * step.layer_views; ++i) {
     step.views.push_back(
-        {.first_row = -1, .num_rows = -1, .first_position = positions[i % num_sequences], .cache = {}});
+        {.first_row = -1, .num_rows = -1, .first_position = positions[i % step.layer_views], .cache = {}});
   }
   const int counts[] = {1, drafts, 1 + below(drafts)};
   step.count = counts[below(3)];
@@ -103,6 +104,7 @@ inline PlannedRows RunPlanRef(const KernelContext& ctx, const PlannedStep& step,
                       .num_logits = static_cast<int>(out.logit_rows.size()),
                       .heads_all = step.heads_all,
                       .layers = step.layers,
+                      .layer_views = step.layer_views,
                       .views = out.views.data(),
                       .tokens = out.tokens.data(),
                       .positions = out.positions.data(),

@@ -58,7 +58,7 @@ void PlanDraftsRef(const KernelContext& ctx, const PlanDraftsArgs& args) {
     const PlannedSequence& s = args.sequences[r];
     const int num_rows = s.known_rows + next[r].j;
     for (int layer = 0; layer < args.layers; ++layer) {
-      SequenceRows& view = args.views[layer * num_sequences + r];
+      SequenceRows& view = args.views[layer * args.layer_views + static_cast<int64_t>(r)];
       view.first_row = row;
       view.num_rows = num_rows;
     }

@@ -14,7 +14,7 @@ TEST(PlanDrafts, LaysOutTheRowsOfAStep) {
   const auto logit = [](double confidence) {
     return static_cast<float>(std::log(confidence / (1 - confidence)));
   };
-  PlannedStep step{.drafts_max = 3, .layers = 2, .known = 6, .num_logits = 3};
+  PlannedStep step{.drafts_max = 3, .layers = 2, .layer_views = 5, .known = 6, .num_logits = 3};
   step.sequences = {
       {.first_known = 0, .known_rows = 3, .stride = 4},
       {.first_known = 3, .known_rows = 1, .has_logits = 1, .num_drafts = 3, .stride = 4},
@@ -25,7 +25,9 @@ TEST(PlanDrafts, LaysOutTheRowsOfAStep) {
   step.tokens = {0, 21, 31, 0, 0, 22, 32, 0, 0, 23, 33, 0};
   step.logits = {0, logit(.5), logit(.5), 0, 0, logit(.5), 50, 0, 0, logit(.5), logit(.3), 0};
   step.margins.assign(12, 0);
-  for (int i = 0; i < 8; ++i) step.views.push_back({.first_position = 100 * (i % 4 + 1), .cache = {}});
+  for (int i = 0; i < 10; ++i) {
+    step.views.push_back({.first_row = -7, .first_position = 100 * (i % 5 + 1), .cache = {}});
+  }
   step.Connect(step.tokens.data(), step.logits.data(), step.margins.data());
   KernelHost host(1);
   const KernelContext ctx = host.context(Numerics::kClean);
@@ -41,11 +43,11 @@ TEST(PlanDrafts, LaysOutTheRowsOfAStep) {
   EXPECT_EQ(rows.positions,
             (std::vector<int64_t>{100, 101, 102, 200, 201, 202, 300, 301, 302, 400, 400, 400}));
   EXPECT_EQ(rows.logit_rows, (std::vector<int32_t>{3, 4, 5, 6, 7, 8, 9, 9, 9}));
-  const int first_rows[] = {0, 3, 6, 9};
-  const int num_rows[] = {3, 3, 3, 1};
-  for (int i = 0; i < 8; ++i) {
-    EXPECT_EQ(rows.views[i].first_row, first_rows[i % 4]) << i;
-    EXPECT_EQ(rows.views[i].num_rows, num_rows[i % 4]) << i;
+  const int first_rows[] = {0, 3, 6, 9, -7};  // the last one is nobody's
+  const int num_rows[] = {3, 3, 3, 1, 0};
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(rows.views[i].first_row, first_rows[i % 5]) << i;
+    EXPECT_EQ(rows.views[i].num_rows, num_rows[i % 5]) << i;
   }
 }
 
