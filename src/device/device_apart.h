@@ -15,6 +15,7 @@ class DeviceApart : public HostDevice {
  public:
   bool is_host() const override { return false; }
   void Fetch(void* to, const void* from, int64_t bytes) override {
+    if (bytes == 0) return;
     const auto* const begin = static_cast<const std::byte*>(from);
     fetched_.push_back({to, {begin, begin + bytes}});
   }
