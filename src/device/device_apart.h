@@ -45,7 +45,6 @@ class DeviceApart : public HostDevice {
   std::vector<Fetched> fetched_;
   std::map<uint64_t, int> calls_;        // by key
   std::map<uint64_t, int> passed_over_;  // for other keys
-
   int64_t waits_ = 0;
 };
 

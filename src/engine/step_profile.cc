@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <set>
 #include <vector>
 
 #include "drafting/drafter.h"
@@ -368,10 +369,14 @@ Result<StepCostTable> Profiler::Run() {
     ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, table.drafts_max); }));
     table.draft_ms.push_back({.count = count, .ms = ms});
   }
-  for (const int count : {1, table.draft_ms.back().count}) {
-    if (!table.draft_first_ms.empty() && table.draft_first_ms.back().count == count) continue;
-    ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, /*depth=*/1); }));
-    table.draft_first_ms.push_back({.count = count, .ms = ms});
+  if (table.drafts_max == 1) {
+    table.draft_first_ms = table.draft_ms;
+  } else {
+    // The ends of it will do.
+    for (const int count : std::set{1, table.draft_ms.back().count}) {
+      ASSIGN_OR_RETURN(const double ms, Median([&] { return DraftMs(count, /*depth=*/1); }));
+      table.draft_first_ms.push_back({.count = count, .ms = ms});
+    }
   }
   if (on_device_ && drafter_->has_confidences()) {
     ASSIGN_OR_RETURN(table.wait_ms, Median([&] { return LaunchMs(); }));

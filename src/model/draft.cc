@@ -137,7 +137,7 @@ void Model::StorePendingTap(StepState& step) {
   step.pending_tap = -1;
 }
 
-DraftTier Model::TierOfDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws) {
+DraftTier Model::TierOfDraft(const DraftBlockInputs& inputs, const StagedDraft& draft) {
   const int count = static_cast<int>(inputs.sequences.size());
   int64_t unread = 0;
   for (const SequenceState* sequence : inputs.sequences) {
@@ -154,20 +154,16 @@ DraftTier Model::TierOfDraft(const DraftBlockInputs& inputs, const DraftTokensIn
   if (!fits(least)) return own;
   const std::optional<DraftTier> recorded =
       RecordedDraftTier(own.blocks, inputs.block, own.unread, [&](const DraftTier& tier) {
-        return fits(tier) && device().IsRecorded(DraftReplayKey(tier, inputs.block, draws));
+        return fits(tier) && device().IsRecorded(ReplayKey(draft, tier, inputs.block));
       });
-  const bool takes_other =
-      recorded && *recorded != least &&
-      !device().IsDueForRecording(DraftReplayKey(least, inputs.block, draws), kCallsAsLarger);
+  const bool takes_other = recorded && *recorded != least &&
+                           !device().IsDueForRecording(ReplayKey(draft, least, inputs.block), kCallsAsLarger);
   return takes_other ? *recorded : least;
 }
 
-uint64_t Model::DraftReplayKey(const DraftTier& tier, int block, const DraftTokensInputs* draws) const {
-  const int depth = draws == nullptr ? 0 : draws->depth;
-  const int flags = draws == nullptr ? 0
-                                     : draws->keep_distributions + 2 * HasMinP(draws->draws) +
-                                           4 * draws->margins + 8 * HasCuts(draws->draws);
-  return ReplayKey(kReplayedDraft, int64_t{tier.blocks} * block, tier.blocks, depth,
+uint64_t Model::ReplayKey(const StagedDraft& draft, const DraftTier& tier, int block) const {
+  const int flags = draft.keep_distributions + 2 * draft.has_min_p + 4 * draft.margins + 8 * draft.has_cuts;
+  return ReplayKey(kReplayedDraft, int64_t{tier.blocks} * block, tier.blocks, draft.depth,
                    std::bit_width(static_cast<unsigned>(tier.unread)) * 16 + flags);
 }
 
@@ -290,7 +286,14 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
   const ModelConfig& c = config();
   const int block = inputs.block;
   const int count = static_cast<int>(inputs.sequences.size());
-  const DraftTier tier = TierOfDraft(inputs, draws);
+  if (draws != nullptr) {
+    draft.depth = draws->depth;
+    draft.keep_distributions = draws->keep_distributions;
+    draft.has_min_p = HasMinP(draws->draws);
+    draft.has_cuts = HasCuts(draws->draws);
+    draft.margins = draws->margins;
+  }
+  const DraftTier tier = TierOfDraft(inputs, draft);
   const int padded = tier.blocks;
   const int64_t own_rows = int64_t{count} * block;
   const int64_t rows = int64_t{padded} * block;
@@ -352,7 +355,7 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
   step.heads_all = true;
   const bool is_tier = tier == LeastDraftTier(tier.blocks, block, tier.unread);
   if (is_tier && tier.unread <= kReplayedUnreadMax && IsReplayed(step) && IsBlockReplayed()) {
-    draft.key = DraftReplayKey(tier, block, draws);
+    draft.key = ReplayKey(draft, tier, block);
   }
   return Status();
 }
@@ -360,11 +363,6 @@ Status Model::StageDraft(const DraftBlockInputs& inputs, const DraftTokensInputs
 void Model::StageDraws(const DraftTokensInputs& inputs, StagedDraft& draft) {
   const int64_t count = block_rows_;
   const int64_t drawn = inputs.depth * count;
-  draft.depth = inputs.depth;
-  draft.keep_distributions = inputs.keep_distributions;
-  draft.has_min_p = HasMinP(inputs.draws);
-  draft.has_cuts = HasCuts(inputs.draws);
-  draft.margins = inputs.margins;
   draft.anchors = staging_.Allocate<TokenId>(count);
   draft.sequences = staging_.Allocate<SampleSequence>(count);
   draft.draws = staging_.Allocate<SampleRow>(drawn);

@@ -52,14 +52,8 @@ TEST_P(PlannedStep, IsTheStepOfWhatWasVerified) {
   std::mt19937_64 rng(7);
   const auto below = [&](int n) { return static_cast<int>(rng() % n); };
   const int vocab_size = model_->config().vocab_size;
-  std::vector<SequenceState> planned, plain;
-  for (int s = 0; s < kSequences; ++s) {
-    for (auto* states : {&planned, &plain}) {
-      Result<SequenceState> state = cache_->NewSequence();
-      ASSERT_TRUE(state.ok());
-      states->push_back(std::move(*state));
-    }
-  }
+  std::vector<SequenceState> planned = NewSequences(kSequences);
+  std::vector<SequenceState> plain = NewSequences(kSequences);
   std::vector<ConfidenceScale> scales(kDrafts);
   for (int k = 0; k < kDrafts; ++k) scales[k] = {.temperature = 1 + 0.5 * k, .margin_weight = 0.25};
   const int steps = GetParam() == "ref" ? 6 : 40;

@@ -219,7 +219,7 @@ void Model::SetTier(const StepInputs& inputs, StepState& step) {
   };
   const StepTier own = {rows, sequences};
   const bool is_plain = rows == sequences;
-  // Few of its logits: not in every step.
+  // Plain steps of which some rows alone want logits are rare.
   if (is_plain && (!step.heads_all || is_recorded(own))) return compute_as(own);
   const StepTier least = LeastStepTier(rows, sequences, rows_max);
   const std::optional<StepTier> recorded = RecordedStepTier(rows, sequences, rows_max, is_recorded);

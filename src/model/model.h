@@ -119,8 +119,8 @@ class Model {
   // As what a step of the main layers is computed: its rows, sequences and logits with the padding
   // (SequenceRows) that makes it one of few which a device may have recorded, or one that it has.
   void SetTier(const StepInputs& inputs, StepState& step);
-  // The same of draft blocks, whose drafts are drawn as `draws` says (null: by the host).
-  DraftTier TierOfDraft(const DraftBlockInputs& inputs, const DraftTokensInputs* draws);
+  // The same of draft blocks, whose draws `draft` tells.
+  DraftTier TierOfDraft(const DraftBlockInputs& inputs, const StagedDraft& draft);
   // That no row of the step sees more CSA entries.
   static int64_t EntriesMax(const StepInputs& inputs);
   // Stages the rows of a step of step.rows, num_logits and num_sequences, as many as there are or more:
@@ -145,7 +145,7 @@ class Model {
   // Whether the device may record the step, and what tells it from others (Device::Replay).
   static bool IsReplayed(const StepState& step);
   uint64_t ReplayKey(const StepState& step) const;
-  uint64_t DraftReplayKey(const DraftTier& tier, int block, const DraftTokensInputs* draws) const;
+  uint64_t ReplayKey(const StagedDraft& draft, const DraftTier& tier, int block) const;
   uint64_t ReplayKey(int kind, int64_t rows, int64_t sequences, int64_t outputs, int64_t variant) const;
   void RunSample(const DrawInputs& inputs, int32_t* results, RowStatistics* statistics);
   static bool HasMinP(std::span<const SampleRow> rows);
@@ -187,7 +187,7 @@ class Model {
   // Makes context rows of the pending taps but for the last group of sequences, whose rows are staged for
   // RunContext; if it is all of them, as `tier` says.
   void TakeUpTaps(std::span<SequenceState* const> sequences, const DraftTier& tier, ContextRows& context);
-  // The rows of `own_rows` that `sequences` have, and padding behind them, so many of each as context says.
+  // The pending rows of `sequences` and padding behind them: as many rows and sequences as `context` says.
   void StageContext(std::span<SequenceState* const> sequences, ContextRows& context);
   void RunContext(const ContextRows& context);
 

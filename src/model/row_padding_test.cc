@@ -64,15 +64,8 @@ TEST_P(RowPadding, LeavesNoTrace) {
   ASSERT_NO_FATAL_FAILURE(MakeModel(config));
   std::mt19937_64 rng(7);
   const auto random = [&](int n) { return static_cast<int>(rng() % n); };
-  std::vector<SequenceState> padded;
-  std::vector<SequenceState> plain;
-  for (int s = 0; s < kSequences; ++s) {
-    for (auto* states : {&padded, &plain}) {
-      Result<SequenceState> state = cache_->NewSequence();
-      ASSERT_TRUE(state.ok());
-      states->push_back(std::move(*state));
-    }
-  }
+  std::vector<SequenceState> padded = NewSequences(kSequences);
+  std::vector<SequenceState> plain = NewSequences(kSequences);
   Bystander bystander;
   const int steps = GetParam().table == "ref" ? 8 : 60;  // slow, and shows the same
   for (int step = 0; step < steps; ++step) {
@@ -120,14 +113,8 @@ TEST_P(RowPadding, DraftsAreThoseOfEachSequenceAlone) {
   const int64_t v = config.vocab_size;
   std::mt19937_64 rng(8);
   const auto random = [&](int n) { return static_cast<int>(rng() % n); };
-  std::vector<SequenceState> together, alone;
-  for (int s = 0; s < kSequences; ++s) {
-    for (auto* states : {&together, &alone}) {
-      Result<SequenceState> state = cache_->NewSequence();
-      ASSERT_TRUE(state.ok());
-      states->push_back(std::move(*state));
-    }
-  }
+  std::vector<SequenceState> together = NewSequences(kSequences);
+  std::vector<SequenceState> alone = NewSequences(kSequences);
   const auto draft = [&](std::span<SequenceState> states, const std::vector<TokenId>& anchors, int block,
                          int depth, std::span<const SampleRow> draws) {
     std::vector<SequenceState*> sequences;

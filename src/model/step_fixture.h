@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "device/device_apart.h"
 #include "kernels/backend.h"
@@ -42,6 +44,16 @@ class StepTest : public testing::TestWithParam<Param> {
                                                  .max_sequence_tokens = 4096});
     ASSERT_TRUE(cache.ok()) << cache.status().ToString();
     cache_ = std::move(*cache);
+  }
+
+  std::vector<SequenceState> NewSequences(int count) {
+    std::vector<SequenceState> sequences;
+    for (int i = 0; i < count; ++i) {
+      Result<SequenceState> sequence = cache_->NewSequence();
+      CHECK(sequence.ok(), "{}", sequence.status().ToString());
+      sequences.push_back(std::move(*sequence));
+    }
+    return sequences;
   }
 
   Backend backend_;
